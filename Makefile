@@ -1,0 +1,81 @@
+# Every target does whatever set-up it still lacks, so any of them is a valid first command on a fresh clone.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SET_UP := $(VENV)/installed
+MODULES := generated/worker/contract.json
+# Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
+ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
+# Flags for the script that a target runs, such as: make producer ARGS='--simulate 100 --seconds 0.5 --wait'
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install generate verify broker broker-stop worker1 worker2 worker3 producer demo \
+        test-workqueue test lint types check bench chaos clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- set-up ---------------------------------------------------------------------------------------------------------
+
+venv: $(PY) ## a virtual environment in .venv
+install: $(SET_UP) ## the pinned packages of requirements.txt, in it
+generate: $(SET_UP) ## build generated/ from spec/ anew
+	@$(ONE_AT_A_TIME) $(PY) tools/generate.py
+
+verify: $(SET_UP) ## fail when generated/ is not what spec/ makes
+	@$(PY) tools/generate.py --check
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 2; }
+	@$(ONE_AT_A_TIME) sh -c 'test -x $(PY) || $(PYTHON) -m venv $(VENV)' || \
+	    { rm -rf $(VENV); echo "no virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; }
+
+$(SET_UP): requirements.txt | $(PY)
+	@echo "installing the packages of requirements.txt ..." >&2
+	@$(ONE_AT_A_TIME) $(PY) -m pip install --quiet --disable-pip-version-check --require-virtualenv -r requirements.txt
+	@touch $@
+
+# A changed contract is compiled before anything runs on it.
+$(MODULES): $(wildcard spec/*.yaml) tools/generate.py pyproject.toml | $(SET_UP)
+	@$(ONE_AT_A_TIME) $(PY) tools/generate.py && touch $@
+
+# --- the queue ------------------------------------------------------------------------------------------------------
+
+broker: $(SET_UP) ## find a RabbitMQ (AMQP_URI), or start a private one in .broker, and print its URI
+	@$(PY) tools/broker.py start
+
+broker-stop: $(SET_UP) ## stop the private RabbitMQ; what is queued stays
+	@$(PY) tools/broker.py stop
+
+worker1 worker2 worker3: $(MODULES) ## a worker of this name, until Ctrl-C
+	@uri=$$($(PY) tools/broker.py start) && AMQP_URI=$$uri exec $(PY) main-worker.py $@ $(ARGS)
+
+producer: $(MODULES) ## send the project's own files to be checksummed, and wait (or ARGS='...')
+	@uri=$$($(PY) tools/broker.py start) && AMQP_URI=$$uri exec $(PY) main-producer.py $(or $(ARGS),workqueue spec --wait)
+
+demo: $(MODULES) ## all of it at once: a private broker, three workers, every file of Python's library
+	@exec $(PY) -m tools.demo
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker with real processes
+	@$(PY) -m pytest test_workqueue.py $(ARGS)
+
+test: $(MODULES) ## all tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(SET_UP)
+	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/lint-imports
+
+types: $(SET_UP)
+	@$(VENV)/bin/mypy
+
+check: verify lint types test ## everything that must hold: verify, lint, types, import direction, tests
+
+clean: ## remove all that was made here; what is queued in .broker too
+	@if [ -x $(PY) ] && [ -d .broker ]; then $(PY) tools/broker.py stop; fi
+	rm -rf $(VENV) .broker .workqueue .demo .lock .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+"""A worker: takes tasks from the queue and does them, one at a time.
+
+Start as many as you like, anywhere, at any time; stop them with Ctrl-C or SIGTERM. No task is lost.
+"""
+
+import asyncio
+import hashlib
+import stat
+import sys
+from pathlib import Path
+from typing import assert_never
+
+from generated.worker import Application
+from generated.worker.messages.json import Checksum, ChecksumResult, Simulate, SimulateResult, Task
+from workqueue.errors import GiveUp
+from workqueue.handler import Run
+from workqueue.worker import run_worker
+
+
+async def handle(task: Task, run: Run) -> ChecksumResult | SimulateResult:
+    """Do one task. What is returned is the task's result; what is raised fails the attempt, and it is tried again."""
+    match task.payload:
+        case Checksum() as job:
+            return await asyncio.to_thread(checksum, job, run.settings.root)
+        case Simulate() as job:
+            await asyncio.sleep(job.seconds)
+            if run.attempt <= job.failures:
+                raise RuntimeError(f"told to fail {job.failures} times")
+            return SimulateResult(kind="simulate", attempt=run.attempt)
+        case _:
+            assert_never(task.payload)
+
+
+def checksum(job: Checksum, root: Path) -> ChecksumResult:
+    path = (root / job.path).resolve()
+    if not path.is_relative_to(root):
+        raise GiveUp(f"{job.path} leads out of {root}, the folder that WORKQUEUE_ROOT allows")
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise GiveUp(f"{job.path} is not a regular file")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, job.algorithm)
+            size = file.tell()
+    except (FileNotFoundError, PermissionError) as error:
+        raise GiveUp(f"{job.path}: {error.strerror}") from error
+    return ChecksumResult(kind="checksum", path=job.path, algorithm=job.algorithm, digest=digest.hexdigest(), size=size)
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))

@@ -1,0 +1,173 @@
+"""The contract as the runtime sees it: `contract.json` of a generated package, read into frozen records.
+
+Pure but for `load`. Whatever the contract says about queues, messages and operations is taken from here, never
+from a number or a name in the code.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from workqueue.errors import ContractInvalid
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue as it is declared (AMQP channel binding 0.3.0, `arguments` as RabbitMQ's x-arguments)."""
+
+    name: str
+    durable: bool
+    exclusive: bool
+    auto_delete: bool
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A delay queue: what is published to it comes back to the tasks after `delay_s`."""
+
+    queue: Queue
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class Message:
+    """What the contract says of one message: its name, AMQP properties and limit, and its JSON Schemas (draft 07)."""
+
+    name: str
+    content_type: str
+    type: str
+    max_bytes: int
+    schema: Mapping[str, Any]
+    headers_schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Send:
+    """A send operation: where its message goes and with which AMQP properties."""
+
+    queue: Queue
+    message: Message
+    persistent: bool
+    mandatory: bool
+    timestamp: bool
+
+
+@dataclass(frozen=True)
+class Receive:
+    """A receive operation: where its message comes from and what becomes of one that fails."""
+
+    queue: Queue
+    message: Message
+    prefetch: int
+    result_schema: Mapping[str, Any]
+    result_max_bytes: int
+    rungs: tuple[Rung, ...]
+    dead: Queue
+    dead_message_type: str
+    lease_s: float
+    crash_limit: int
+    time_limits_s: Mapping[str, float]
+    """By the title of a payload's schema, which is also the name of its model."""
+
+    @property
+    def max_attempts(self) -> int:
+        """The first attempt and one after each rung."""
+        return len(self.rungs) + 1
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One application's contract: all the queues it declares, and its operations by the names of their queues."""
+
+    version: str
+    queues: tuple[Queue, ...]
+    sends: Mapping[str, Send]
+    receives: Mapping[str, Receive]
+
+
+@cache
+def load(package: str) -> Contract:
+    """Read `contract.json` of a generated package, such as "generated.worker". Raises ContractInvalid."""
+    try:
+        return read(json.loads(files(package).joinpath("contract.json").read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ContractInvalid(f"{package}: no readable contract.json ({error}); run `make generate`") from error
+    except KeyError as error:
+        raise ContractInvalid(f"{package}: the contract does not state {error}; see spec/") from error
+
+
+def read(document: Mapping[str, Any]) -> Contract:
+    """Read a resolved AsyncAPI 3 document. Raises KeyError for what it does not state."""
+    channels = {key: _queue(channel) for key, channel in document["channels"].items()}
+    schemas = document["components"]["schemas"]
+    sends, receives = {}, {}
+    for operation in document["operations"].values():
+        queue = _queue(operation["channel"])
+        (message,) = operation["channel"]["messages"].values()
+        amqp = operation["bindings"]["amqp"]
+        if operation["action"] == "send":
+            sends[queue.name] = Send(
+                queue=queue,
+                message=_message(message, schemas),
+                persistent=amqp["deliveryMode"] == 2,
+                mandatory=amqp["mandatory"],
+                timestamp=amqp["timestamp"],
+            )
+            continue
+        retry = operation["x-retry"]
+        result = operation["x-result"]
+        receives[queue.name] = Receive(
+            queue=queue,
+            message=_message(message, schemas),
+            prefetch=amqp["x-prefetch"],
+            result_schema=_with_definitions(result, schemas),
+            result_max_bytes=_target(result, schemas)["x-max-bytes"],
+            rungs=tuple(sorted((_rung(channels[key]) for key in retry["rungs"]), key=lambda rung: rung.delay_s)),
+            dead=channels[retry["deadLetter"]],
+            dead_message_type=_type(next(iter(document["channels"][retry["deadLetter"]]["messages"].values()))),
+            lease_s=float(operation["x-lease-s"]),
+            crash_limit=operation["x-crash-limit"],
+            time_limits_s={
+                schema.get("title", name): float(schema["x-time-limit-s"])
+                for name, schema in schemas.items()
+                if "x-time-limit-s" in schema
+            },
+        )
+    return Contract(document["info"]["version"], tuple(channels.values()), sends, receives)
+
+
+def _queue(channel: Mapping[str, Any]) -> Queue:
+    queue = channel["bindings"]["amqp"]["queue"]
+    return Queue(queue["name"], queue["durable"], queue["exclusive"], queue["autoDelete"], queue["arguments"])
+
+
+def _rung(queue: Queue) -> Rung:
+    return Rung(queue, queue.arguments["x-message-ttl"] / 1000)
+
+
+def _message(message: Mapping[str, Any], schemas: Mapping[str, Any]) -> Message:
+    return Message(
+        name=message["name"],
+        content_type=message["contentType"],
+        type=_type(message),
+        max_bytes=message["x-max-bytes"],
+        schema=_with_definitions(message["payload"], schemas),
+        headers_schema=_with_definitions(message["headers"], schemas),
+    )
+
+
+def _type(message: Mapping[str, Any]) -> str:
+    return str(message["bindings"]["amqp"]["messageType"])
+
+
+def _with_definitions(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A schema that stands alone: in draft 07 the siblings of a `$ref` are ignored, hence the `allOf`."""
+    return {"allOf": [schema], "components": {"schemas": schemas}}
+
+
+def _target(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any]:
+    return schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema

@@ -1,0 +1,65 @@
+"""One message in flight. It is settled exactly once, after its effect is durable.
+
+| how     | what the broker does                | when                                                   |
+|---------|-------------------------------------|--------------------------------------------------------|
+| ack     | forgets the message                 | it is done, or a copy on a rung or a dead letter is confirmed |
+| requeue | delivers it again, near the head    | handed back undone at the end of a drain               |
+| lost    | delivers it again                   | the channel went away first: nothing can be settled    |
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ChannelLost(Exception):
+    """Settling was not possible: the channel of the delivery is closed."""
+
+
+Settle = Callable[[bool], Awaitable[None]]
+
+
+@dataclass
+class Delivery:
+    """A message that this worker has and has not settled.
+
+    `message_id`, `content_type` and `headers` are the sender's. `redelivered` is the broker's word that it delivered
+    the message before; `delivery_count` how often without an ack, 0 on queues that do not count (classic).
+    """
+
+    body: bytes
+    queue: str
+    message_id: str | None
+    content_type: str | None
+    headers: Mapping[str, Any]
+    redelivered: bool
+    delivery_count: int
+    _settle: Settle = field(repr=False)
+    _settled: bool = False
+
+    async def ack(self) -> bool:
+        """Have the broker forget the message. False: the channel is gone, and the broker delivers it again."""
+        return await self._once(True)
+
+    async def requeue(self) -> bool:
+        """Have the broker deliver the message again. False: the channel is gone, so it does that anyway."""
+        return await self._once(False)
+
+    @property
+    def settled(self) -> bool:
+        return self._settled
+
+    async def _once(self, ack: bool) -> bool:
+        if self._settled:
+            raise AssertionError(f"message {self.message_id} settled twice")
+        self._settled = True
+        try:
+            await self._settle(ack)
+        except ChannelLost:
+            return False
+        return True
+
+
+current: ContextVar[Delivery] = ContextVar("delivery")
+"""The delivery whose body the generated application is handing to its handler: that gets the payload alone."""

@@ -1,0 +1,92 @@
+"""Every failure this package raises, each with its data, and the verdicts that a handler may raise.
+
+A failure that reaches a script becomes one line on standard error and the process's exit code.
+"""
+
+from typing import ClassVar
+
+
+class WorkQueueError(Exception):
+    """Base of all failures. Its text is one line: the thing, the value, the way out."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingInvalid(WorkQueueError):
+    """A flag or an environment variable has a value that can't be used."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, value: str, way_out: str) -> None:
+        super().__init__(f"{name}={value!r}: {way_out}")
+        self.name, self.value, self.way_out = name, value, way_out
+
+
+class InputInvalid(WorkQueueError):
+    """What was given to send can't be read, or breaks the contract."""
+
+    exit_code = 2
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where, self.problem = where, problem
+
+
+class ContractInvalid(WorkQueueError):
+    """The contract lacks something the runtime needs, or the broker's queue differs from it."""
+
+    exit_code = 2
+
+
+class BrokerUnreachable(WorkQueueError):
+    """No broker of AMQP_URI could be used for as long as was allowed."""
+
+    exit_code = 3
+
+    def __init__(self, tried: str, cause: str) -> None:
+        super().__init__(f"no broker: {tried}: {cause}; check AMQP_URI, or start one with `make broker`")
+        self.tried, self.cause = tried, cause
+
+
+class LedgerUnreachable(WorkQueueError):
+    """The ledger could not be opened."""
+
+    exit_code = 3
+
+    def __init__(self, url: str, cause: str) -> None:
+        super().__init__(f"no ledger: {url}: {cause}; check LEDGER_URL")
+        self.url, self.cause = url, cause
+
+
+class NotSent(WorkQueueError):
+    """The broker refused a message (unroutable, queue full), or the message breaks the contract."""
+
+    def __init__(self, message_id: str, reason: str) -> None:
+        super().__init__(f"task {message_id} was refused: {reason}")
+        self.message_id, self.reason = message_id, reason
+
+
+class SendUnknown(WorkQueueError):
+    """The deadline passed without a confirm: the broker may have the message, or not. Sending it again is safe."""
+
+    def __init__(self, message_id: str, deadline_s: float) -> None:
+        super().__init__(
+            f"task {message_id} was not confirmed within {deadline_s:g} s; send it again, under the same id"
+        )
+        self.message_id, self.deadline_s = message_id, deadline_s
+
+
+class Verdict(Exception):
+    """Raised by a handler that knows what should happen next. Any other exception is a plain failure."""
+
+
+class RetryAfter(Verdict):
+    """This attempt failed; the next one is no sooner than `delay_s` from now (rounded up to a rung of the contract)."""
+
+    def __init__(self, delay_s: float, reason: str) -> None:
+        super().__init__(reason)
+        self.delay_s = delay_s
+
+
+class GiveUp(Verdict):
+    """Trying again is of no use: the task becomes a dead letter now, with this reason."""

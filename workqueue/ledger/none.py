@@ -1,0 +1,37 @@
+"""No ledger: every claim is granted, nothing is remembered. A task that is delivered twice then runs twice."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from workqueue.ledger import Claimed, Finished, Outcome, Taken
+
+
+class NoLedger:
+    """See `Ledger`."""
+
+    async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
+        return Claimed(fence=0, crashes=None)
+
+    async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        return True
+
+    async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
+        return True
+
+    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
+        return True
+
+    async def release(self, task_id: UUID, fence: int) -> bool:
+        return True
+
+    async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
+        return []
+
+    async def finished_since(self, finished_at: float) -> list[Outcome]:
+        return []
+
+    async def prune(self, older_than_s: float) -> int:
+        return 0
+
+    async def close(self) -> None:
+        pass

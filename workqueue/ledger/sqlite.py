@@ -1,0 +1,178 @@
+"""The ledger in a SQLite file: any number of processes on one machine.
+
+Statements run on the event loop's own thread: one takes some 10 microseconds, a hop to a thread several times that.
+A process that dies without a word is noticed at once, not at the end of its lease: while it lives it holds a lock on
+a file of its own beside the database, and the kernel drops the lock with the process. One that is merely frozen
+keeps its lock, and its claims, until their leases end.
+"""
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from workqueue.errors import LedgerUnreachable
+from workqueue.ledger import Claimed, Finished, LedgerBusy, Outcome, Taken
+
+BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy
+SET_UP_S = 10.0
+IDS_AT_ONCE = 500  # SQLite allows 999 parameters in a statement where it was built with the old limit
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS task (
+    id BLOB PRIMARY KEY, state TEXT NOT NULL, fence INTEGER NOT NULL, crashes INTEGER NOT NULL DEFAULT 0,
+    holder TEXT NOT NULL, worker TEXT NOT NULL, lease_until REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, result TEXT, error TEXT, finished_at REAL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS task_finished ON task (finished_at) WHERE finished_at IS NOT NULL;
+"""
+CLAIM = """
+INSERT INTO task (id, state, fence, holder, worker, lease_until) VALUES (:id, 'running', 1, :holder, :worker, :until)
+ON CONFLICT (id) DO UPDATE SET state = 'running', fence = fence + 1, crashes = crashes + (state = 'running'),
+    holder = :holder, worker = :worker, lease_until = :until
+WHERE state = 'waiting' OR (state = 'running' AND (lease_until < :now OR holder = :dead))
+RETURNING fence, crashes
+"""
+OUTCOME = "SELECT id, state, worker, attempts, result, error, finished_at FROM task WHERE finished_at IS NOT NULL"
+
+
+class SqliteLedger:
+    """See `Ledger`. `path` is created with its folder if it does not exist."""
+
+    def __init__(self, path: str) -> None:
+        self._lock: int | None = None
+        try:
+            self._holders = Path(f"{path}.holders")
+            self._holders.mkdir(parents=True, exist_ok=True)
+            # Two processes that switch to WAL mode at once are both told that the other one has it locked.
+            with open(self._holders / "set-up", "w") as one_at_a_time:
+                fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+                self._db = self._open(path)
+        except (OSError, sqlite3.Error) as error:
+            raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
+        self._holder = ""
+
+    def _open(self, path: str) -> sqlite3.Connection:
+        db = sqlite3.connect(path, timeout=SET_UP_S, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        # In WAL mode a commit survives the death of the process; only a power cut can take back the last ones,
+        # whose tasks then are done but forgotten (https://www.sqlite.org/pragma.html#pragma_synchronous).
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.executescript(SCHEMA)
+        db.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
+        return db
+
+    async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
+        self._hold()
+        dead = ""
+        while True:
+            now = time.time()
+            row = self._one(
+                CLAIM,
+                {
+                    "id": task_id.bytes,
+                    "holder": self._holder,
+                    "worker": worker,
+                    "now": now,
+                    "until": now + lease_s,
+                    "dead": dead,
+                },
+            )
+            if row is not None:
+                return Claimed(fence=row[0], crashes=row[1])
+            row = self._one("SELECT state, holder, lease_until FROM task WHERE id = ?", (task_id.bytes,))
+            if row is None:
+                continue  # pruned in between
+            state, holder, until = row
+            if state in ("done", "dead"):
+                return Finished(state)
+            if dead == holder or self._alive(holder):
+                return Taken(max(0.0, until - time.time()))
+            dead = holder
+
+    async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        return self._change("lease_until = ?", (time.time() + lease_s,), task_id, fence)
+
+    async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
+        values = (attempts, result, time.time())
+        return self._change("state = 'done', attempts = ?, result = ?, finished_at = ?", values, task_id, fence)
+
+    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
+        values = (attempts, error, time.time())
+        return self._change("state = 'dead', attempts = ?, error = ?, finished_at = ?", values, task_id, fence)
+
+    async def release(self, task_id: UUID, fence: int) -> bool:
+        return self._change("state = 'waiting'", (), task_id, fence)
+
+    async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
+        found: list[Outcome] = []
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            some = [task_id.bytes for task_id in ids[start : start + IDS_AT_ONCE]]
+            found += self._outcomes(f" AND id IN ({', '.join('?' * len(some))})", some)
+        return found
+
+    async def finished_since(self, finished_at: float) -> list[Outcome]:
+        return self._outcomes(" AND finished_at >= ? ORDER BY finished_at", (finished_at,))
+
+    async def prune(self, older_than_s: float) -> int:
+        before = time.time() - older_than_s
+        with self._answering():
+            return self._db.execute(
+                "DELETE FROM task WHERE finished_at < ? OR (finished_at IS NULL AND lease_until < ?)", (before, before)
+            ).rowcount
+
+    async def close(self) -> None:
+        self._db.close()
+        if self._lock is not None:
+            with suppress(FileNotFoundError):
+                (self._holders / self._holder).unlink()
+            os.close(self._lock)
+
+    def _one(self, statement: str, values: Any) -> tuple[Any, ...] | None:
+        with self._answering():
+            row: tuple[Any, ...] | None = self._db.execute(statement, values).fetchone()
+            return row
+
+    def _change(self, change: str, values: Iterable[Any], task_id: UUID, fence: int) -> bool:
+        statement = f"UPDATE task SET {change} WHERE id = ? AND fence = ? AND state = 'running'"
+        with self._answering():
+            return self._db.execute(statement, (*values, task_id.bytes, fence)).rowcount == 1
+
+    def _outcomes(self, condition: str, values: Sequence[Any]) -> list[Outcome]:
+        with self._answering():
+            rows = self._db.execute(OUTCOME + condition, values).fetchall()
+        return [Outcome(UUID(bytes=row[0]), *row[1:]) for row in rows]
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # locked, disk full, file gone
+            raise LedgerBusy(str(error)) from error
+
+    def _hold(self) -> None:
+        """Take this process's lock, once; a producer, which claims nothing, has none."""
+        if self._lock is None:
+            self._holder = uuid4().hex
+            self._lock = os.open(self._holders / self._holder, os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def _alive(self, holder: str) -> bool:
+        try:
+            lock = os.open(self._holders / holder, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        with suppress(FileNotFoundError):
+            (self._holders / holder).unlink()
+        return False

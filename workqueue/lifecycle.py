@@ -1,0 +1,75 @@
+"""From a command line to an exit code: flags, signals, the log, and one line for every error.
+
+| exit code | means                                                    |
+|-----------|----------------------------------------------------------|
+| 0         | everything that was asked for happened                   |
+| 1         | some tasks were refused or died                          |
+| 2         | a bad flag, setting, contract or input                   |
+| 3         | the broker or the ledger is out of reach                 |
+| 130       | interrupted                                              |
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+import uvloop
+
+from workqueue.errors import WorkQueueError
+
+INTERRUPTED = 130
+
+
+class Flags(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2."""
+
+    def __init__(self, about: str | None) -> None:
+        super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def count(text: str) -> int:
+    """A flag's value: a whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run `main` on a uvloop and return its exit code, or the one of the failure it raised."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.INFO)
+    # The wire reports every loss of a connection itself, in words that say what follows from it.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main())
+    except WorkQueueError as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        return error.exit_code
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return INTERRUPTED
+
+
+def on_signals(first: Callable[[], object]) -> None:
+    """Call `first` on the first SIGTERM or SIGINT; end the process at once on the second."""
+    loop, seen = asyncio.get_running_loop(), []
+
+    def receive(number: signal.Signals) -> None:
+        seen.append(number)
+        if len(seen) == 1:
+            first()
+        else:
+            print(f"{os.path.basename(sys.argv[0])}: {number.name} again: ends now", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, receive, number)

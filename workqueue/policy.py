@@ -1,0 +1,70 @@
+"""What happens after an attempt: pure decisions, no I/O, no clock, no broker.
+
+| what the attempt came to                        | decision                                                    |
+|-------------------------------------------------|-------------------------------------------------------------|
+| it failed and a rung is left                    | Retry on the next rung, with one attempt more in its history |
+| RetryAfter(s) and a rung is left                | the same, but on a rung of at least s (the longest, if none)  |
+| it failed and no rung is left                   | Bury, "failed"                                              |
+| GiveUp                                          | Bury, "gave-up"                                             |
+| workers died with it as often as the limit says | Bury, "crashed"                                             |
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from workqueue.contract import Rung
+from workqueue.errors import GiveUp, RetryAfter
+
+Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed"]
+
+ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
+
+RECONNECT_FIRST_S = 0.1  # a broker that merely dropped a connection is back at once
+RECONNECT_CAP_S = 5.0  # and a restarted one within this of being up: a worker must not sleep through it
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Wait on `rung`, then try again."""
+
+    rung: Rung
+
+
+@dataclass(frozen=True)
+class Bury:
+    """No further attempt: a dead letter, with the class of its reason and the error in words."""
+
+    reason: Reason
+    error: str
+
+
+def after_failure(attempt: int, error: BaseException, rungs: Sequence[Rung]) -> Retry | Bury:
+    """Decide on a failed attempt, the `attempt`th of this task counted from 1. `rungs` go from short to long."""
+    if isinstance(error, GiveUp):
+        return Bury("gave-up", describe(error))
+    if attempt > len(rungs):
+        return Bury("failed", describe(error))
+    if isinstance(error, RetryAfter):
+        return Retry(rung_of(error.delay_s, rungs))
+    return Retry(rungs[attempt - 1])
+
+
+def rung_of(delay_s: float, rungs: Sequence[Rung]) -> Rung:
+    """The shortest rung of at least `delay_s`, else the longest."""
+    return next((rung for rung in rungs if rung.delay_s >= delay_s), rungs[-1])
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its type, unless it is a verdict of ours, and its text."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, (GiveUp, RetryAfter)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text[:ERROR_LIMIT]
+
+
+def reconnect_delay_s(failures: int, random: Callable[[], float]) -> float:
+    """How long to wait after the `failures`th failed connection in a row: doubling to a cap, with full jitter
+    in the upper half, so that a fleet does not come back in step. `random` gives [0, 1)."""
+    ceiling_s: float = min(RECONNECT_CAP_S, RECONNECT_FIRST_S * 2.0 ** min(failures, 10))
+    return ceiling_s * (0.5 + 0.5 * random())

@@ -1,0 +1,150 @@
+"""Many tasks to the broker: a window of unconfirmed ones, and an exact account at the end."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from workqueue.errors import InputInvalid, NotSent, SendUnknown, WorkQueueError
+
+T = TypeVar("T")
+
+
+@dataclass
+class Account:
+    """What became of everything that was to be sent, in tasks.
+
+    `confirmed`: the broker has them. `refused`: it has not, and will not (or they break the contract). `unknown`: the
+    deadline passed without a word. `unread`: input that is no task. `complete` is False when sending stopped early,
+    so that there may be more input than was counted.
+    """
+
+    confirmed: int = 0
+    refused: int = 0
+    unknown: int = 0
+    unread: int = 0
+    complete: bool = True
+
+    def __str__(self) -> str:
+        parts = [f"{self.confirmed} confirmed", f"{self.refused} refused", f"{self.unknown} unknown"]
+        parts += [f"{self.unread} unreadable"] * bool(self.unread) + ["the rest not tried"] * (not self.complete)
+        return ", ".join(parts)
+
+
+class Feed(Generic[T]):
+    """An iterable read by a thread of its own, at most `ahead` items ahead: it may block (a pipe, a slow disk) while
+    the connection's heartbeats go on, and its length does not matter. For one reader."""
+
+    def __init__(self, items: Iterable[T], ahead: int) -> None:
+        self._items, self._slots = items, threading.Semaphore(ahead)
+        self._read: deque[T] = deque()
+        self._changed, self._waiting = asyncio.Event(), False
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._stopped = False
+        self._error: BaseException | None = None
+        threading.Thread(target=self._fill, name="feed", daemon=True).start()
+
+    def stop(self) -> None:
+        """Deliver nothing more."""
+        self._stopped = True
+        self._slots.release()
+        self._changed.set()
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while not self._stopped:
+            ended = self._ended  # read before the items: nothing is appended after it is set
+            if self._read:
+                self._slots.release()
+                yield self._read.popleft()
+            elif ended:
+                if self._error is not None:
+                    raise self._error
+                return
+            else:
+                self._changed.clear()
+                self._waiting = True  # set before the last look: what comes after it wakes this
+                if not self._read and not self._ended:
+                    await self._changed.wait()
+                self._waiting = False
+
+    def _fill(self) -> None:
+        try:
+            for item in self._items:
+                self._slots.acquire()
+                if self._stopped:
+                    return
+                self._read.append(item)
+                self._wake()
+        except BaseException as error:  # noqa: BLE001  # raised again by the reader
+            self._error = error
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting:
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._changed.set)
+
+
+async def submit(
+    tasks: Iterable[T | InputInvalid],
+    send: Callable[[T], Awaitable[None]],
+    *,
+    window: int,
+    account: Account,
+    problem: Callable[[WorkQueueError], None],
+) -> None:
+    """Send them all, at most `window` unconfirmed at a time, and count into `account`.
+
+    Each refused or unreadable one is told to `problem` and stops nothing. The first that stays unconfirmed until its
+    deadline ends the reading of more: the broker takes nothing any more. Raises BrokerUnreachable. Cancelled, it
+    counts what was under way as unknown.
+    """
+    feed, slots = Feed(tasks, ahead=2 * window), asyncio.Semaphore(window)
+    under_way: set[asyncio.Task[None]] = set()
+    unreachable: list[WorkQueueError] = []
+
+    async def one(task: T) -> None:
+        try:
+            await send(task)
+            account.confirmed += 1
+        except NotSent as error:
+            account.refused += 1
+            problem(error)
+        except BaseException as error:
+            account.unknown += 1
+            account.complete = False
+            feed.stop()
+            if isinstance(error, SendUnknown):
+                problem(error)
+            elif isinstance(error, WorkQueueError):
+                unreachable.append(error)
+            else:
+                raise
+        finally:
+            slots.release()
+
+    try:
+        async for task in feed:
+            if isinstance(task, InputInvalid):
+                account.unread += 1
+                problem(task)
+                continue
+            await slots.acquire()
+            sending = asyncio.ensure_future(one(task))
+            under_way.add(sending)
+            sending.add_done_callback(under_way.discard)
+        await asyncio.gather(*under_way)
+    except asyncio.CancelledError:
+        account.complete = False
+        raise
+    finally:
+        feed.stop()
+        for sending in under_way:
+            sending.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+    if unreachable:
+        raise unreachable[0]

@@ -1,0 +1,415 @@
+"""The AMQP side: connections that come back, a consumer that is never alive and idle, publishing with confirms.
+
+The only module that imports aio_pika. It knows nothing of retries or ledgers. Connections are plain ones, opened anew
+here when they go: a robust connection of aio_pika restores itself in the background, and can then be open and consume
+nothing (https://github.com/mosquito/aio-pika/issues/231).
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Unpack
+
+import aio_pika
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import (
+    AMQPError,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    ProbableAuthenticationError,
+    PublishError,
+)
+from aiormq import Channel
+from aiormq.abc import DeliveredMessage
+from asyncapi_python.kernel.endpoint.message import WireMessage
+from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
+from pamqp.commands import Basic
+from yarl import URL
+
+from workqueue import delivery
+from workqueue.codec import Body
+from workqueue.contract import Contract, Queue, Receive, Send
+from workqueue.delivery import ChannelLost, Delivery
+from workqueue.errors import BrokerUnreachable, ContractInvalid, NotSent, SendUnknown, WorkQueueError
+from workqueue.policy import reconnect_delay_s
+from workqueue.settings import Settings, hide_password
+
+log = logging.getLogger(__name__)
+
+GONE = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError)
+"""What a call on a lost channel or connection raises; aiormq adds RuntimeError for one that is just closing."""
+
+CONNECT_TIMEOUT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes longer is not one to work with
+CALL_TIMEOUT_S = 15.0  # a declare or a consume; a quorum queue that is electing a leader answers within this
+RESEND_S = 0.05  # between a lost confirm and the next try, for the loss of the channel to be noticed
+
+Fatal = Callable[[WorkQueueError], None]
+"""Told when a consumer ends for good."""
+
+
+class Link:
+    """One named connection with one channel, to the first broker of AMQP_URI that answers."""
+
+    def __init__(self, settings: Settings, name: str, queues: tuple[Queue, ...]) -> None:
+        self._settings, self._name, self._queues = settings, name, queues
+        self._connection: AbstractConnection | None = None
+        self._channel: Channel | None = None
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> Channel:
+        """Open the channel and declare the contract's queues, trying each broker once.
+
+        Raises BrokerUnreachable, and ContractInvalid when a queue exists with other properties.
+        """
+        tried, cause = "", ""
+        for uri in self._settings.amqp_uri:
+            tried = hide_password(uri)
+            try:
+                await self._drop()
+                return await self._open(uri)
+            except ChannelPreconditionFailed as error:
+                raise ContractInvalid(
+                    f"a queue at {tried} is not what the contract declares: {error}; delete it there, or change spec/"
+                ) from error
+            except ProbableAuthenticationError as error:
+                cause = f"user {URL(uri).user!r} was refused: {error}"
+            except TimeoutError:
+                cause = f"no answer within {CONNECT_TIMEOUT_S:g} s"
+            except GONE as error:
+                cause = str(error) or type(error).__name__
+        raise BrokerUnreachable(tried, " ".join(cause.split()))
+
+    async def channel(self) -> Channel:
+        """The open channel, or a new one: waits, with growing delays, for at most `reconnect_s`. Raises as `open`."""
+        if self._channel is not None and not self._channel.is_closed:
+            return self._channel
+        async with self._opening:
+            started, failures = time.monotonic(), 0
+            while self._channel is None or self._channel.is_closed:
+                try:
+                    await self.open()
+                except BrokerUnreachable as error:
+                    if time.monotonic() - started > self._settings.reconnect_s:
+                        raise
+                    if failures == 0:
+                        log.warning("%s  waits for a broker: %s", self._name, error.cause)
+                    failures += 1
+                    await asyncio.sleep(reconnect_delay_s(failures, random.random))
+            if failures:
+                log.warning("%s  is connected again", self._name)
+            return self._channel
+
+    async def _open(self, uri: str) -> Channel:
+        url = URL(uri).extend_query(heartbeat=max(1, round(self._settings.heartbeat_s)))
+        self._connection = await aio_pika.connect(
+            url, timeout=CONNECT_TIMEOUT_S, client_properties={"connection_name": self._name}
+        )
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            opened = self._connection.channel(on_return_raises=True)
+            await opened.initialize()
+            channel = await opened.get_underlay_channel()
+            assert isinstance(channel, Channel)  # the abstract class lacks `wait`
+            for queue in self._queues:
+                await channel.queue_declare(
+                    queue.name,
+                    durable=queue.durable,
+                    exclusive=queue.exclusive,
+                    auto_delete=queue.auto_delete,
+                    arguments=dict(queue.arguments),
+                )
+        self._channel = channel
+        return channel
+
+    async def close(self) -> None:
+        """Give up the connection, so that the next `channel` makes a new one."""
+        async with self._opening:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            with suppress(*GONE):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await connection.close()
+
+
+class Outbox:
+    """Publishes, and returns once the broker has routed, stored and confirmed the message."""
+
+    def __init__(self, link: Link, app_id: str) -> None:
+        self._link, self._app_id = link, app_id
+
+    async def send(
+        self,
+        queue: Queue,
+        body: bytes,
+        *,
+        message_id: str | None,
+        message_type: str,
+        content_type: str | None,
+        headers: Mapping[str, Any],
+        deadline_s: float,
+        persistent: bool = True,
+        mandatory: bool = True,
+        timestamp: bool = True,
+    ) -> None:
+        """Send until confirmed, over as many connections as it takes, always under the same message id.
+
+        Raises NotSent when the broker refuses it (no such queue, or full), SendUnknown when `deadline_s` passed
+        first, BrokerUnreachable when there was no broker for too long. A connection that is lost before the confirm
+        makes it send again, so the broker may then have the message twice.
+        """
+        properties = Basic.Properties(
+            content_type=content_type,
+            headers=dict(headers),
+            delivery_mode=2 if persistent else 1,
+            message_id=message_id,
+            timestamp=datetime.now(UTC) if timestamp else None,
+            message_type=message_type,
+            app_id=self._app_id,
+        )
+        try:
+            async with asyncio.timeout(deadline_s):
+                while True:
+                    channel = await self._link.channel()
+                    try:
+                        await channel.basic_publish(
+                            body, routing_key=queue.name, properties=properties, mandatory=mandatory, wait=False
+                        )
+                        return
+                    except PublishError as error:
+                        raise NotSent(str(message_id), f"there is no queue {queue.name!r} to take it") from error
+                    except DeliveryError as error:
+                        raise NotSent(str(message_id), f"queue {queue.name!r} does not take it; is it full?") from error
+                    except GONE:
+                        await asyncio.sleep(RESEND_S)
+        except TimeoutError as error:
+            raise SendUnknown(str(message_id), deadline_s) from error
+
+
+class Incoming:
+    """A delivery as the generated application sees it. The guard around the handler settles; the kernel's own ideas
+    of it (ack after the handler, requeue on an exception) come too late, and only catch a guard that failed."""
+
+    def __init__(self, arrived: Delivery) -> None:
+        self._delivery = arrived
+        self.payload = arrived.body
+        self.headers = dict(arrived.headers)
+        self.correlation_id = self.reply_to = None
+
+    async def ack(self) -> None:
+        pass
+
+    async def nack(self) -> None:
+        if not self._delivery.settled:
+            await self._delivery.requeue()
+
+    reject = nack
+
+
+@dataclass
+class Session:
+    """One life of a consumer: from basic.consume until its channel, or the broker's wish to deliver to it, ends."""
+
+    channel: Channel
+    inbox: asyncio.Queue[DeliveredMessage | None]
+    """None says that the session is over."""
+
+    def over(self, *_: Any) -> None:
+        self.inbox.put_nowait(None)
+
+
+class Consumer:
+    """Delivers the messages of one queue, one session after the other, until it is drained."""
+
+    def __init__(self, link: Link, receive: Receive, tag: str, settings: Settings, fatal: Fatal) -> None:
+        self._link, self._receive, self._tag, self._settings, self._fatal = link, receive, tag, settings, fatal
+        self._session: Session | None = None
+        self._draining = False
+
+    async def start(self) -> None:
+        self._session = await self._consume(await self._link.open())
+
+    async def recv(self) -> AsyncGenerator[Incoming, None]:
+        """Yields a message and, once it is asked for the next one, expects that to be settled. Ends when drained."""
+        try:
+            while not self._draining:
+                session = self._session or await self._resume()
+                message = await self._next(session)
+                if message is None or self._draining:
+                    await self._leave(session)
+                    continue
+                arrived = self._delivery(session.channel, message)
+                delivery.current.set(arrived)
+                yield Incoming(arrived)
+        except WorkQueueError as error:
+            self._fatal(error)
+
+    async def drain(self) -> None:
+        """Take no new message. One that is in a handler goes on; one that waits here goes back to the broker."""
+        self._draining = True
+        if self._session is not None:
+            session = self._session
+            with suppress(*GONE):
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await session.channel.basic_cancel(self._tag)
+            session.over()
+
+    async def stop(self) -> None:
+        if self._session is not None:
+            await self._leave(self._session)
+
+    async def _resume(self) -> Session:
+        failures = 0
+        while True:
+            try:
+                self._session = await self._consume(await self._link.channel())
+                return self._session
+            except GONE as error:
+                failures += 1
+                log.warning("%s  can't consume: %s", self._tag, " ".join(str(error).split()) or type(error).__name__)
+                await asyncio.sleep(reconnect_delay_s(failures, random.random))
+                await self._link.close()
+
+    async def _consume(self, channel: Channel) -> Session:
+        session = Session(channel, asyncio.Queue())
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await channel.basic_qos(prefetch_count=self._receive.prefetch)
+            await channel.basic_consume(self._receive.queue.name, session.inbox.put, consumer_tag=self._tag)
+        channel.closing.add_done_callback(session.over)
+        channel.on_consumer_cancel_callbacks.add(session.over)
+        return session
+
+    async def _next(self, session: Session) -> DeliveredMessage | None:
+        """The next message, or None when the session is over. A session in which nothing comes proves itself: the
+        broker must count a consumer on the queue, and no message may wait there over two checks in a row."""
+        waiting = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.check_s):
+                    return await session.inbox.get()
+            except TimeoutError:
+                pass
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    told = await session.channel.queue_declare(self._receive.queue.name, passive=True)
+            except GONE as error:
+                log.warning("%s  lost its queue: %s", self._tag, " ".join(str(error).split()) or type(error).__name__)
+                return None
+            waiting = waiting + 1 if told.message_count else 0
+            if not told.consumer_count or waiting > 1:
+                log.warning("%s  was alive and got nothing; consumes anew", self._tag)
+                return None
+
+    async def _leave(self, session: Session) -> None:
+        """End the session. Closing its channel gives what was delivered and not settled back to the broker."""
+        self._session = None
+        with suppress(*GONE):
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await session.channel.close()
+
+    def _delivery(self, channel: Channel, message: DeliveredMessage) -> Delivery:
+        frame, properties = message.delivery, message.header.properties
+        assert isinstance(frame, Basic.Deliver)
+        assert frame.delivery_tag is not None
+        tag = frame.delivery_tag
+        headers = properties.headers or {}
+        count = headers.get("x-delivery-count", 0)
+
+        async def settle(ack: bool) -> None:
+            try:
+                if ack:
+                    await channel.basic_ack(tag, wait=False)
+                else:
+                    await channel.basic_nack(tag, requeue=True, wait=False)
+            except GONE as error:
+                raise ChannelLost from error
+
+        return Delivery(
+            body=message.body,
+            queue=self._receive.queue.name,
+            message_id=properties.message_id,
+            content_type=properties.content_type,
+            headers=headers,
+            redelivered=bool(frame.redelivered),
+            delivery_count=count if isinstance(count, int) else 0,
+            _settle=settle,
+        )
+
+
+class Producer:
+    """Sends what a generated application's send operation gives it, as the contract's binding says."""
+
+    def __init__(self, link: Link, send: Send, name: str, contract: Contract, deadline_s: float) -> None:
+        self._link, self._send = link, send
+        self._outbox, self._deadline_s = Outbox(link, name), deadline_s
+        self._headers = {"x-contract": contract.version}
+
+    async def start(self) -> None:
+        await self._link.open()
+
+    async def send_batch(self, messages: list[WireMessage], *, address_override: str | None = None) -> None:
+        """See `Outbox.send` for what it guarantees and raises."""
+        for message in messages:
+            body = message.payload
+            await self._outbox.send(
+                self._send.queue,
+                body,
+                message_id=body.message_id if isinstance(body, Body) else None,
+                message_type=self._send.message.type,
+                content_type=self._send.message.content_type,
+                headers=self._headers,
+                deadline_s=self._deadline_s,
+                persistent=self._send.persistent,
+                mandatory=self._send.mandatory,
+                timestamp=self._send.timestamp,
+            )
+
+    async def stop(self) -> None:
+        await self._link.close()
+
+
+class Wire(AbstractWireFactory[WireMessage, Incoming]):
+    """Makes the endpoints of generated applications. `name` tells in the broker's lists who this process is."""
+
+    def __init__(self, settings: Settings, contract: Contract, name: str, fatal: Fatal) -> None:
+        self._settings, self._contract, self._name, self._fatal = settings, contract, name, fatal
+        self._links: list[Link] = []
+        self._consumers: list[Consumer] = []
+
+    async def create_consumer(self, **params: Unpack[EndpointParams]) -> Consumer:
+        tag = f"{self._name}.{len(self._consumers) + 1}"
+        receive = self._contract.receives[_queue_name(params)]
+        consumer = Consumer(self._link(tag), receive, tag, self._settings, self._fatal)
+        self._consumers.append(consumer)
+        return consumer
+
+    async def create_producer(self, **params: Unpack[EndpointParams]) -> Producer:
+        send = self._contract.sends[_queue_name(params)]
+        return Producer(self._link(self._name), send, self._name, self._contract, self._settings.send_s)
+
+    def outbox(self) -> Outbox:
+        """For what a worker publishes. On a connection of its own, opened when it is first needed: the broker stops
+        reading from one that publishes when memory or disk run out, and the acks of the consumers must get through
+        (https://www.rabbitmq.com/docs/alarms)."""
+        return Outbox(self._link(f"{self._name} publishes"), self._name)
+
+    async def drain(self) -> None:
+        await asyncio.gather(*(consumer.drain() for consumer in self._consumers))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(link.close() for link in self._links))
+
+    def _link(self, name: str) -> Link:
+        link = Link(self._settings, name, self._contract.queues)
+        self._links.append(link)
+        return link
+
+
+def _queue_name(params: EndpointParams) -> str:
+    return str(params["channel"].bindings.amqp.queue.name)  # type: ignore[union-attr]  # read() has checked it

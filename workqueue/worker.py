@@ -1,0 +1,84 @@
+"""A worker process: connect, take tasks until a signal, drain, report."""
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from workqueue import codec, contract
+from workqueue.errors import ContractInvalid
+from workqueue.handler import Guard, Handler
+from workqueue.ledger import open_ledger
+from workqueue.lifecycle import Flags, count, on_signals, run
+from workqueue.settings import Settings
+from workqueue.wire import Wire
+
+log = logging.getLogger(__name__)
+
+CUT_OFF_S = 3.0  # for handing back what was cut off at the end of a drain; what takes longer is left to the broker
+
+
+def run_worker(
+    application: type[Any], operation: Callable[[Any], Any], handler: Handler[Any], about: str | None
+) -> int:
+    """Run `handler` on the messages of a generated application's receive operation until SIGTERM or SIGINT.
+
+    `operation` takes the application to that operation; `about` is what --help says. Returns the exit code.
+    """
+    flags = Flags(about)
+    flags.add_argument(
+        "id", metavar="ID", type=_name, help="this worker's name in logs, results and the broker's lists"
+    )
+    flags.add_argument("--concurrency", type=count, default=1, metavar="N", help="tasks at a time (default 1)")
+    given = flags.parse_args()
+    return run(lambda: _work(application, operation, handler, given.id, given.concurrency))
+
+
+async def _work(
+    application: type[Any], operation: Callable[[Any], Any], handler: Handler[Any], name: str, concurrency: int
+) -> int:
+    settings = Settings.load()
+    loaded = contract.load(application.__module__.rpartition(".")[0])
+    if len(loaded.receives) != 1:
+        raise ContractInvalid(f"a worker needs one receive operation, the contract has {len(loaded.receives)}")
+    (receive,) = loaded.receives.values()
+    codec.install()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(error: BaseException | None = None) -> None:
+        if ended.done():
+            return
+        if error is not None:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    async with AsyncExitStack() as closing:
+        ledger = await open_ledger(settings)
+        closing.push_async_callback(ledger.close)
+        wire = Wire(settings, loaded, name, end)
+        closing.push_async_callback(wire.close)
+        guard = Guard(handler, loaded, receive, ledger, wire.outbox(), name, settings, end)
+        for _ in range(concurrency):  # each a competing consumer of its own: one handles a message at a time
+            app = application(wire)
+            operation(app)(guard.take)
+            closing.push_async_callback(app.stop)
+            await app.start()
+        on_signals(end)
+        log.info("%s  ready  takes %d at a time from %s", name, concurrency, receive.queue.name)
+        await ended
+        log.info("%s  stops  finishes what it has in hand: %d", name, guard.in_hand)
+        await wire.drain()
+        if not await guard.idle(settings.drain_s):
+            guard.cut_off()
+            await guard.idle(CUT_OFF_S)
+    log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back)
+    return 0
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or not 0 < len(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name of 1 to 100 printable characters")
+    return text
