@@ -45,16 +45,16 @@ $(MODULES): $(wildcard spec/*.yaml) tools/generate.py pyproject.toml | $(SET_UP)
 # --- the queue ------------------------------------------------------------------------------------------------------
 
 broker: $(SET_UP) ## find a RabbitMQ (AMQP_URI), or start a private one in .broker, and print its URI
-	@$(PY) tools/broker.py start
+	@$(PY) -m tools.broker start
 
 broker-stop: $(SET_UP) ## stop the private RabbitMQ; what is queued stays
-	@$(PY) tools/broker.py stop
+	@$(PY) -m tools.broker stop
 
 worker1 worker2 worker3: $(MODULES) ## a worker of this name, until Ctrl-C
-	@uri=$$($(PY) tools/broker.py start) && AMQP_URI=$$uri exec $(PY) main-worker.py $@ $(ARGS)
+	@uri=$$($(PY) -m tools.broker start) && AMQP_URI=$$uri exec $(PY) main-worker.py $@ $(ARGS)
 
 producer: $(MODULES) ## send the project's own files to be checksummed, and wait (or ARGS='...')
-	@uri=$$($(PY) tools/broker.py start) && AMQP_URI=$$uri exec $(PY) main-producer.py $(or $(ARGS),workqueue spec --wait)
+	@uri=$$($(PY) -m tools.broker start) && AMQP_URI=$$uri exec $(PY) main-producer.py $(or $(ARGS),workqueue spec --wait)
 
 demo: $(MODULES) ## all of it at once: a private broker, three workers, every file of Python's library
 	@exec $(PY) -m tools.demo
@@ -76,6 +76,6 @@ types: $(SET_UP)
 check: verify lint types test ## everything that must hold: verify, lint, types, import direction, tests
 
 clean: ## remove all that was made here; what is queued in .broker too
-	@if [ -x $(PY) ] && [ -d .broker ]; then $(PY) tools/broker.py stop; fi
+	@if [ -x $(PY) ] && [ -d .broker ]; then $(PY) -m tools.broker stop; fi
 	rm -rf $(VENV) .broker .workqueue .demo .lock .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

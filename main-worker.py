@@ -12,6 +12,7 @@ from typing import assert_never
 
 from generated.worker import Application
 from generated.worker.messages.json import Checksum, ChecksumResult, Simulate, SimulateResult, Task
+from workqueue.blocking import in_thread
 from workqueue.errors import GiveUp
 from workqueue.handler import Run
 from workqueue.worker import run_worker
@@ -21,7 +22,7 @@ async def handle(task: Task, run: Run) -> ChecksumResult | SimulateResult:
     """Do one task. What is returned is the task's result; what is raised fails the attempt, and it is tried again."""
     match task.payload:
         case Checksum() as job:
-            return await asyncio.to_thread(checksum, job, run.settings.root)
+            return await in_thread(checksum, job, run.settings.root)
         case Simulate() as job:
             await asyncio.sleep(job.seconds)
             if run.attempt <= job.failures:

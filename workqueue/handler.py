@@ -21,8 +21,9 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
@@ -35,7 +36,7 @@ from workqueue.codec import ResultCodec, Schema, Undecodable
 from workqueue.contract import Contract, Queue, Receive, Rung
 from workqueue.delivery import Delivery
 from workqueue.errors import GiveUp, NotSent, SendUnknown
-from workqueue.ledger import Claimed, Finished, Ledger, LedgerBusy, Taken
+from workqueue.ledger import Claimed, ClaimLost, Finished, Ledger, LedgerBusy, Taken
 from workqueue.policy import Bury, after_failure, describe, rung_of
 from workqueue.settings import Settings
 from workqueue.wire import Outbox
@@ -58,13 +59,27 @@ class TaskLike(Protocol):
     payload: Any
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """One attempt at a task, as its handler sees it. `attempt` counts from 1; `root` is the setting of that name."""
+    """One attempt at a task, as its handler sees it. `attempt` counts from 1."""
 
     worker: str
     attempt: int
     settings: Settings
+    _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Any]] = field(repr=False)
+    _completed: bool = False
+
+    @asynccontextmanager
+    async def completion(self, result: BaseModel | None = None) -> AsyncIterator[Any]:
+        """For an effect in the ledger's own database: a transaction that holds both the effect and the completion.
+
+        Gives the database's connection (sqlite3.Connection, psycopg.AsyncConnection). When the block ends, both are
+        committed; when it raises, neither. Nothing else may follow in the handler. Keep it short: on SQLite no other
+        task of this machine is claimed or completed meanwhile.
+        """
+        async with self._complete(result) as connection:
+            yield connection
+        self._completed = True
 
 
 A = TypeVar("A")
@@ -74,10 +89,6 @@ Handler = Callable[[T, Run], Awaitable[BaseModel | None] | BaseModel | None]
 
 class CutOff(Exception):
     """The handler was stopped at the end of a drain."""
-
-
-class ClaimLost(Exception):
-    """The lease ended and another worker has claimed the task."""
 
 
 class Leash:
@@ -203,14 +214,16 @@ class Guard(Generic[T]):
 
     async def _attempt(self, task: T, arrived: Delivery, claim: Claimed, attempts: list[dict[str, str]]) -> str:
         number, told = len(attempts) + 1, f"{getattr(task.payload, 'kind', 'task')}  {task.id}"
-        crashes = arrived.delivery_count if claim.crashes is None else claim.crashes
+        crashes = arrived.delivery_count if claim.crashes is None else len(claim.crashes)
         if crashes >= self._receive.crash_limit:
             why = Bury("crashed", f"{crashes} workers died, or lost their claim, while they had it")
-            return await self._bury(task, arrived, claim, attempts, why)
+            died = [
+                {"worker": c.worker, "at": c.noticed_at, "error": "died, or lost its claim"}
+                for c in claim.crashes or ()
+            ]
+            return await self._bury(task, arrived, claim, [*attempts, *died], why)
         try:
-            result = await self._run(task, claim, number)
-            if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, result)):
-                raise ClaimLost
+            await self._run(task, claim, number)
         except CutOff:
             await self._ask(lambda: self._ledger.release(task.id, claim.fence))
             await arrived.requeue()
@@ -230,24 +243,33 @@ class Guard(Generic[T]):
         await self._ack(arrived)
         return f"done  {told}" + (f"  attempt {number}" if number > 1 else "")
 
-    async def _run(self, task: T, claim: Claimed, number: int) -> str | None:
-        """The handler's result as JSON. Raises what the handler raises; TimeoutError at the contract's time limit;
-        GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
-        run = Run(self._worker, number, self._settings)
+    async def _run(self, task: T, claim: Claimed, number: int) -> None:
+        """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
+        limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
+
+        def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Any]:
+            return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
+
+        run = Run(self._worker, number, self._settings, complete)
         limit_s = self._receive.time_limits_s.get(type(task.payload).__name__)
         lease_s = self._receive.lease_s
         leash = Leash(limit_s, lease_s, lambda: self._ledger.renew(task.id, claim.fence, lease_s))
         self._leashes.add(leash)
         try:
             async with leash:
-                if self._blocking:
-                    result = await in_thread(lambda: self._handler(task, run))
-                else:
-                    result = await self._handler(task, run)  # type: ignore[misc]  # iscoroutinefunction said so
+                running: Any = in_thread(self._handler, task, run) if self._blocking else self._handler(task, run)
+                result: BaseModel | None = await running
         finally:
             self._leashes.discard(leash)
+        if run._completed:
+            return
+        encoded = self._encode(result)
+        if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
+            raise ClaimLost
+
+    def _encode(self, result: BaseModel | None) -> str | None:
         try:
-            return None if result is None else self._results.encode(result)  # type: ignore[arg-type]
+            return None if result is None else self._results.encode(result)
         except ValueError as error:
             raise GiveUp(str(error)) from error
 

@@ -20,7 +20,7 @@ class Settings:
     amqp_uri: tuple[str, ...] = (DEFAULT_AMQP_URI,)
     """Tried in turn at every (re)connection."""
     ledger_url: str = DEFAULT_LEDGER_URL
-    """`sqlite:PATH`, or `none` for no ledger: then a redelivered task may run twice."""
+    """`sqlite:PATH` for one machine, `postgresql://...` for several; `none`: a redelivered task may run twice."""
     root: Path = Path()
     """The folder that checksum tasks may read below; the current one by default."""
     heartbeat_s: float = 10.0
@@ -64,9 +64,10 @@ def _parse(field: str, name: str, text: str) -> Any:
         case "amqp_uri":
             return tuple(_amqp_uri(name, uri.strip()) for uri in text.split(",") if uri.strip())
         case "ledger_url":
-            if text == "none" or (text.startswith("sqlite:") and text != "sqlite:"):
+            if text == "none" or text.startswith("postgresql://") or (text.startswith("sqlite:") and text != "sqlite:"):
                 return text
-            raise SettingInvalid(name, hide_password(text), "use sqlite:PATH, or none")
+            way_out = "use sqlite:PATH, postgresql://user:password@host/database, or none"
+            raise SettingInvalid(name, hide_password(text), way_out)
         case "root":
             if not Path(text).is_dir():
                 raise SettingInvalid(name, text, "name a folder that exists")

@@ -1,9 +1,7 @@
 """Where tasks to send come from: files below paths, and lines of JSON. Bad input becomes a value, not an end."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -50,7 +48,8 @@ def lines(name: str, model: type[M]) -> Iterator[M | InputInvalid]:
     """A task for each line of a file (`-` is standard input) that is not empty: a payload, or a task with its id."""
     codec = for_model(model)
     try:
-        opened = nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb")  # noqa: SIM115  # in the with below
+        # Not sys.stdin: the interpreter can't end while a thread waits in that.
+        opened = open(0 if name == "-" else name, "rb", closefd=name != "-")  # noqa: SIM115  # in the with below
     except OSError as error:
         yield InputInvalid(name, f"can't be read ({error.strerror})")
         return

@@ -8,10 +8,11 @@ nothing (https://github.com/mosquito/aio-pika/issues/231).
 import asyncio
 import logging
 import random
+import struct
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Unpack
 
@@ -44,8 +45,12 @@ log = logging.getLogger(__name__)
 GONE = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError)
 """What a call on a lost channel or connection raises; aiormq adds RuntimeError for one that is just closing."""
 
+UNENCODABLE = (TypeError, ValueError, OverflowError, struct.error)
+
 CONNECT_TIMEOUT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes longer is not one to work with
 CALL_TIMEOUT_S = 15.0  # a declare or a consume; a quorum queue that is electing a leader answers within this
+BRIEF_S = 1.0  # a session that ends sooner is followed by a pause: something ends each of them, such as a message
+BRIEF_PAUSE_S = 0.2  # that our library can't read, which the broker's delivery limit takes away after a while
 RESEND_S = 0.05  # between a lost confirm and the next try, for the loss of the channel to be noticed
 
 Fatal = Callable[[WorkQueueError], None]
@@ -81,8 +86,8 @@ class Link:
             except TimeoutError:
                 cause = f"no answer within {CONNECT_TIMEOUT_S:g} s"
             except GONE as error:
-                cause = str(error) or type(error).__name__
-        raise BrokerUnreachable(tried, " ".join(cause.split()))
+                cause = _words(error)
+        raise BrokerUnreachable(tried, cause)
 
     async def channel(self) -> Channel:
         """The open channel, or a new one: waits, with growing delays, for at most `reconnect_s`. Raises as `open`."""
@@ -186,10 +191,33 @@ class Outbox:
                         raise NotSent(str(message_id), f"there is no queue {queue.name!r} to take it") from error
                     except DeliveryError as error:
                         raise NotSent(str(message_id), f"queue {queue.name!r} does not take it; is it full?") from error
+                    except UNENCODABLE:
+                        if properties == (properties := _encodable(properties)):
+                            raise
                     except GONE:
                         await asyncio.sleep(RESEND_S)
         except TimeoutError as error:
             raise SendUnknown(str(message_id), deadline_s) from error
+
+
+def _encodable(properties: Basic.Properties) -> Basic.Properties:
+    """Without what a foreign client sent, our library could read, and can't write again: text that is not UTF-8, ..."""
+    kept: dict[str, Any] = {}
+    named: Iterator[tuple[str, Any]] = iter(properties)
+    for name, value in named:
+        if name == "headers":
+            value = {key: one for key, one in (value or {}).items() if _is_encodable("headers", {key: one})}
+        if _is_encodable(name, value):
+            kept[name] = value
+    return Basic.Properties(**kept)
+
+
+def _is_encodable(name: str, value: Any) -> bool:
+    try:
+        Basic.Properties(**{name: value}).marshal()
+    except UNENCODABLE:
+        return False
+    return name == "headers" or not isinstance(value, bytes)
 
 
 class Incoming:
@@ -219,9 +247,17 @@ class Session:
     channel: Channel
     inbox: asyncio.Queue[DeliveredMessage | None]
     """None says that the session is over."""
+    began: float = field(default_factory=time.monotonic)
 
     def over(self, *_: Any) -> None:
         self.inbox.put_nowait(None)
+
+    @property
+    def cause(self) -> str:
+        """Why it is over, in words."""
+        closing = self.channel.closing
+        error = closing.exception() if closing.done() and not closing.cancelled() else None
+        return _words(error) if error is not None else "the broker cancelled the consumer"
 
 
 class Consumer:
@@ -243,6 +279,8 @@ class Consumer:
                 message = await self._next(session)
                 if message is None or self._draining:
                     await self._leave(session)
+                    if not self._draining and time.monotonic() - session.began < BRIEF_S:
+                        await asyncio.sleep(BRIEF_PAUSE_S)
                     continue
                 arrived = self._delivery(session.channel, message)
                 delivery.current.set(arrived)
@@ -272,7 +310,7 @@ class Consumer:
                 return self._session
             except GONE as error:
                 failures += 1
-                log.warning("%s  can't consume: %s", self._tag, " ".join(str(error).split()) or type(error).__name__)
+                log.warning("%s  can't consume: %s", self._tag, _words(error))
                 await asyncio.sleep(reconnect_delay_s(failures, random.random))
                 await self._link.close()
 
@@ -292,14 +330,18 @@ class Consumer:
         while True:
             try:
                 async with asyncio.timeout(self._settings.check_s):
-                    return await session.inbox.get()
+                    message = await session.inbox.get()
             except TimeoutError:
                 pass
+            else:
+                if message is None and not self._draining:
+                    log.warning("%s  lost its consumer: %s", self._tag, session.cause)
+                return message
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     told = await session.channel.queue_declare(self._receive.queue.name, passive=True)
             except GONE as error:
-                log.warning("%s  lost its queue: %s", self._tag, " ".join(str(error).split()) or type(error).__name__)
+                log.warning("%s  lost its queue: %s", self._tag, _words(error))
                 return None
             waiting = waiting + 1 if told.message_count else 0
             if not told.consumer_count or waiting > 1:
@@ -409,6 +451,10 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         link = Link(self._settings, name, self._contract.queues)
         self._links.append(link)
         return link
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _queue_name(params: EndpointParams) -> str:

@@ -13,8 +13,9 @@ ended may still complete as long as nobody else has claimed the task: its work w
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from workqueue.settings import Settings
@@ -24,13 +25,30 @@ class LedgerBusy(Exception):
     """The store can't answer now (locked, restarting). Nothing was changed; try again."""
 
 
+class ClaimLost(Exception):
+    """The claim is not the latest on its task any more: another worker has the task, or it is finished."""
+
+
 @dataclass(frozen=True)
 class Claimed:
-    """The task is this worker's until the lease ends. `crashes`: claims on it that ended without a word, None where
-    nobody counts them."""
+    """The task is this worker's until the lease ends. `crashes` are the claims on it that ended without a word, the
+    oldest first; None where nobody counts them."""
 
     fence: int
-    crashes: int | None
+    crashes: tuple["Crash", ...] | None
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A claim whose worker died, or lost it: who had it, and when that was noticed (RFC 3339)."""
+
+    worker: str
+    noticed_at: str
+
+    @staticmethod
+    def read(log: str) -> tuple["Crash", ...]:
+        """From a store's column: a line for each, `noticed_at worker`."""
+        return tuple(Crash(worker, at) for at, worker in (line.split(" ", 1) for line in log.splitlines()))
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,14 @@ class Ledger(Protocol):
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         """The task is done, by its `attempts`th attempt. False: the claim was lost, and nothing was changed."""
 
+    def completion(
+        self, task_id: UUID, fence: int, attempts: int, result: str | None
+    ) -> AbstractAsyncContextManager[Any]:
+        """A transaction in which the task is completed, and with it whatever the block writes: both, or neither when
+        it raises. Gives the store's connection (sqlite3.Connection, psycopg.AsyncConnection). Raises ClaimLost before
+        the block when the claim was lost, and the store's own error when the commit fails.
+        """
+
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
         """The task is dead. False: the claim was lost, and nothing was changed."""
 
@@ -97,6 +123,10 @@ async def open_ledger(settings: Settings) -> Ledger:
         from workqueue.ledger.none import NoLedger
 
         return NoLedger()
+    if settings.ledger_url.startswith("postgresql:"):
+        from workqueue.ledger.postgres import PostgresLedger
+
+        return await PostgresLedger(settings.ledger_url).set_up()
     from workqueue.ledger.sqlite import SqliteLedger
 
     return SqliteLedger(settings.ledger_url.removeprefix("sqlite:"))

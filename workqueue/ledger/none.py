@@ -1,6 +1,8 @@
 """No ledger: every claim is granted, nothing is remembered. A task that is delivered twice then runs twice."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 from workqueue.ledger import Claimed, Finished, Outcome, Taken
@@ -17,6 +19,11 @@ class NoLedger:
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         return True
+
+    @asynccontextmanager
+    async def completion(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> AsyncIterator[Any]:
+        raise RuntimeError("an effect can be one with its completion only where there is a ledger; set LEDGER_URL")
+        yield
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
         return True

@@ -10,14 +10,14 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from workqueue.errors import LedgerUnreachable
-from workqueue.ledger import Claimed, Finished, LedgerBusy, Outcome, Taken
+from workqueue.ledger import Claimed, ClaimLost, Crash, Finished, LedgerBusy, Outcome, Taken
 
 BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy
 SET_UP_S = 10.0
@@ -25,7 +25,7 @@ IDS_AT_ONCE = 500  # SQLite allows 999 parameters in a statement where it was bu
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS task (
-    id BLOB PRIMARY KEY, state TEXT NOT NULL, fence INTEGER NOT NULL, crashes INTEGER NOT NULL DEFAULT 0,
+    id BLOB PRIMARY KEY, state TEXT NOT NULL, fence INTEGER NOT NULL, crashes TEXT NOT NULL DEFAULT '',
     holder TEXT NOT NULL, worker TEXT NOT NULL, lease_until REAL NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, result TEXT, error TEXT, finished_at REAL
 ) WITHOUT ROWID;
@@ -33,11 +33,14 @@ CREATE INDEX IF NOT EXISTS task_finished ON task (finished_at) WHERE finished_at
 """
 CLAIM = """
 INSERT INTO task (id, state, fence, holder, worker, lease_until) VALUES (:id, 'running', 1, :holder, :worker, :until)
-ON CONFLICT (id) DO UPDATE SET state = 'running', fence = fence + 1, crashes = crashes + (state = 'running'),
+ON CONFLICT (id) DO UPDATE SET state = 'running', fence = fence + 1,
+    crashes = crashes || iif(state = 'running', strftime('%Y-%m-%dT%H:%M:%SZ') || ' ' || worker || char(10), ''),
     holder = :holder, worker = :worker, lease_until = :until
 WHERE state = 'waiting' OR (state = 'running' AND (lease_until < :now OR holder = :dead))
 RETURNING fence, crashes
 """
+CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
+COMPLETE = "state = 'done', attempts = ?, result = ?, finished_at = ?"
 OUTCOME = "SELECT id, state, worker, attempts, result, error, finished_at FROM task WHERE finished_at IS NOT NULL"
 
 
@@ -45,6 +48,7 @@ class SqliteLedger:
     """See `Ledger`. `path` is created with its folder if it does not exist."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._lock: int | None = None
         try:
             self._holders = Path(f"{path}.holders")
@@ -84,7 +88,7 @@ class SqliteLedger:
                 },
             )
             if row is not None:
-                return Claimed(fence=row[0], crashes=row[1])
+                return Claimed(fence=row[0], crashes=Crash.read(row[1]))
             row = self._one("SELECT state, holder, lease_until FROM task WHERE id = ?", (task_id.bytes,))
             if row is None:
                 continue  # pruned in between
@@ -99,8 +103,20 @@ class SqliteLedger:
         return self._change("lease_until = ?", (time.time() + lease_s,), task_id, fence)
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        values = (attempts, result, time.time())
-        return self._change("state = 'done', attempts = ?, result = ?, finished_at = ?", values, task_id, fence)
+        return self._change(COMPLETE, (attempts, result, time.time()), task_id, fence)
+
+    @asynccontextmanager
+    async def completion(
+        self, task_id: UUID, fence: int, attempts: int, result: str | None
+    ) -> AsyncIterator[sqlite3.Connection]:
+        # A connection of its own: the block may wait, and what others do meanwhile is not part of its transaction.
+        with closing(sqlite3.connect(self._path, timeout=SET_UP_S, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            # First: a claim that was lost must not begin an effect.
+            if db.execute(CHANGE.format(COMPLETE), (attempts, result, time.time(), task_id.bytes, fence)).rowcount != 1:
+                raise ClaimLost
+            yield db
+            db.execute("COMMIT")
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
         values = (attempts, error, time.time())
@@ -139,9 +155,8 @@ class SqliteLedger:
             return row
 
     def _change(self, change: str, values: Iterable[Any], task_id: UUID, fence: int) -> bool:
-        statement = f"UPDATE task SET {change} WHERE id = ? AND fence = ? AND state = 'running'"
         with self._answering():
-            return self._db.execute(statement, (*values, task_id.bytes, fence)).rowcount == 1
+            return self._db.execute(CHANGE.format(change), (*values, task_id.bytes, fence)).rowcount == 1
 
     def _outcomes(self, condition: str, values: Sequence[Any]) -> list[Outcome]:
         with self._answering():

@@ -1,0 +1,274 @@
+"""What the tests with a broker stand on: a site with a vhost, a ledger and processes of its own.
+
+A site runs the real scripts as real processes, from the project's folder or from a copy with another contract. It
+looks at the broker through a connection of its own, by the plain AMQP client, so that nothing of ours is between.
+"""
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.exceptions import ChannelNotFoundEntity
+
+from tools.node import Node
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
+PRODUCER_S = 110.0  # below the time limit of a test, so that what was running is stopped
+WAIT_S = 30.0  # generous: a deadline, not a time
+
+
+async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
+    """Wait until `condition` (a function, or an async one) is true, and return what it returned."""
+    deadline = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s:g} s: {what}")
+        await asyncio.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line of the record: a handler's start or end."""
+
+    word: str
+    id: str
+    worker: str
+    pid: int
+    at: float
+
+
+@dataclass
+class Worker:
+    """A main-worker.py that was started."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def says(self, word: str) -> list[str]:
+        """The lines of its log with this word."""
+        return [line for line in self.text().splitlines() if f"  {word}" in line]
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self, within_s: float = WAIT_S) -> int:
+        await until(lambda: self.process.poll() is not None, f"{self.name} ends; it said:\n{self.text()}", within_s)
+        return self.process.returncode
+
+
+@dataclass
+class Produced:
+    """What a main-producer.py that has ended said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@dataclass
+class Site:
+    """A place where the project runs."""
+
+    folder: Path
+    uri: str
+    project: Path = ROOT
+    environment: dict[str, str] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def ledger_url(self) -> str:
+        return self.environment.get("LEDGER_URL", f"sqlite:{self.folder / 'ledger.db'}")
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        own = {"AMQP_URI": self.uri, "LEDGER_URL": self.ledger_url, "WORKQUEUE_ROOT": str(self.folder)}
+        return {**os.environ, **own, "RECORD": str(self.folder / "record"), **self.environment, **more}
+
+    async def worker(
+        self, name: str = "", *flags: str, ready: bool = True, script: str = "main-worker.py", **environment: str
+    ) -> Worker:
+        """Start a worker, one that records what its handler does, and wait until it says that it is ready."""
+        name = name or f"worker{len(self.workers) + 1}"
+        log = self.folder / f"{name}-{secrets.token_hex(2)}.log"
+        command = [sys.executable, RECORDING_WORKER, script, name, *flags]
+        with log.open("wb") as out:
+            process = subprocess.Popen(  # noqa: ASYNC220  # it is quick, and tests signal it as they like
+                command, cwd=self.project, env=self._environment(environment), stdout=out, stderr=out
+            )
+        worker = Worker(name, process, log)
+        self.workers.append(worker)
+        if ready:
+            await until(lambda: worker.says("ready") or process.poll() is not None, f"{name} is ready: {worker.text()}")
+            assert process.poll() is None, worker.text()
+        return worker
+
+    async def start_producer(self, *flags: str, **environment: str) -> asyncio.subprocess.Process:
+        """Start a producer, with pipes for what it reads and says."""
+        pipe = subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "main-producer.py",
+            *flags,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            cwd=self.project,
+            env=self._environment(environment),
+        )
+
+    async def producer(self, *flags: str, lines: str | bytes = "", **environment: Any) -> Produced:
+        """Run a producer to its end. `lines` is its standard input."""
+        process = await self.start_producer(*flags, **environment)
+        given = lines.encode() if isinstance(lines, str) else lines
+        try:
+            async with asyncio.timeout(PRODUCER_S):
+                out, err = await process.communicate(given)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode is not None
+        return Produced(process.returncode, out.decode(), err.decode())
+
+    async def send(self, payloads: list[dict[str, Any]], *flags: str, **environment: str) -> Produced:
+        """Send these payloads, or whole tasks, with a producer that must succeed."""
+        text = "".join(json.dumps(payload) + "\n" for payload in payloads)
+        produced = await self.producer("--jsonl", "-", *flags, lines=text, **environment)
+        assert produced.code == 0, produced.err
+        return produced
+
+    async def run(self, payloads: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
+        """Send these, wait until all are finished, and return the lines of the results file."""
+        results = self.folder / f"results-{secrets.token_hex(2)}.jsonl"
+        text = "".join(json.dumps(payload) + "\n" for payload in payloads)
+        flags = ("--jsonl", "-", "--wait", "--results", str(results))
+        await self.producer(*flags, lines=text, **environment)
+        return [json.loads(line) for line in results.read_text().splitlines()]
+
+    @asynccontextmanager
+    async def amqp(self) -> AsyncIterator[AbstractChannel]:
+        """A channel of a plain client."""
+        connection = await aio_pika.connect(self.uri)
+        async with connection:
+            yield await connection.channel(on_return_raises=True)
+
+    async def publish(self, body: bytes, queue: str = "task-queue", **properties: Any) -> None:
+        """Publish as a client does that knows nothing of us."""
+        async with self.amqp() as channel:
+            await channel.default_exchange.publish(aio_pika.Message(body, **properties), routing_key=queue)
+
+    async def depth_is(self, messages: int, queue: str = "task-queue") -> bool:
+        """Whether so many messages wait in the queue; those that are delivered and unacked do not count."""
+        async with self.amqp() as channel:
+            try:
+                declared = await channel.declare_queue(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return False  # nobody has declared it yet
+            return declared.declaration_result.message_count == messages
+
+    async def dead_letters(self, count: int, within_s: float = WAIT_S) -> list[AbstractIncomingMessage]:
+        """Take this many dead letters off their queue, and see that there are no more."""
+        taken: list[AbstractIncomingMessage] = []
+        async with self.amqp() as channel:
+            queue = await channel.declare_queue("task-queue.dead", passive=True)
+
+            async def take() -> bool:
+                while (message := await queue.get(fail=False)) is not None:
+                    await message.ack()
+                    taken.append(message)
+                return len(taken) >= count
+
+            await until(take, f"{count} dead letters; there are {len(taken)}", within_s)
+        assert len(taken) == count
+        return taken
+
+    def record(self) -> list[Note]:
+        """What the handlers wrote, in the order of its writing."""
+        try:
+            lines = (self.folder / "record").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        fields = map(str.split, lines)
+        return [Note(word, id, worker, int(pid), float(at)) for word, id, worker, pid, at in fields]
+
+    def ended(self) -> Counter[str]:
+        """How often each task's handler came to its end."""
+        return Counter(note.id for note in self.record() if note.word == "end")
+
+    async def all_end(self, tasks: list[dict[str, Any]], within_s: float = WAIT_S) -> None:
+        """Wait until each of these tasks was done, and see that each was done just once, and nothing else."""
+        ids = {task["id"] for task in tasks}
+        await until(lambda: ids <= self.ended().keys(), f"all of {len(ids)} tasks are done", within_s)
+        assert self.ended() == Counter(ids)
+
+    def stop(self) -> None:
+        """End every process that was started here."""
+        for worker in self.workers:
+            if worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGCONT)
+                worker.process.kill()
+        for worker in self.workers:
+            worker.process.wait()
+
+
+def task(payload: dict[str, Any]) -> dict[str, Any]:
+    """A whole task, as a foreign client would make it."""
+    return {"id": str(uuid4()), "created_at": "2026-11-25T09:30:00Z", "payload": payload}
+
+
+def simulate(count: int, seconds: float = 0.0, failures: int = 0) -> list[dict[str, Any]]:
+    payload = {"kind": "simulate", "seconds": seconds, "failures": failures}
+    return [task(payload) for _ in range(count)]
+
+
+def vhost(node: Node) -> str:
+    """A vhost of its own, and so queues of its own, on this node; its URI."""
+    name = secrets.token_hex(4)
+    node.ctl("add_vhost", name)
+    node.ctl("set_permissions", "-p", name, node.record.user, ".*", ".*", ".*")
+    return node.uri.rstrip("/") + "/" + name
+
+
+FAST_MS = {"1000": "100", "5000": "150", "30000": "200", "120000": "250", "600000": "300"}
+
+
+def fast_copy(folder: Path, lease_s: int) -> Path:
+    """A copy of the project with another contract: the same rungs with short delays, and this lease. Compiled."""
+    folder.mkdir(parents=True)
+    for name in ("spec", "workqueue", "tools", "main-worker.py", "main-producer.py", "pyproject.toml"):
+        source = ROOT / name
+        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
+    for document in (folder / "spec").iterdir():
+        text = re.sub(r"(x-message-ttl: )(\d+)", lambda ttl: ttl[1] + FAST_MS[ttl[2]], document.read_text())
+        document.write_text(re.sub(r"x-lease-s: \d+", f"x-lease-s: {lease_s}", text))
+    subprocess.run([sys.executable, "tools/generate.py"], cwd=folder, check=True)
+    return folder

@@ -1,0 +1,79 @@
+"""The policy's decisions, each a row of the table in its module."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workqueue.contract import Queue, Rung
+from workqueue.errors import GiveUp, RetryAfter
+from workqueue.policy import (
+    ERROR_LIMIT,
+    RECONNECT_CAP_S,
+    RECONNECT_FIRST_S,
+    Bury,
+    Retry,
+    after_failure,
+    describe,
+    reconnect_delay_s,
+    rung_of,
+)
+
+RUNGS = tuple(Rung(Queue(f"wait-{s}", True, False, False, {}), s) for s in (0.5, 4.0, 60.0))
+
+
+def test_a_task_that_keeps_failing_climbs_every_rung_and_is_then_buried() -> None:
+    decisions = [after_failure(attempt, ValueError("no"), RUNGS) for attempt in (1, 2, 3, 4, 5)]
+    assert decisions[:3] == [Retry(rung) for rung in RUNGS]
+    assert decisions[3:] == [Bury("failed", "ValueError: no")] * 2
+
+
+@pytest.mark.parametrize(("asked_s", "rung"), [(0, 0), (0.5, 0), (0.51, 1), (4, 1), (5, 2), (60, 2), (1e9, 2)])
+@pytest.mark.parametrize("attempt", [1, 2, 3])
+def test_a_wish_for_later_is_rounded_up_to_a_rung_and_down_to_the_longest(
+    attempt: int, asked_s: float, rung: int
+) -> None:
+    assert after_failure(attempt, RetryAfter(asked_s, "busy"), RUNGS) == Retry(RUNGS[rung])
+    assert rung_of(asked_s, RUNGS) == RUNGS[rung]
+
+
+def test_a_wish_for_later_does_not_buy_another_attempt() -> None:
+    assert after_failure(len(RUNGS) + 1, RetryAfter(0.1, "busy"), RUNGS) == Bury("failed", "busy")
+
+
+@pytest.mark.parametrize("attempt", [1, 3, 4])
+def test_giving_up_is_final_at_any_attempt(attempt: int) -> None:
+    assert after_failure(attempt, GiveUp("no such file"), RUNGS) == Bury("gave-up", "no such file")
+
+
+@given(st.text(max_size=2000), st.sampled_from([ValueError, GiveUp, TimeoutError]))
+def test_an_error_in_words_is_one_short_line(text: str, kind: type[Exception]) -> None:
+    told = describe(kind(text))
+    assert len(told) <= ERROR_LIMIT
+    assert len(told.splitlines()) <= 1
+    assert kind is GiveUp or told.startswith(kind.__name__)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=UnicodeEncodeError, reason="neither a header nor a ledger takes half a character"
+)
+def test_an_error_in_words_can_be_sent_whatever_it_is_about() -> None:
+    assert describe(ValueError("no such file: a\udcff")).encode()
+
+
+def test_an_error_without_text_is_told_by_its_type() -> None:
+    assert describe(ZeroDivisionError()) == "ZeroDivisionError"
+    assert describe(ValueError("a\n  b\tc")) == "ValueError: a b c"
+
+
+@given(st.integers(0, 10**9), st.floats(0, 1, exclude_max=True))
+def test_the_wait_for_a_broker_stays_between_half_and_all_of_a_doubling_ceiling(failures: int, chance: float) -> None:
+    delay_s = reconnect_delay_s(failures, lambda: chance)
+    ceiling_s = min(RECONNECT_CAP_S, RECONNECT_FIRST_S * 2 ** min(failures, 20))
+    assert ceiling_s / 2 <= delay_s <= ceiling_s
+
+
+def test_the_waits_for_a_broker_grow_and_differ_between_processes() -> None:
+    waits = [reconnect_delay_s(failures, lambda: 0.5) for failures in range(12)]
+    assert waits == sorted(waits)
+    assert waits[0] < 0.2
+    assert reconnect_delay_s(3, lambda: 0.1) != reconnect_delay_s(3, lambda: 0.9)

@@ -1,0 +1,217 @@
+"""The broker, the network and the ledger go away and come back; so do the workers and the producer."""
+
+import asyncio
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Site, Worker, simulate, until
+from tools.node import Node
+
+BACK_S = 10.0  # never alive and idle for longer than this once the broker is back
+
+
+@pytest.fixture
+def alone(own_node: Node, tmp_path: Path, fast_project: Path) -> Iterator[Site]:
+    """A site on a node of its own, of the contract with short delays."""
+    here = Site(tmp_path, own_node.uri, fast_project)
+    yield here
+    here.stop()
+
+
+async def progress(site: Site, more: int, within_s: float = BACK_S) -> None:
+    """Wait until so many more tasks have come to their end."""
+    before = len(site.ended())
+    await until(lambda: len(site.ended()) >= before + more, f"{more} more tasks are done", within_s)
+
+
+async def test_workers_and_the_producer_come_back_after_a_broker_restart(alone: Site, own_node: Node) -> None:
+    workers = [await alone.worker() for _ in range(3)]
+    tasks = simulate(3000, seconds=0.005)
+    sending = asyncio.ensure_future(alone.send(tasks))
+    await progress(alone, 200)
+    await asyncio.to_thread(own_node.stop)
+    await asyncio.to_thread(own_node.start)
+    back = time.time()
+    names = {worker.name for worker in workers}
+    at_work = lambda: names <= {note.worker for note in alone.record() if note.at > back}  # noqa: E731
+    await until(at_work, "all three are at work again", BACK_S)
+    await sending
+    await alone.all_end(tasks, within_s=60)
+
+
+async def test_a_broker_that_is_killed_under_load_loses_and_doubles_nothing(alone: Site, own_node: Node) -> None:
+    for _ in range(3):
+        await alone.worker()
+    tasks = simulate(1500, seconds=0.01)
+    await alone.send(tasks)
+    await progress(alone, 200)  # by now the queue is old enough to come back from SIGKILL, see the node's tests
+    await asyncio.sleep(1)
+    await asyncio.to_thread(own_node.kill)
+    await asyncio.to_thread(own_node.start)
+    await progress(alone, 30)
+    await alone.all_end(tasks, within_s=60)
+
+
+async def test_connections_that_an_operator_closes_are_opened_again(alone: Site, own_node: Node) -> None:
+    await alone.worker()
+    tasks = simulate(400, seconds=0.005)
+    await alone.send(tasks)
+    for _ in range(3):
+        await progress(alone, 20)
+        await asyncio.to_thread(own_node.ctl, "close_all_connections", "test")
+    await alone.all_end(tasks)
+
+
+async def test_a_queue_that_is_deleted_is_declared_again_and_consumed(site: Site) -> None:
+    worker = await site.worker()
+    async with site.amqp() as channel:
+        await channel.queue_delete("task-queue")
+    await until(lambda: worker.says("lost its consumer"), "the worker notices")
+    await until(lambda: site.depth_is(0), "the queue is there again", BACK_S)
+    tasks = simulate(10)
+    await site.send(tasks)
+    await site.all_end(tasks)
+
+
+async def test_a_blocked_broker_delays_the_producer_and_stops_no_ack(alone: Site, own_node: Node) -> None:
+    tasks = simulate(300, seconds=0.01)
+    await alone.send(tasks[:200])
+    await alone.worker()
+    await asyncio.to_thread(own_node.ctl, "set_vm_memory_high_watermark", "0.0000001")
+    try:
+        await progress(alone, 50)  # the consumers' connections are not the ones that are blocked
+        sending = asyncio.ensure_future(alone.send(tasks[200:]))
+        await asyncio.sleep(1)
+        assert not sending.done()
+    finally:
+        await asyncio.to_thread(own_node.ctl, "set_vm_memory_high_watermark", "0.4")
+    await sending
+    await alone.all_end(tasks)
+
+
+async def test_a_producer_whose_broker_stays_away_ends_with_an_account_and_exit_3(alone: Site, own_node: Node) -> None:
+    process = await alone.start_producer("--jsonl", "-", WORKQUEUE_SEND_S="2")
+    assert process.stdin is not None
+    first = "".join(f'{{"kind": "simulate", "seconds": 0, "failures": {n % 2}}}\n' for n in range(100))
+    process.stdin.write(first.encode())
+    await until(lambda: alone.depth_is(100), "the first hundred are queued")
+    await asyncio.to_thread(own_node.kill)
+    process.stdin.write(first.encode())
+    process.stdin.close()
+    assert process.stderr is not None
+    said = (await process.stderr.read()).decode()
+    assert await process.wait() == 3
+    assert "was not confirmed within 2 s; send it again, under the same id" in said
+    account = said.strip().splitlines()[-1]
+    assert account == "sent: 100 confirmed, 0 refused, 100 unknown, the rest not tried", account
+
+
+async def test_a_worker_whose_broker_stays_away_ends_with_exit_3(alone: Site, own_node: Node) -> None:
+    worker = await alone.worker(WORKQUEUE_RECONNECT_S="1")
+    await asyncio.to_thread(own_node.kill)
+    assert await worker.ended(within_s=15) == 3
+    assert "no broker" in worker.text().splitlines()[-1]
+
+
+async def test_a_drain_ends_at_once_while_the_broker_is_away(alone: Site, own_node: Node) -> None:
+    worker = await alone.worker()
+    await asyncio.to_thread(own_node.kill)
+    await until(lambda: worker.says("waits for a broker"), "the worker notices")
+    worker.signal(signal.SIGTERM)
+    assert await worker.ended(within_s=5) == 0
+
+
+async def test_a_task_that_runs_past_the_brokers_consumer_timeout_runs_once(alone: Site, own_node: Node) -> None:
+    for variable, milliseconds in (("consumer_timeout", 1000), ("channel_tick_interval", 300)):
+        own_node.ctl("eval", f"application:set_env(rabbit, {variable}, {milliseconds}).")
+    await alone.worker("first")
+    await alone.worker("second")
+    tasks = simulate(2, seconds=4.0)
+    await alone.send(tasks)
+    await until(lambda: "delivery acknowledgement" in own_node.log.read_text(), "the broker takes the tasks back")
+    await alone.all_end(tasks)
+    assert [note.word for note in alone.record()].count("start") == 2
+    await until(lambda: sum(len(one.says("done already")) for one in alone.workers) >= 2, "they are recognised", 30)
+
+
+async def test_a_rolling_restart_of_all_workers_fails_no_attempt_and_doubles_nothing(site: Site) -> None:
+    workers = [await site.worker(f"old{n}") for n in range(3)]
+    tasks = simulate(600, seconds=0.02)
+    await site.send(tasks)
+    for n, worker in enumerate(workers):
+        await progress(site, 50)
+        worker.signal(signal.SIGTERM)
+        assert await worker.ended() == 0
+        assert "handed back 0" in worker.text()
+        await site.worker(f"new{n}")
+    await site.all_end(tasks)
+    assert not any(worker.says("failed") for worker in site.workers)
+    assert len(site.record()) == 2 * len(tasks)
+
+
+async def test_no_task_runs_while_the_ledger_is_out_of_reach(site: Site) -> None:
+    worker = await site.worker()
+    tasks = simulate(50)
+    with sqlite3.connect(site.folder / "ledger.db", isolation_level=None) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        await site.send(tasks)
+        await until(lambda: worker.says("waits for the ledger"), "the worker waits")
+        await asyncio.sleep(1)
+        assert not site.record()
+        db.execute("ROLLBACK")
+    db.close()
+    await site.all_end(tasks)
+
+
+async def frozen_past_its_lease(site: Site) -> tuple[Worker, Worker]:
+    frozen = await site.worker("frozen")
+    tasks = simulate(1, seconds=1.0)
+    await site.send(tasks)
+    await until(site.record, "it has begun")
+    frozen.signal(signal.SIGSTOP)
+    heir = await site.worker("heir")
+    return frozen, heir
+
+
+async def test_the_claim_of_a_frozen_worker_is_respected_until_its_lease_ends(alone: Site, own_node: Node) -> None:
+    """The lease of this contract is 2 s. The broker takes the task back when the operator closes the connection."""
+    frozen, heir = await frozen_past_its_lease(alone)
+    began = time.time()
+    await asyncio.to_thread(own_node.ctl, "close_all_connections", "test")
+    await until(lambda: heir.says("is taken"), "the heir sees the claim")
+    await until(lambda: heir.says("done"), "the heir does the task")
+    (start,) = [note.at for note in alone.record() if note.word == "start" and note.worker == "heir"]
+    assert start - began > 0.9  # the claim was at most a second old, and renewed by nobody
+    frozen.signal(signal.SIGCONT)
+    await until(lambda: frozen.says("lost its claim") or frozen.says("done already"), "the frozen one can't complete")
+    (line,) = await alone.run([{"id": alone.record()[0].id, "created_at": "2026-11-25T09:30:00Z",
+                                "payload": {"kind": "simulate", "seconds": 1.0}}])  # fmt: skip
+    assert line["worker"] == "heir"
+
+
+async def test_a_blocking_handler_leaves_heartbeats_and_signals_alone(site: Site, tmp_path: Path) -> None:
+    script = tmp_path / "blocking_worker.py"
+    script.write_text(
+        "import sys, time\n"
+        "from generated.worker import Application\n"
+        "from generated.worker.messages.json import SimulateResult\n"
+        "from workqueue.worker import run_worker\n"
+        "def handle(task, run):\n"
+        "    time.sleep(task.payload.seconds)\n"
+        "    return SimulateResult(kind='simulate', attempt=run.attempt)\n"
+        "sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, None))\n"
+    )
+    worker = await site.worker(script=str(script), WORKQUEUE_HEARTBEAT_S="1")
+    tasks = simulate(1, seconds=7.0)
+    await site.send(tasks)
+    await until(site.record, "it has begun")
+    worker.signal(signal.SIGTERM)
+    assert await worker.ended() == 0
+    assert "finished 1, handed back 0" in worker.text()
+    assert not worker.says("lost its consumer")
+    await site.all_end(tasks)

@@ -1,0 +1,180 @@
+"""The two scripts as people meet them: flags, one clear line for each error, and the documented exit code."""
+
+import json
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Site, simulate, task, until
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Site:
+    """A site whose broker's port is closed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/")
+
+
+def one_line(text: str, *parts: str) -> None:
+    (line,) = text.strip().splitlines()
+    assert "Traceback" not in text
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "name what to send"),
+        (["--simulate", "0"], "'0' is not a whole number from 1 up"),
+        (["--simulate", "3", "--seconds", "nan"], "'nan' is not a number of seconds"),
+        (["--simulate", "3", "a-path"], "name what to send"),
+        (["--bogus"], "--bogus"),
+        (["--simulate", "3", "--results", "x"], "--results needs --wait"),
+    ],
+)
+async def test_a_wrong_flag_of_the_producer_is_one_line_and_exit_2(nowhere: Site, flags: list[str], said: str) -> None:
+    produced = await nowhere.producer(*flags)
+    assert produced.code == 2
+    one_line(produced.err, "main-producer.py", said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [(["--concurrency", "none"], "'none'"), (["--bogus"], "--bogus"), (["two"], "two")]
+)
+async def test_a_wrong_flag_of_the_worker_is_one_line_and_exit_2(nowhere: Site, flags: list[str], said: str) -> None:
+    worker = await nowhere.worker("w", *flags, ready=False)
+    assert await worker.ended() == 2
+    one_line(worker.text(), "main-worker.py", said)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AMQP_URI", "http://localhost", "use amqp://"),
+        ("LEDGER_URL", "mysql://x", "use sqlite:PATH"),
+        ("WORKQUEUE_ROOT", "/no/such/folder", "name a folder that exists"),
+        ("WORKQUEUE_DRAIN_S", "soon", "use a number of seconds"),
+        ("WORKQUEUE_WINDOW", "0", "use a whole number"),
+    ],
+)
+async def test_a_bad_setting_is_one_line_with_its_name_and_value_and_exit_2(
+    nowhere: Site, name: str, value: str, said: str
+) -> None:
+    produced = await nowhere.producer("--simulate", "1", **{name: value})
+    assert produced.code == 2
+    one_line(produced.err, name, value, said)
+    worker = await nowhere.worker("w", ready=False, **{name: value})
+    assert await worker.ended() == 2
+    one_line(worker.text(), name, value, said)
+
+
+async def test_an_unreachable_broker_is_one_line_without_the_password_and_exit_3(nowhere: Site) -> None:
+    produced = await nowhere.producer("--simulate", "1")
+    assert produced.code == 3
+    one_line(produced.err, "no broker", "guest:***@127.0.0.1", "check AMQP_URI")
+    worker = await nowhere.worker("w", ready=False)
+    assert await worker.ended() == 3
+    one_line(worker.text(), "no broker", "guest:***@127.0.0.1", "check AMQP_URI")
+
+
+async def test_a_wrong_password_is_one_line_and_exit_3(site: Site) -> None:
+    wrong = re.sub(r":[^:@/]+@", ":wrong@", site.uri)
+    produced = await site.producer("--simulate", "1", AMQP_URI=wrong)
+    assert produced.code == 3
+    one_line(produced.err, "refused", "***")
+    worker = await site.worker("w", ready=False, AMQP_URI=wrong)
+    assert await worker.ended() == 3
+    one_line(worker.text(), "refused", "***")
+
+
+async def test_of_several_brokers_the_first_that_answers_is_used(site: Site, nowhere: Site) -> None:
+    assert (await site.producer("--simulate", "1", AMQP_URI=f"{nowhere.uri},{site.uri}")).code == 0
+    await until(lambda: site.depth_is(1), "the task is queued")
+
+
+async def test_an_unusable_ledger_is_one_line_and_exit_3(site: Site) -> None:
+    worker = await site.worker("w", ready=False, LEDGER_URL="sqlite:/proc/no/ledger.db")
+    assert await worker.ended() == 3
+    one_line(worker.text(), "no ledger", "/proc/no/ledger.db", "check LEDGER_URL")
+
+
+async def test_bad_lines_and_unreadable_paths_are_named_and_everything_good_is_still_sent(site: Site) -> None:
+    (good,) = simulate(1)
+    lines = f'{json.dumps(good)}\nnot json\n{{"kind": "nonsense"}}\n\n{{"kind": "simulate", "seconds": 0}}\n'
+    produced = await site.producer("--jsonl", "-", lines=lines)
+    assert produced.code == 2
+    first, second, account = produced.err.strip().splitlines()
+    assert "-:2: not JSON" in first
+    assert "-:3: /payload: no such kind" in second
+    assert account == "sent: 2 confirmed, 0 refused, 0 unknown, 2 unreadable"
+
+    (site.folder / "here").write_text("x")
+    produced = await site.producer(str(site.folder / "here"), str(site.folder / "gone"))
+    assert produced.code == 2
+    assert "gone: there is no such file or folder" in produced.err
+    assert "sent: 1 confirmed" in produced.err
+
+
+async def test_a_task_that_dies_makes_exit_1_and_the_results_say_why(site: Site) -> None:
+    await site.worker()
+    (site.folder / "real").write_text("x")
+    paths = ["real", "../outside", "/etc/passwd", "missing"]
+    lines = {line["id"]: line for line in await site.run([task({"kind": "checksum", "path": path}) for path in paths])}
+    by_path = {line["result"]["path"] if line["result"] else line["error"]: line for line in lines.values()}
+    assert by_path["real"]["state"] == "done"
+    errors = " ".join(str(line["error"]) for line in lines.values() if line["state"] == "dead")
+    assert errors.count("leads out of") == 2
+    assert "missing: No such file" in errors
+    produced = await site.producer("--jsonl", "-", "--wait", lines=json.dumps(task({"kind": "checksum", "path": ".."})))
+    assert produced.code == 1
+
+
+async def test_results_that_cannot_be_written_are_one_line_and_nothing_is_sent(site: Site) -> None:
+    produced = await site.producer("--simulate", "1", "--wait", "--results", "/no/such/folder/results")
+    assert produced.code == 2
+    one_line(produced.err, "--results", "/no/such/folder/results")
+
+
+async def test_an_interrupted_producer_accounts_for_what_it_sent_and_exits_130(site: Site) -> None:
+    process = await site.start_producer("--jsonl", "-")
+    assert process.stdin is not None
+    process.stdin.write(b"".join(json.dumps(one).encode() + b"\n" for one in simulate(7)))
+    await process.stdin.drain()  # and left open: the producer waits for more
+    await until(lambda: site.depth_is(7), "seven tasks are queued")
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert process.returncode == 130
+    assert "sent: 7 confirmed, 0 refused, 0 unknown, the rest not tried" in err.decode()
+
+
+async def test_a_second_signal_ends_a_worker_at_once_and_its_task_goes_to_another(site: Site) -> None:
+    tasks = simulate(1, seconds=2.0)
+    worker = await site.worker("hasty")
+    await site.send(tasks)
+    await until(site.record, "the task has begun")
+    worker.signal(signal.SIGTERM)
+    await until(lambda: worker.says("stops"), "it drains")
+    worker.signal(signal.SIGTERM)
+    assert await worker.ended(within_s=1.0) == 130
+    await site.worker("heir")
+    await site.all_end(tasks)
+
+
+async def test_at_the_end_of_a_drain_the_task_goes_back_and_that_is_no_failed_attempt(site: Site) -> None:
+    tasks = simulate(1, seconds=4.0)
+    worker = await site.worker("impatient", WORKQUEUE_DRAIN_S="0.3")
+    await site.send(tasks)
+    await until(site.record, "the task has begun")
+    worker.signal(signal.SIGTERM)
+    assert await worker.ended(within_s=3.0) == 0
+    assert "finished 0, handed back 1" in worker.text()
+    await site.worker("heir")
+    await site.all_end(tasks)
+    (line,) = await site.run(tasks)
+    assert (line["worker"], line["attempts"]) == ("heir", 1)
