@@ -12,7 +12,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install generate verify broker broker-stop worker1 worker2 worker3 producer demo \
-        test-workqueue test lint types check bench chaos clean
+        test-workqueue test lint types check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

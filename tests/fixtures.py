@@ -8,6 +8,7 @@ import pytest
 from tests.harness import Site, fast_copy, vhost
 from tools.broker import ensure_installed
 from tools.node import Node
+from tools.postgres import Postgres
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,13 @@ def own_node(tmp_path: Path) -> Iterator[Node]:
 def fast_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project whose contract has short delays: what happens on the rungs, in a second."""
     return fast_copy(tmp_path_factory.mktemp("fast") / "project", lease_s=2)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of this run's own."""
+    with Postgres() as running:
+        yield running
 
 
 @pytest.fixture

@@ -471,7 +471,7 @@ def test_decode_never_raises(payload: bytes) -> None:
 
 
 def task_with(payload: Any = None, **fields: Any) -> Task:
-    whole = {"id": UUID(SIMULATE["id"]), "created_at": datetime.now(UTC)} | fields  # type: ignore[arg-type]
+    whole: dict[str, Any] = {"id": UUID(int=1), "created_at": datetime.now(UTC)} | fields
     return Task.model_construct(payload=payload or Simulate(kind="simulate", seconds=1), **whole)
 
 

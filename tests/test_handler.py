@@ -489,7 +489,8 @@ async def test_a_leash_passes_on_what_the_handler_raises_itself() -> None:
 
 async def test_a_pulled_leash_raises_what_it_was_pulled_with_first() -> None:
     leash = Leash(10, 10, kept)
-    asyncio.get_running_loop().call_soon(lambda: (leash.pull(CutOff()), leash.pull(ClaimLost())))
+    asyncio.get_running_loop().call_soon(leash.pull, CutOff())
+    asyncio.get_running_loop().call_soon(leash.pull, ClaimLost())
     with pytest.raises(CutOff):
         await held(leash)
 

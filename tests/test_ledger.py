@@ -305,10 +305,10 @@ OPEN_AND_CLAIM = """
 async def main():
     say("ready")
     sys.stdin.readline()
-    ledger = SqliteLedger(sys.argv[1])
+    opened = [SqliteLedger(f"{sys.argv[1]}-{number}") for number in range(15)]
     while True:
         try:
-            claim = await ledger.claim(UUID(int=1), "w", 3600)
+            claim = await opened[-1].claim(UUID(int=1), "w", 3600)
             break
         except LedgerBusy:
             pass
@@ -318,7 +318,7 @@ asyncio.run(main())
 """
 
 
-def test_eight_processes_that_open_a_new_ledger_at_once_all_succeed(
+def test_eight_processes_that_open_new_ledgers_at_once_all_succeed(
     python: Callable[[str], subprocess.Popen[str]],
 ) -> None:
     openers = [python(OPEN_AND_CLAIM) for _ in range(8)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Site, Worker, simulate, until
+from tests.harness import ROOT, Site, Worker, simulate, until
 from tools.node import Node
 
 BACK_S = 10.0  # never alive and idle for longer than this once the broker is back
@@ -194,19 +194,9 @@ async def test_the_claim_of_a_frozen_worker_is_respected_until_its_lease_ends(al
     assert line["worker"] == "heir"
 
 
-async def test_a_blocking_handler_leaves_heartbeats_and_signals_alone(site: Site, tmp_path: Path) -> None:
-    script = tmp_path / "blocking_worker.py"
-    script.write_text(
-        "import sys, time\n"
-        "from generated.worker import Application\n"
-        "from generated.worker.messages.json import SimulateResult\n"
-        "from workqueue.worker import run_worker\n"
-        "def handle(task, run):\n"
-        "    time.sleep(task.payload.seconds)\n"
-        "    return SimulateResult(kind='simulate', attempt=run.attempt)\n"
-        "sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, None))\n"
-    )
-    worker = await site.worker(script=str(script), WORKQUEUE_HEARTBEAT_S="1")
+async def test_a_blocking_handler_leaves_heartbeats_and_signals_alone(site: Site) -> None:
+    script = str(ROOT / "tests" / "workers" / "blocking.py")
+    worker = await site.worker(script=script, WORKQUEUE_HEARTBEAT_S="1")
     tasks = simulate(1, seconds=7.0)
     await site.send(tasks)
     await until(site.record, "it has begun")

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -68,9 +69,27 @@ class Sending:
 
 async def test_a_feed_gives_every_item_once_and_in_order() -> None:
     assert [item async for item in Feed(iter(range(5000)), ahead=7)] == list(range(5000))
-    assert [item async for item in Feed([], ahead=7)] == []
+    assert [item async for item in Feed(iter(range(0)), ahead=7)] == []
 
 
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads take turns after every few instructions, so that whatever can come between two of them does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("switching")
+async def test_short_feeds_lose_neither_an_item_nor_their_end() -> None:
+    async with asyncio.timeout(WAIT_S):
+        for number in range(1500):
+            length = number % 3
+            assert [item async for item in Feed(iter(range(length)), ahead=1)] == list(range(length))
+
+
+@pytest.mark.usefixtures("switching")
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_pace_of_writer_and_reader_makes_a_feed_miss_a_wake_up(seed: int) -> None:
     """Bursts and pauses at both ends; a lost wake-up would leave the reader waiting for ever."""

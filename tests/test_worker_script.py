@@ -79,7 +79,13 @@ def test_what_leads_out_of_the_root_is_refused_unread(checksum: Hash, root: Path
     (root / "absolute").symlink_to(root.parent / "secret")
     (root / "folder" / "out").symlink_to(root.parent)
     (root / "chain").symlink_to("link")
-    outside = ["../secret", "folder/../../secret", "/etc/passwd", root.parent / "secret", "../root-too/file"]
+    outside: list[str | Path] = [
+        "../secret",
+        "folder/../../secret",
+        "/etc/passwd",
+        root.parent / "secret",
+        "../root-too/file",
+    ]
     for path in [*outside, "link", "absolute", "chain", "folder/out/secret", "..", "/", "../nothing"]:
         with pytest.raises(GiveUp, match=r"leads out of .*WORKQUEUE_ROOT"):
             checksum(job(path), root)

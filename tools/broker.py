@@ -136,26 +136,31 @@ def container_command(record: Record) -> list[str]:
 
 
 def ensure_installed() -> None:
-    """Install Debian's package if there is no server, and keep it from starting a node of its own on the default port.
-
-    Raises BrokerError with apt's reason if that fails, or with what helps if it can't be done here.
-    """
+    """Install Debian's package if there is no server. Raises BrokerError with apt's reason, or with what helps."""
     if find_server():
         return
+    if not install("rabbitmq-server"):
+        raise BrokerError(f"no RabbitMQ within reach: {ADVICE}")
+
+
+def install(package: str) -> bool:
+    """Install a package of Debian's, and keep its own service from starting. False where that can't be done; raises
+    BrokerError with apt's reason if it fails."""
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if not shutil.which("apt-get") or not succeeds([*root, "true"]):
-        raise BrokerError(f"no RabbitMQ within reach: {ADVICE}")
-    say("installing Debian's rabbitmq-server, and Erlang with it ... (10 s to some minutes)")
+        return False
+    say(f"installing Debian's {package}, and what it needs ... (10 s to some minutes)")
     apt = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]
     own_policy = not Path(POLICY).exists()
     try:
         if own_policy:
             run([*root, "sh", "-c", f"printf '#!/bin/sh\\nexit 101\\n' >{POLICY} && chmod 755 {POLICY}"])
         succeeds([*apt, "update"], timeout_s=300)  # if not, often another's archive is at fault, and the old lists do
-        run([*apt, "install", "--no-install-recommends", "rabbitmq-server"], timeout_s=1800)
+        run([*apt, "install", "--no-install-recommends", package], timeout_s=1800)
     finally:
         if own_policy:
             run([*root, "rm", "-f", POLICY])
+    return True
 
 
 def succeeds(command: list[str], timeout_s: float = 10) -> bool:

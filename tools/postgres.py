@@ -15,6 +15,8 @@ from typing import Self
 
 import psycopg
 
+from tools.broker import install
+
 START_S = 30.0
 # fsync off: a kill of the server, which is what tests do, loses nothing by it; only the machine's own death would.
 SERVER = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
@@ -29,7 +31,7 @@ class Postgres:
     """A server of its own. Started as root it runs as the user `postgres`, since PostgreSQL refuses root."""
 
     def __init__(self) -> None:
-        self._bin = find_binaries()
+        self._bin = installed()
         self._user = "postgres" if os.geteuid() == 0 else getpass.getuser()
         self._folder = Path(tempfile.mkdtemp(prefix="workqueue-postgres-"))
         self._password = secrets.token_hex(16)
@@ -98,12 +100,18 @@ class Postgres:
         self._process = None
 
 
-def find_binaries() -> Path:
-    """The folder of initdb and postgres: Debian keeps them off the PATH. Raises PostgresError."""
+def find_binaries() -> Path | None:
+    """The folder of initdb and postgres: Debian keeps them off the PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4]))
+    on_path = shutil.which("postgres")
     if found:
         return found[-1].parent
-    on_path = shutil.which("postgres")
-    if on_path is None:
+    return Path(on_path).resolve().parent if on_path else None
+
+
+def installed() -> Path:
+    """The same, after installing Debian's package if there is none. Raises PostgresError or BrokerError."""
+    binaries = find_binaries() or (find_binaries() if install("postgresql") else None)
+    if binaries is None:
         raise PostgresError(ADVICE)
-    return Path(on_path).resolve().parent
+    return binaries

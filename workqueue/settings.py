@@ -12,6 +12,8 @@ from workqueue.errors import SettingInvalid
 DEFAULT_AMQP_URI = "amqp://guest:guest@localhost:5672/"
 DEFAULT_LEDGER_URL = "sqlite:.workqueue/ledger.db"
 
+LONGEST_S = 366 * 86_400
+
 
 @dataclass(frozen=True, repr=False)
 class Settings:
@@ -33,6 +35,8 @@ class Settings:
     """How long SIGTERM waits for the running task: below the 30 s after which Kubernetes kills."""
     send_s: float = 60.0
     """How long a task may take to be confirmed, reconnections and a blocked broker included."""
+    keep_s: float = 7 * 86_400.0
+    """How long the ledger remembers a finished task, and so recognises it when it is sent again: a week's holiday."""
     window: int = 200
     """How many tasks may be sent and not yet confirmed: past this a quorum queue gets no faster."""
 
@@ -81,8 +85,8 @@ def _parse(field: str, name: str, text: str) -> Any:
                 seconds = float(text)
             except ValueError:
                 seconds = -1.0
-            if not 0.1 <= seconds <= 86_400:
-                raise SettingInvalid(name, text, "use a number of seconds from 0.1 to 86400")
+            if not 0.1 <= seconds <= LONGEST_S:
+                raise SettingInvalid(name, text, f"use a number of seconds from 0.1 to {LONGEST_S}")
             return seconds
 
 

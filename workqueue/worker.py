@@ -4,19 +4,20 @@ import argparse
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from workqueue import codec, contract
 from workqueue.errors import ContractInvalid
 from workqueue.handler import Guard, Handler
-from workqueue.ledger import open_ledger
+from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import Flags, count, on_signals, run
 from workqueue.settings import Settings
 from workqueue.wire import Wire
 
 log = logging.getLogger(__name__)
 
+PRUNE_EVERY_S = 1800.0
 CUT_OFF_S = 3.0  # for handing back what was cut off at the end of a drain; what takes longer is left to the broker
 
 
@@ -60,6 +61,8 @@ async def _work(
         closing.push_async_callback(ledger.close)
         wire = Wire(settings, loaded, name, end)
         closing.push_async_callback(wire.close)
+        pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
+        closing.callback(pruning.cancel)
         guard = Guard(handler, loaded, receive, ledger, wire.outbox(), name, settings, end)
         for _ in range(concurrency):  # each a competing consumer of its own: one handles a message at a time
             app = application(wire)
@@ -76,6 +79,14 @@ async def _work(
             await guard.idle(CUT_OFF_S)
     log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back)
     return 0
+
+
+async def _prune(ledger: Ledger, keep_s: float) -> None:
+    """Have the ledger forget what is old, again and again. Every worker does: it costs little, and none is special."""
+    while True:
+        with suppress(LedgerBusy):  # the next time will do
+            await ledger.prune(keep_s)
+        await asyncio.sleep(min(keep_s, PRUNE_EVERY_S))
 
 
 def _name(text: str) -> str:

@@ -1,0 +1,26 @@
+"""A worker whose handler writes its effect in the ledger's own transaction: both are there, or neither is."""
+
+import asyncio
+import inspect
+import sys
+
+from generated.worker import Application
+from generated.worker.messages.json import Simulate, SimulateResult, Task
+from workqueue.handler import Run
+from workqueue.worker import run_worker
+
+
+async def handle(task: Task, run: Run) -> SimulateResult:
+    result = SimulateResult(kind="simulate", attempt=run.attempt)
+    if isinstance(task.payload, Simulate):
+        await asyncio.sleep(task.payload.seconds)
+    async with run.completion(result) as db:
+        for statement in ("CREATE TABLE IF NOT EXISTS effect (id text)", f"INSERT INTO effect VALUES ('{task.id}')"):
+            executed = db.execute(statement)  # at once by sqlite3, to be awaited by psycopg
+            if inspect.isawaitable(executed):
+                await executed
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
