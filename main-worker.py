@@ -4,6 +4,7 @@ Start as many as you like, anywhere, at any time; stop them with Ctrl-C or SIGTE
 """
 
 import asyncio
+import errno
 import hashlib
 import stat
 import sys
@@ -33,17 +34,21 @@ async def handle(task: Task, run: Run) -> ChecksumResult | SimulateResult:
 
 
 def checksum(job: Checksum, root: Path) -> ChecksumResult:
-    path = (root / job.path).resolve()
-    if not path.is_relative_to(root):
-        raise GiveUp(f"{job.path} leads out of {root}, the folder that WORKQUEUE_ROOT allows")
     try:
+        path = (root / job.path).resolve()
+        if not path.is_relative_to(root):
+            raise GiveUp(f"{job.path} leads out of {root}, the folder that WORKQUEUE_ROOT allows")
         if not stat.S_ISREG(path.stat().st_mode):
             raise GiveUp(f"{job.path} is not a regular file")
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, job.algorithm)
             size = file.tell()
-    except (FileNotFoundError, PermissionError) as error:
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise  # the disk's fault, which may pass
         raise GiveUp(f"{job.path}: {error.strerror}") from error
+    except RuntimeError as error:  # pathlib's word for a loop of links
+        raise GiveUp(f"{job.path}: {error}") from error
     return ChecksumResult(kind="checksum", path=job.path, algorithm=job.algorithm, digest=digest.hexdigest(), size=size)
 
 

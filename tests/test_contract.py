@@ -176,7 +176,6 @@ def test_a_contract_that_is_missing_or_broken_says_how_to_make_one(package: Call
         contract.load("workqueue")
 
 
-@pytest.mark.xfail(strict=True, reason="reported as an unreadable contract.json: expected 1, got 0")
 @pytest.mark.parametrize("messages", [{}, {"a": {}, "b": {}}])
 def test_an_operation_needs_exactly_one_message_and_is_told_so(
     messages: dict[str, Any], package: Callable[[str], str]
@@ -188,7 +187,6 @@ def test_an_operation_needs_exactly_one_message_and_is_told_so(
     assert "no readable" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="read as it is; the first task that is taken elsewhere then ends the worker")
 def test_a_ladder_without_rungs_is_refused() -> None:
     changed = deepcopy(DOCUMENT)
     operation(changed)["x-retry"]["rungs"] = []

@@ -403,7 +403,6 @@ def test_a_file_that_is_no_database_is_unreachable_and_left_alone(path: str) -> 
     assert Path(path).read_bytes() == b"not a database" * 500
 
 
-@pytest.mark.xfail(strict=True, reason="FileNotFoundError, which ends the worker with a traceback")
 async def test_a_folder_of_holders_that_went_away_is_busy_and_not_the_end(ledger: SqliteLedger, path: str) -> None:
     shutil.rmtree(f"{path}.holders")
     with suppress(LedgerBusy):

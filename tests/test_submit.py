@@ -256,7 +256,6 @@ async def test_an_error_of_the_iterator_surfaces_and_what_was_under_way_is_count
     assert broker.under_way == 0
 
 
-@pytest.mark.xfail(strict=True, reason="complete stays True when nothing was under way")
 async def test_an_error_of_the_iterator_leaves_an_incomplete_account(broker: Broker) -> None:
     def tasks() -> Iterator[int]:
         raise OSError("the disk is on fire")

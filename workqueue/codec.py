@@ -49,8 +49,13 @@ class Schema:
             if self._validator.is_valid(value):
                 return None
         except ValueError as error:  # a value that JSON does not have, such as a date in an AMQP header
-            return str(error)[:ERROR_LIMIT]
-        return "; ".join(dict.fromkeys(_explain(self._validator.iter_errors(value))))[:ERROR_LIMIT]
+            return printable(str(error))
+        return printable("; ".join(dict.fromkeys(_explain(self._validator.iter_errors(value)))))
+
+
+def printable(text: str) -> str:
+    """One line that any terminal, header and database takes: what is not printable is escaped, the rest cut off."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:ERROR_LIMIT]
 
 
 def _explain(errors: Iterator[jsonschema_rs.ValidationError]) -> Iterator[str]:
@@ -60,11 +65,18 @@ def _explain(errors: Iterator[jsonschema_rs.ValidationError]) -> Iterator[str]:
         chosen = [branch for branch in alternatives or [] if not any(e.kind.name == "const" for e in branch)]
         if len(chosen) == 1:
             yield from _explain(iter(chosen[0]))
+        elif len(chosen) > 1 and (common := _common(chosen)):
+            yield f"{_place(error)}: {', '.join(common)}"  # there is no tag: what all alternatives say of it
         elif alternatives and not chosen:
             tags = [e.message for branch in alternatives for e in branch if e.kind.name == "const"]
             yield f"{_place(error)}: no such kind ({', '.join(tags)})"
         else:
             yield f"{_place(error)}: {error.message}"
+
+
+def _common(branches: list[Any]) -> list[str]:
+    first, *others = ([e.message for e in branch] for branch in branches)
+    return [message for message in first if all(message in other for other in others)]
 
 
 def _place(error: jsonschema_rs.ValidationError) -> str:
@@ -86,7 +98,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         try:
             value = from_json(payload, allow_inf_nan=False)
         except ValueError as error:
-            return Undecodable("undecodable", f"not JSON: {error}"[:ERROR_LIMIT])
+            return Undecodable("undecodable", printable(f"not JSON: {error}"))
         return self.from_value(value)
 
     def from_value(self, value: Any) -> M | Undecodable:
@@ -98,7 +110,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
             return self._model.model_validate(value)
         except ValidationError as error:  # the schema allows what the model's type can't hold, such as February 30
             first = error.errors()[0]
-            return Undecodable("invalid", f"/{'/'.join(map(str, first['loc']))}: {first['msg']}"[:ERROR_LIMIT])
+            return Undecodable("invalid", printable(f"/{'/'.join(map(str, first['loc']))}: {first['msg']}"))
 
     def encode(self, payload: M) -> Body:
         """The contract's bytes: its field names, nothing for what is unset. Raises NotSent if they would break it."""
@@ -106,7 +118,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         try:
             body = Body(_dump(payload))
         except ValueError as error:  # such as a file name that is not Unicode
-            raise NotSent(message_id, str(error)[:ERROR_LIMIT]) from error
+            raise NotSent(message_id, printable(str(error))) from error
         body.message_id = message_id
         read_back = self.decode(body)
         if isinstance(read_back, Undecodable):
@@ -135,7 +147,8 @@ class ResultCodec:
 
 
 def _dump(model: BaseModel) -> bytes:
-    return model.model_dump_json(by_alias=True, exclude_unset=True).encode()
+    # A value of a wrong type is refused by the schema, in one line; pydantic would say it on standard error too.
+    return model.model_dump_json(by_alias=True, exclude_unset=True, warnings=False).encode()
 
 
 class ContractCodecs(CodecFactory[Any, bytes]):

@@ -107,6 +107,10 @@ def read(document: Mapping[str, Any]) -> Contract:
     sends, receives = {}, {}
     for operation in document["operations"].values():
         queue = _queue(operation["channel"])
+        if len(operation["channel"]["messages"]) != 1:
+            raise ContractInvalid(
+                f"queue {queue.name} has {len(operation['channel']['messages'])} messages; say just one"
+            )
         (message,) = operation["channel"]["messages"].values()
         amqp = operation["bindings"]["amqp"]
         if operation["action"] == "send":
@@ -119,6 +123,8 @@ def read(document: Mapping[str, Any]) -> Contract:
             )
             continue
         retry = operation["x-retry"]
+        if not retry["rungs"]:
+            raise ContractInvalid(f"queue {queue.name} has no rungs in x-retry; name one or more")
         result = operation["x-result"]
         receives[queue.name] = Receive(
             queue=queue,

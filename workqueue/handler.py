@@ -32,7 +32,7 @@ from pydantic import BaseModel
 
 from workqueue import delivery
 from workqueue.blocking import in_thread
-from workqueue.codec import ResultCodec, Schema, Undecodable
+from workqueue.codec import ERROR_LIMIT, ResultCodec, Schema, Undecodable
 from workqueue.contract import Contract, Queue, Receive, Rung
 from workqueue.delivery import Delivery
 from workqueue.errors import GiveUp, NotSent, SendUnknown
@@ -104,7 +104,7 @@ class Leash:
         self._renewing: asyncio.Task[None] | None = None
 
     def pull(self, why: Exception) -> None:
-        if self._why is None:
+        if self._why is None and not self._scope.expired():
             self._why = why
             self._scope.reschedule(asyncio.get_running_loop().time())
 
@@ -119,7 +119,10 @@ class Leash:
         try:
             await self._scope.__aexit__(kind, error, trace)
         except TimeoutError:
-            raise self._why or TimeoutError(f"it took longer than its limit of {self._limit_s:g} s") from None
+            if self._why is None:
+                raise TimeoutError(f"it took longer than its limit of {self._limit_s:g} s") from None
+        if self._why is not None and (kind is not None or self._scope.expired()):
+            raise self._why  # also if the handler answered with an error of its own
 
     def _start_renewing(self) -> None:
         self._renewing = asyncio.ensure_future(self._keep_renewing())
@@ -196,9 +199,11 @@ class Guard(Generic[T]):
         if isinstance(task, Undecodable):
             return await self._dead_letter(arrived, [], Bury(task.reason, task.error), str(arrived.message_id))
         attempts = arrived.headers.get("x-attempts", [])
-        problem = self._headers.problem({"x-attempts": attempts}) if attempts else None
+        problem = self._headers.problem({"x-attempts": attempts}) if attempts != [] else None
         if problem is not None:
-            return await self._dead_letter(arrived, [], Bury("invalid", f"headers: {problem}"), str(task.id))
+            return await self._dead_letter(
+                arrived, [], Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT]), str(task.id)
+            )
         claim = await self._ask(lambda: self._ledger.claim(task.id, self._worker, self._receive.lease_s))
         match claim:
             case Finished(state):

@@ -60,7 +60,7 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if not isinstance(error, (GiveUp, RetryAfter)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text[:ERROR_LIMIT]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:ERROR_LIMIT]
 
 
 def reconnect_delay_s(failures: int, random: Callable[[], float]) -> float:

@@ -12,7 +12,8 @@ from workqueue.errors import SettingInvalid
 DEFAULT_AMQP_URI = "amqp://guest:guest@localhost:5672/"
 DEFAULT_LEDGER_URL = "sqlite:.workqueue/ledger.db"
 
-LONGEST_S = 366 * 86_400
+LONGEST_S = 86_400
+LONGEST_KEPT_S = 366 * 86_400
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,14 +67,17 @@ class Settings:
 def _parse(field: str, name: str, text: str) -> Any:
     match field:
         case "amqp_uri":
-            return tuple(_amqp_uri(name, uri.strip()) for uri in text.split(",") if uri.strip())
+            uris = tuple(_amqp_uri(name, uri.strip()) for uri in text.split(",") if uri.strip())
+            if not uris:
+                raise SettingInvalid(name, text, "name a broker, such as amqp://user:password@host:port/vhost")
+            return uris
         case "ledger_url":
             if text == "none" or text.startswith("postgresql://") or (text.startswith("sqlite:") and text != "sqlite:"):
                 return text
             way_out = "use sqlite:PATH, postgresql://user:password@host/database, or none"
             raise SettingInvalid(name, hide_password(text), way_out)
         case "root":
-            if not Path(text).is_dir():
+            if not os.path.isdir(text):  # pathlib's raises what a name too long does
                 raise SettingInvalid(name, text, "name a folder that exists")
             return Path(text).resolve()
         case "window":
@@ -85,8 +89,9 @@ def _parse(field: str, name: str, text: str) -> Any:
                 seconds = float(text)
             except ValueError:
                 seconds = -1.0
-            if not 0.1 <= seconds <= LONGEST_S:
-                raise SettingInvalid(name, text, f"use a number of seconds from 0.1 to {LONGEST_S}")
+            longest_s = LONGEST_KEPT_S if field == "keep_s" else LONGEST_S
+            if not 0.1 <= seconds <= longest_s:
+                raise SettingInvalid(name, text, f"use a number of seconds from 0.1 to {longest_s}")
             return seconds
 
 
@@ -94,6 +99,7 @@ def _amqp_uri(name: str, uri: str) -> str:
     try:
         parts = urlsplit(uri)
         usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        usable = usable and "@" not in parts.path + parts.query + parts.fragment  # a password with / ? # unencoded
     except ValueError:
         usable = False
     if not usable:
@@ -108,6 +114,8 @@ def hide_password(url: str) -> str:
         secret = parts.password
     except ValueError:
         return "***" if "@" in url else url
+    if "@" in parts.path + parts.query + parts.fragment:  # a password that was not encoded ends elsewhere
+        return f"{parts.scheme}://***@{url.rpartition('@')[2]}"
     if secret is None:
         return url
     return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))

@@ -29,19 +29,33 @@ def files(paths: Iterable[str]) -> Iterator[Path | InputInvalid]:
         def note(error: OSError, found: list[InputInvalid] = problems) -> None:
             found.append(InputInvalid(str(error.filename), f"can't be read ({error.strerror})"))
 
-        path = Path(name).resolve()
+        try:
+            path = Path(name).resolve()
+            path.stat()
+        except FileNotFoundError:
+            yield InputInvalid(name, "there is no such file or folder")
+            continue
+        except (OSError, RuntimeError) as error:  # too long, a loop of links, a folder that may not be entered
+            yield InputInvalid(name, f"can't be read ({getattr(error, 'strerror', None) or error})")
+            continue
         if path.is_file():
             yield path if os.access(path, os.R_OK) else InputInvalid(name, "can't be read (permission denied)")
         elif not path.is_dir():
-            yield InputInvalid(
-                name, "there is no such file or folder" if not path.exists() else "is not a regular file"
-            )
+            yield InputInvalid(name, "is not a regular file")
         else:
             for folder, folders, names in os.walk(path, onerror=note):
                 folders.sort()
                 here = (Path(folder, name) for name in sorted(names))
-                yield from (file for file in here if file.is_file() and not file.is_symlink())
+                yield from (_unicode(file) for file in here if file.is_file() and not file.is_symlink())
             yield from problems
+
+
+def _unicode(file: Path) -> Path | InputInvalid:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return InputInvalid(ascii(str(file)), "has a name that is not UTF-8, which JSON can't say")
+    return file
 
 
 def lines(name: str, model: type[M]) -> Iterator[M | InputInvalid]:

@@ -138,7 +138,7 @@ async def submit(
             under_way.add(sending)
             sending.add_done_callback(under_way.discard)
         await asyncio.gather(*under_way)
-    except asyncio.CancelledError:
+    except BaseException:
         account.complete = False
         raise
     finally:

@@ -72,7 +72,8 @@ class SqliteLedger:
         return db
 
     async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
-        self._hold()
+        with self._answering():
+            self._hold()
         dead = ""
         while True:
             now = time.time()
@@ -167,13 +168,14 @@ class SqliteLedger:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:  # locked, disk full, file gone
+        except (sqlite3.OperationalError, OSError) as error:  # locked, disk full, file gone
             raise LedgerBusy(str(error)) from error
 
     def _hold(self) -> None:
         """Take this process's lock, once; a producer, which claims nothing, has none."""
         if self._lock is None:
             self._holder = uuid4().hex
+            self._holders.mkdir(exist_ok=True)
             self._lock = os.open(self._holders / self._holder, os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
