@@ -562,3 +562,42 @@ async def test_a_handler_that_answers_its_cut_off_with_another_error_is_handed_b
     await until(lambda: bench.log[-1:] == ["run"])
     bench.guard.cut_off()
     assert await taking == ["claim", "run", "release", "requeue"]
+
+
+async def test_a_renewal_that_fails_in_a_way_nobody_expected_is_tried_again() -> None:
+    tried: list[int] = []
+
+    async def renew() -> bool:
+        tried.append(1)
+        if len(tried) < 3:
+            raise OSError("the disk is on fire")
+        return True
+
+    await held(Leash(None, 0.01, renew), until(lambda: len(tried) >= 4))
+
+
+async def test_a_story_tells_no_more_attempts_than_the_contract_allows_and_the_latest_of_them() -> None:
+    bench = Bench(raising(ValueError("the last straw")))
+    await bench.take(headers={"x-attempts": [FAILED] * 100})
+    story = story_of(bench, "failed", attempts=100)
+    assert "the last straw" in story["x-attempts"][-1]["error"]
+
+
+async def test_a_handler_that_fails_after_its_own_completion_has_done_its_task() -> None:
+    async def complete_and_fail(_: Task, run: Run) -> None:
+        async with run.completion(RETURNED):
+            pass
+        raise ValueError("too late")
+
+    assert await Bench(complete_and_fail).take() == ["claim", "run", "complete", "ack"]
+
+
+async def test_a_busy_ledger_does_not_hide_that_the_process_ends() -> None:
+    bench = Bench(never)
+    bench.ledger.busy["release"] = 1
+    taking = asyncio.ensure_future(bench.take())
+    await until(lambda: bench.log[-1:] == ["run"])
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert not bench.fatal

@@ -485,3 +485,10 @@ async def test_without_a_ledger_every_claim_is_granted_and_nothing_is_remembered
         async with ledger.completion(task_id, 0, 1, None):
             pass
     await ledger.close()
+
+
+async def test_a_ledger_may_be_closed_twice(tmp_path: Path) -> None:
+    ledger = SqliteLedger(str(tmp_path / "twice.db"))
+    await ledger.claim(UUID(int=1), "w", 1)
+    await ledger.close()
+    await ledger.close()

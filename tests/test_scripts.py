@@ -1,5 +1,6 @@
 """The two scripts as people meet them: flags, one clear line for each error, and the documented exit code."""
 
+import asyncio
 import json
 import re
 import signal
@@ -81,6 +82,18 @@ async def test_an_unreachable_broker_is_one_line_without_the_password_and_exit_3
     worker = await nowhere.worker("w", ready=False)
     assert await worker.ended() == 3
     one_line(worker.text(), "no broker", "guest:***@127.0.0.1", "check AMQP_URI")
+
+
+async def test_a_peer_that_hangs_up_is_no_broker(tmp_path: Path) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        site = Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/")
+        for produced in [await site.producer("--simulate", "1") for _ in range(3)]:
+            assert produced.code == 3
+            one_line(produced.err, "no broker")
 
 
 async def test_a_wrong_password_is_one_line_and_exit_3(site: Site) -> None:

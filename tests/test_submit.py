@@ -5,8 +5,10 @@ import random
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import pytest
@@ -70,6 +72,61 @@ class Sending:
 async def test_a_feed_gives_every_item_once_and_in_order() -> None:
     assert [item async for item in Feed(iter(range(5000)), ahead=7)] == list(range(5000))
     assert [item async for item in Feed(iter(range(0)), ahead=7)] == []
+
+
+class Interleaved(deque[int]):
+    """What a feed has read. At looks of the reader's that find nothing, the writer goes one step on right after."""
+
+    def __init__(self, length: int, at_looks: Iterable[bool]) -> None:
+        super().__init__()
+        self._left, self._at_looks = length, iter(at_looks)
+        self._go, self._gone = threading.Semaphore(0), threading.Semaphore(0)
+        self.feed = Feed(self._items(length), ahead=length)
+        self.feed._read = self
+
+    def _items(self, length: int) -> Iterator[int]:
+        for number in range(length):
+            assert self._go.acquire(timeout=WAIT_S)
+            yield number
+            if number < length - 1:  # resumed, so the item has been told; the last one is followed by the end
+                self._gone.release()
+
+    def __bool__(self) -> bool:
+        full = len(self) > 0
+        if not full and next(self._at_looks, True):
+            self.step()
+        return full
+
+    def step(self) -> None:
+        """Returns when the writer has handed over an item; with the last one, when it has ended too."""
+        if self._left:
+            self._left -= 1
+            self._go.release()
+            assert self._gone.acquire(timeout=WAIT_S) if self._left else self._ended()
+
+    def _ended(self) -> bool:
+        while not self.feed._ended:
+            time.sleep(0)
+        return True
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("at_looks", list(product([True, False], repeat=3)))
+async def test_an_item_that_comes_right_after_a_look_is_neither_lost_nor_slept_through(
+    length: int, at_looks: tuple[bool, ...]
+) -> None:
+    between = Interleaved(length, at_looks)
+
+    async def read() -> list[int]:
+        return [item async for item in between.feed]
+
+    reading = asyncio.ensure_future(read())
+    async with asyncio.timeout(2):
+        while between._left and not reading.done():
+            await asyncio.sleep(0.001)
+            if len(between) == 0:  # else the reader still has to notice what is there
+                between.step()
+        assert await reading == list(range(length))
 
 
 @pytest.fixture

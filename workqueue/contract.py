@@ -68,6 +68,8 @@ class Receive:
     rungs: tuple[Rung, ...]
     dead: Queue
     dead_message_type: str
+    dead_max_attempts: int
+    """How many attempts the story of a dead letter may tell."""
     lease_s: float
     crash_limit: int
     time_limits_s: Mapping[str, float]
@@ -135,6 +137,7 @@ def read(document: Mapping[str, Any]) -> Contract:
             rungs=tuple(sorted((_rung(channels[key]) for key in retry["rungs"]), key=lambda rung: rung.delay_s)),
             dead=channels[retry["deadLetter"]],
             dead_message_type=_type(next(iter(document["channels"][retry["deadLetter"]]["messages"].values()))),
+            dead_max_attempts=_story(document["channels"][retry["deadLetter"]], schemas)["x-attempts"]["maxItems"],
             lease_s=float(operation["x-lease-s"]),
             crash_limit=operation["x-crash-limit"],
             time_limits_s={
@@ -149,6 +152,13 @@ def read(document: Mapping[str, Any]) -> Contract:
 def _queue(channel: Mapping[str, Any]) -> Queue:
     queue = channel["bindings"]["amqp"]["queue"]
     return Queue(queue["name"], queue["durable"], queue["exclusive"], queue["autoDelete"], queue["arguments"])
+
+
+def _story(channel: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The headers of a dead letter, by name."""
+    (message,) = channel["messages"].values()
+    headers: Mapping[str, Any] = _target(message["headers"], schemas)["properties"]
+    return headers
 
 
 def _rung(queue: Queue) -> Rung:

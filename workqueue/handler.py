@@ -5,7 +5,7 @@
 | a body that is not the contract's    | dead letter                                                                  |
 | a task that is done or dead          | ack                                                                          |
 | a task that somebody has a claim on  | copy to a rung, no attempt counted; ack                                      |
-| a task that keeps killing workers    | record as dead, dead letter; ack                                             |
+| a task that keeps killing workers    | dead letter; record as dead; ack                                             |
 | any other                            | claim it, run the handler, renew the claim meanwhile; then one of these:      |
 | - it returned                        | record as done, with the result; ack                                         |
 | - it raised, attempts are left       | copy to a rung with one attempt more in its headers; release the claim; ack  |
@@ -22,7 +22,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -132,8 +132,8 @@ class Leash:
             try:
                 if not await self._renew():
                     return self.pull(ClaimLost())
-            except LedgerBusy as error:
-                log.warning("a claim could not be renewed: %s", error)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the next try may succeed before the lease ends
+                log.warning("a claim could not be renewed: %s", describe(error))
             await asyncio.sleep(self._every_s)
 
 
@@ -214,7 +214,8 @@ class Guard(Generic[T]):
         try:
             return await self._attempt(task, arrived, claim, attempts)
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
-            await self._ledger.release(task.id, claim.fence)
+            with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
+                await self._ledger.release(task.id, claim.fence)
             raise
 
     async def _attempt(self, task: T, arrived: Delivery, claim: Claimed, attempts: list[dict[str, str]]) -> str:
@@ -264,6 +265,11 @@ class Guard(Generic[T]):
             async with leash:
                 running: Any = in_thread(self._handler, task, run) if self._blocking else self._handler(task, run)
                 result: BaseModel | None = await running
+        except Exception as error:
+            if not run._completed:
+                raise
+            log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task.id, describe(error))
+            return
         finally:
             self._leashes.discard(leash)
         if run._completed:
@@ -288,8 +294,8 @@ class Guard(Generic[T]):
         self, arrived: Delivery, attempts: list[dict[str, str]], why: Bury, told: str, *, ack: bool = True
     ) -> str:
         story = {
-            "x-reason": why.reason, "x-error": why.error, "x-attempts": attempts, "x-queue": arrived.queue,
-            "x-contract": self._version, "x-died-at": _now(),
+            "x-reason": why.reason, "x-error": why.error, "x-queue": arrived.queue, "x-contract": self._version,
+            "x-died-at": _now(), "x-attempts": attempts[-self._receive.dead_max_attempts :],
         }  # fmt: skip
         await self._copy(arrived, self._receive.dead, self._receive.dead_message_type, story)
         if ack:

@@ -42,8 +42,9 @@ from workqueue.settings import Settings, hide_password
 
 log = logging.getLogger(__name__)
 
-GONE = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError)
-"""What a call on a lost channel or connection raises; aiormq adds RuntimeError for one that is just closing."""
+GONE = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError, StopAsyncIteration)
+"""What a call on a lost channel or connection raises; aiormq adds RuntimeError for one that is just closing, and
+StopAsyncIteration for a peer that hangs up during the handshake."""
 
 UNENCODABLE = (TypeError, ValueError, OverflowError, struct.error)
 

@@ -149,6 +149,7 @@ class SqliteLedger:
             with suppress(FileNotFoundError):
                 (self._holders / self._holder).unlink()
             os.close(self._lock)
+            self._lock = None
 
     def _one(self, statement: str, values: Any) -> tuple[Any, ...] | None:
         with self._answering():
