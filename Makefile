@@ -12,7 +12,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install generate verify broker broker-stop worker1 worker2 worker3 producer demo \
-        test-workqueue test lint types check clean
+        test-workqueue test chaos lint types check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ test: $(MODULES) ## all tests
 
 lint: $(SET_UP)
 	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/lint-imports
+
+chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= HANDLER= LEDGER=sqlite|postgres PAYLOADS=)
+	@exec $(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
+	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(HANDLER),--handler $(HANDLER)) \
+	    $(if $(LEDGER),--ledger $(LEDGER)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) $(ARGS)
 
 types: $(SET_UP)
 	@$(VENV)/bin/mypy
