@@ -11,7 +11,7 @@ ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install generate verify broker broker-stop worker1 worker2 worker3 producer demo \
+.PHONY: help venv install generate verify broker broker-stop cluster cluster-stop worker1 worker2 worker3 producer demo \
         test-workqueue test chaos lint types check clean
 
 help: ## this list
@@ -50,6 +50,12 @@ broker: $(SET_UP) ## find a RabbitMQ (AMQP_URI), or start a private one in .brok
 broker-stop: $(SET_UP) ## stop the private RabbitMQ; what is queued stays
 	@$(PY) -m tools.broker stop
 
+cluster: $(SET_UP) ## three private RabbitMQ nodes as one cluster in .cluster; prints the AMQP_URI for all three
+	@$(PY) -m tools.cluster start
+
+cluster-stop: $(SET_UP) ## stop them; what is queued stays
+	@$(PY) -m tools.cluster stop
+
 worker1 worker2 worker3: $(MODULES) ## a worker of this name, until Ctrl-C
 	@uri=$$($(PY) -m tools.broker start) && AMQP_URI=$$uri exec $(PY) main-worker.py $@ $(ARGS)
 
@@ -82,5 +88,6 @@ check: verify lint types test ## everything that must hold: verify, lint, types,
 
 clean: ## remove all that was made here; what is queued in .broker too
 	@if [ -x $(PY) ] && [ -d .broker ]; then $(PY) -m tools.broker stop; fi
-	rm -rf $(VENV) .broker .workqueue .demo .lock .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@if [ -x $(PY) ] && [ -d .cluster ]; then $(PY) -m tools.cluster stop; fi
+	rm -rf $(VENV) .broker .cluster .workqueue .demo .lock .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

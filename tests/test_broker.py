@@ -78,7 +78,7 @@ def test_a_broker_that_answers_at_amqp_uri_is_used_and_nothing_is_made(tmp_path:
         answering = f"amqp://me:secret@127.0.0.1:{port}/"
         for verb in ("start", "uri"):
             done = command(verb, tmp_path / "none", f"{NOWHERE}, {answering}")
-            assert (done.returncode, done.stdout) == (0, answering + "\n")
+            assert (done.returncode, done.stdout) == (0, f"{NOWHERE}, {answering}\n")  # whole: it may be the next to go
             assert "secret" not in done.stderr
     assert not (tmp_path / "none").exists()
 

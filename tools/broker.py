@@ -42,9 +42,8 @@ def find(folder: Path) -> tuple[str, str] | None:
     Raises BrokerError if AMQP_URI is set and nothing answers there: its user named a broker, and no other will do.
     """
     if named := os.environ.get("AMQP_URI"):
-        for uri in map(str.strip, named.split(",")):
-            if answers(uri):
-                return uri, "the broker of AMQP_URI"
+        if any(answers(uri.strip()) for uri in named.split(",")):
+            return named, "the broker of AMQP_URI"  # all of them: the one that answers may be the next to go
         raise BrokerError("nothing answers at AMQP_URI: start that broker, or unset AMQP_URI to use a private one")
     if answers(DEFAULT_URI):
         return DEFAULT_URI, "the broker at RabbitMQ's default address"
