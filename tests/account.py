@@ -99,6 +99,8 @@ class Account:
     crashed: list[str] = field(default_factory=list)
     rolled: int = 0
     longest_stall_s: float = 0.0
+    stalled_at_s: float = 0.0
+    """When the longest stall began, from the first task on."""
     left_over: int = 0
     stuck: bool = False
 
@@ -123,7 +125,7 @@ class Account:
             "handled, never sent": len(self.unknown),
             "attempts miscounted": len(self.miscounted),
             "rolling restarts": f"{self.rolled} workers ended by SIGTERM, {self.by_sigterm} failed attempts by it",
-            "longest stall": f"{self.longest_stall_s:.1f} s",
+            "longest stall": f"{self.longest_stall_s:.1f} s, from {self.stalled_at_s:.1f} s on",
             f"idle for more than {IDLE_S:g} s": len(self.idle),
             "workers that crashed": len(self.crashed),
             "left on the broker": self.left_over,
@@ -164,7 +166,7 @@ def account(seen: Evidence) -> Account:
     ]
     result.rolled = sum(life.termed is not None and life.code == 0 for life in seen.lives)
     result.idle = list(idle(seen))
-    result.longest_stall_s = longest_stall_s(seen, {id: notes[0].at for id, notes in ends.items()})
+    result.longest_stall_s, result.stalled_at_s = longest_stall(seen, {id: notes[0].at for id, notes in ends.items()})
     return result
 
 
@@ -206,9 +208,11 @@ def idle(seen: Evidence) -> Iterator[str]:
                 yield f"{life.name} ({life.log.name}) got nothing for {till - since:.1f} s, from {since:.3f}"
 
 
-def longest_stall_s(seen: Evidence, done_at: Mapping[str, float]) -> float:
-    """The longest time in which no handler ended, though all was well and a task that would be done was under way."""
-    longest = 0.0
+def longest_stall(seen: Evidence, done_at: Mapping[str, float]) -> tuple[float, float]:
+    """The longest time in which no handler ended, though all was well and a task that would be done was under way, in
+    seconds, and when it began."""
+    longest, began = 0.0, min(seen.given.values())
+    start = began
     ends = sorted(note.at for note in seen.notes if note.word == "end")
     for since, till in spans_between([min(seen.given.values()), *ends], seen.unhealthy):
         if till - since > longest:
@@ -217,9 +221,10 @@ def longest_stall_s(seen: Evidence, done_at: Mapping[str, float]) -> float:
                 for id, at in seen.given.items()
                 if id in done_at and at < till <= done_at[id] + 1e-6 and id in done_at
             ]
-            if waiting:
-                longest = max(longest, till - max(since, min(waiting)))
-    return longest
+            if waiting and till - max(since, min(waiting)) > longest:
+                began = max(since, min(waiting))
+                longest = till - began
+    return longest, began - start
 
 
 def spans_between(moments: Iterable[float], less: Iterable[Span]) -> Iterator[Span]:
