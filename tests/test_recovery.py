@@ -1,6 +1,7 @@
 """The broker, the network and the ledger go away and come back; so do the workers and the producer."""
 
 import asyncio
+import json
 import signal
 import sqlite3
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, Site, Worker, simulate, until
+from tests.harness import ROOT, Site, Worker, simulate, until, vhost
+from tests.proxy import Proxy
 from tools.node import Node
 
 BACK_S = 10.0  # never alive and idle for longer than this once the broker is back
@@ -92,6 +94,29 @@ async def test_a_blocked_broker_delays_the_producer_and_stops_no_ack(alone: Site
         await asyncio.to_thread(own_node.ctl, "set_vm_memory_high_watermark", "0.4")
     await sending
     await alone.all_end(tasks)
+
+
+async def test_tasks_that_were_written_and_never_arrived_are_sent_again(node: Node, tmp_path: Path) -> None:
+    site = Site(tmp_path, vhost(node))
+    async with Proxy(node.record.port) as proxy:
+        site.uri = site.uri.replace(f":{node.record.port}/", f":{proxy.port}/")
+        process = await site.start_producer("--jsonl", "-")
+        assert process.stdin is not None
+        first, *others = simulate(50)
+        process.stdin.write(json.dumps(first).encode() + b"\n")
+        await until(lambda: site.depth_is(1), "the first is queued")
+        (flow,) = proxy.named("producer-.*")
+        flow.to_broker.open.clear()
+        process.stdin.write(b"".join(json.dumps(one).encode() + b"\n" for one in others))
+        process.stdin.close()
+        await until(lambda: flow.to_broker.held, "the others are on their way")
+        await asyncio.sleep(0.3)
+        assert process.returncode is None  # nothing is confirmed, so nothing is sent
+        flow.cut()
+        assert process.stderr is not None
+        assert b"sent: 50 confirmed, 0 refused, 0 unknown" in await process.stderr.read()
+        assert await process.wait() == 0
+        await until(lambda: site.depth_is(50), "all are queued")
 
 
 async def test_a_producer_whose_broker_stays_away_ends_with_an_account_and_exit_3(alone: Site, own_node: Node) -> None:

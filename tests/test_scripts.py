@@ -117,6 +117,36 @@ async def test_an_unusable_ledger_is_one_line_and_exit_3(site: Site) -> None:
     one_line(worker.text(), "no ledger", "/proc/no/ledger.db", "check LEDGER_URL")
 
 
+async def test_a_sent_task_carries_the_properties_that_the_contract_says(site: Site) -> None:
+    (sent,) = simulate(1)
+    await site.send([sent])
+    async with site.amqp() as channel:
+        message = await (await channel.get_queue("task-queue")).get()
+        assert message is not None
+    assert json.loads(message.body) == sent
+    assert (message.delivery_mode, message.content_type, message.type) == (2, "application/json", "task")
+    assert message.message_id == sent["id"]
+    assert message.timestamp is not None
+    assert str(message.app_id).startswith("producer-")
+    assert message.headers["x-contract"] == "1.0.0"
+
+
+async def test_a_task_that_the_broker_cannot_route_is_refused_and_the_next_ones_are_sent(site: Site) -> None:
+    process = await site.start_producer("--jsonl", "-", WORKQUEUE_WINDOW="1")
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(simulate(1)[0]).encode() + b"\n")
+    await until(lambda: site.depth_is(1), "the first is queued")
+    async with site.amqp() as channel:
+        await channel.queue_delete("task-queue")
+    process.stdin.write(json.dumps(simulate(1)[0]).encode() + b"\n")
+    process.stdin.close()
+    assert process.stderr is not None
+    said = (await process.stderr.read()).decode()
+    assert await process.wait() == 1
+    assert "was refused: there is no queue 'task-queue' to take it" in said
+    assert "sent: 1 confirmed, 1 refused, 0 unknown" in said
+
+
 async def test_bad_lines_and_unreadable_paths_are_named_and_everything_good_is_still_sent(site: Site) -> None:
     (good,) = simulate(1)
     lines = f'{json.dumps(good)}\nnot json\n{{"kind": "nonsense"}}\n\n{{"kind": "simulate", "seconds": 0}}\n'
