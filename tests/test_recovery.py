@@ -119,6 +119,25 @@ async def test_tasks_that_were_written_and_never_arrived_are_sent_again(node: No
         await until(lambda: site.depth_is(50), "all are queued")
 
 
+async def test_a_full_queue_refuses_after_the_deadline_and_takes_what_is_sent_once_it_is_read(
+    site: Site, node: Node
+) -> None:
+    await site.send(simulate(1))  # declares the queue, whose overflow the contract says: reject-publish
+    node.ctl("set_policy", "-p", site.uri.rpartition("/")[2], "full", "^task-queue$", '{"max-length": 5}')
+    tasks = simulate(150)
+    text = "".join(json.dumps(one) + "\n" for one in tasks)
+    produced = await site.producer("--jsonl", "-", lines=text, WORKQUEUE_SEND_S="1", WORKQUEUE_WINDOW="50")
+    assert produced.code == 1, produced.err
+    assert "queue 'task-queue' did not take it for 1 s; is it full?" in produced.err
+    sending = asyncio.ensure_future(site.send(tasks, WORKQUEUE_WINDOW="50"))
+    await asyncio.sleep(1)
+    assert not sending.done()
+    await site.worker()
+    await sending
+    await until(lambda: {one["id"] for one in tasks} <= site.ended().keys(), "all of them are done")
+    assert set(site.ended().values()) == {1}
+
+
 async def test_a_producer_whose_broker_stays_away_ends_with_an_account_and_exit_3(alone: Site, own_node: Node) -> None:
     process = await alone.start_producer("--jsonl", "-", WORKQUEUE_SEND_S="2")
     assert process.stdin is not None

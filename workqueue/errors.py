@@ -59,7 +59,7 @@ class LedgerUnreachable(WorkQueueError):
 
 
 class NotSent(WorkQueueError):
-    """The broker refused a message (unroutable, queue full), or the message breaks the contract."""
+    """The broker refused a message (no queue takes it, or a full one did not), or the message breaks the contract."""
 
     def __init__(self, message_id: str, reason: str) -> None:
         super().__init__(f"task {message_id} was refused: {reason}")

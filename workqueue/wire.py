@@ -166,9 +166,10 @@ class Outbox:
     ) -> None:
         """Send until confirmed, over as many connections as it takes, always under the same message id.
 
-        Raises NotSent when the broker refuses it (no such queue, or full), SendUnknown when `deadline_s` passed
-        first, BrokerUnreachable when there was no broker for too long. A connection that is lost before the confirm
-        makes it send again, so the broker may then have the message twice.
+        A nack is no answer for good: a queue that changes its leader gives some, and a full one until it is read. A
+        connection that is lost before the confirm makes it send again, so the broker may then have the message twice.
+        Raises NotSent when there is no such queue, or when `deadline_s` passed with nothing but nacks; SendUnknown
+        when it passed otherwise; BrokerUnreachable when there was no broker for too long.
         """
         properties = Basic.Properties(
             content_type=content_type,
@@ -179,10 +180,12 @@ class Outbox:
             message_type=message_type,
             app_id=self._app_id,
         )
+        nacks, tries = 0, 0
         try:
             async with asyncio.timeout(deadline_s):
                 while True:
                     channel = await self._link.channel()
+                    tries += 1
                     try:
                         await channel.basic_publish(
                             body, routing_key=queue.name, properties=properties, mandatory=mandatory, wait=False
@@ -190,14 +193,18 @@ class Outbox:
                         return
                     except PublishError as error:
                         raise NotSent(str(message_id), f"there is no queue {queue.name!r} to take it") from error
-                    except DeliveryError as error:
-                        raise NotSent(str(message_id), f"queue {queue.name!r} does not take it; is it full?") from error
+                    except DeliveryError:
+                        nacks += 1
+                        await asyncio.sleep(reconnect_delay_s(nacks, random.random))
                     except UNENCODABLE:
                         if properties == (properties := _encodable(properties)):
                             raise
                     except GONE:
                         await asyncio.sleep(RESEND_S)
         except TimeoutError as error:
+            if 0 < nacks == tries:
+                reason = f"queue {queue.name!r} did not take it for {deadline_s:g} s; is it full?"
+                raise NotSent(str(message_id), reason) from error
             raise SendUnknown(str(message_id), deadline_s) from error
 
 
