@@ -43,6 +43,7 @@ from tools.postgres import Postgres, PostgresError
 
 WORKERS = 3
 LEASE_S = 10
+LIMIT_S = 60  # a frozen worker's handler does not run into it
 FAULT_EVERY_S = 2.0
 SETTLE_S = 3.0  # before the first fault: a quorum queue younger than a second may not survive SIGKILL of its node
 PATIENCE_S = 60.0  # without anything ending, before the rest is called lost
@@ -293,7 +294,7 @@ class Chaos:
         elif self._ledger == "none":
             environment["LEDGER_URL"] = "none"
         self._proxy = await closing.enter_async_context(Proxy(self._node.record.port))
-        project = await asyncio.to_thread(fast_copy, self.folder / "project", LEASE_S)
+        project = await asyncio.to_thread(fast_copy, self.folder / "project", LEASE_S, LIMIT_S)
         contract = json.loads((project / "generated" / "worker" / "contract.json").read_bytes())
         queues = [channel["bindings"]["amqp"]["queue"]["name"] for channel in contract["channels"].values()]
         self._queues = [name for name in queues if not name.endswith(".dead")]

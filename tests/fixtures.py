@@ -30,7 +30,7 @@ def own_node(tmp_path: Path) -> Iterator[Node]:
 @pytest.fixture(scope="session")
 def fast_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project whose contract has short delays: what happens on the rungs, in a second."""
-    return fast_copy(tmp_path_factory.mktemp("fast") / "project", lease_s=2)
+    return fast_copy(tmp_path_factory.mktemp("fast") / "project", lease_s=2, limit_s=6)
 
 
 @pytest.fixture(scope="session")

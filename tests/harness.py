@@ -259,18 +259,18 @@ def vhost(node: Node) -> str:
 
 
 FAST_MS = {"1000": "100", "5000": "150", "30000": "200", "120000": "250", "600000": "300"}
-FAST_LIMIT_S = 6
 
 
-def fast_copy(folder: Path, lease_s: int) -> Path:
-    """A copy of the project with another contract: the same rungs with short delays, and this lease. Compiled."""
+def fast_copy(folder: Path, lease_s: int, limit_s: int) -> Path:
+    """A copy of the project with another contract: the same rungs with short delays, this lease and this time limit
+    for every kind. Compiled."""
     folder.mkdir(parents=True)
     for name in ("spec", "workqueue", "tools", "main-worker.py", "main-producer.py", "pyproject.toml"):
         source = ROOT / name
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
     for document in (folder / "spec").iterdir():
         text = re.sub(r"(x-message-ttl: )(\d+)", lambda ttl: ttl[1] + FAST_MS[ttl[2]], document.read_text())
-        text = re.sub(r"x-time-limit-s: \d+", f"x-time-limit-s: {FAST_LIMIT_S}", text)
+        text = re.sub(r"x-time-limit-s: \d+", f"x-time-limit-s: {limit_s}", text)
         document.write_text(re.sub(r"x-lease-s: \d+", f"x-lease-s: {lease_s}", text))
     subprocess.run([sys.executable, "tools/generate.py"], cwd=folder, check=True)
     return folder

@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiormq import Channel
 
 from tests.harness import ROOT, Site, Worker, simulate, until, vhost
 from tests.proxy import Proxy
 from tools.node import Node
+from workqueue.contract import load
+from workqueue.errors import WorkQueueError
+from workqueue.settings import Settings
+from workqueue.wire import Consumer, Link
 
 BACK_S = 10.0  # never alive and idle for longer than this once the broker is back
 
@@ -67,6 +72,30 @@ async def test_connections_that_an_operator_closes_are_opened_again(alone: Site,
         await progress(alone, 20)
         await asyncio.to_thread(own_node.ctl, "close_all_connections", "test")
     await alone.all_end(tasks)
+
+
+async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site: Site) -> None:
+    class Losing(Link):
+        async def open(self) -> Channel:
+            channel = await super().open()
+            if not opened:
+                await channel.close()
+            opened.append(channel)
+            return channel
+
+    loaded, settings = load("generated.worker"), Settings(amqp_uri=(site.uri,))
+    opened, ended = list[Channel](), list[WorkQueueError]()
+    (receive,) = loaded.receives.values()
+    link = Losing(settings, "starting", loaded.queues)
+    consumer = Consumer(link, receive, "starting", settings, ended.append)
+    await consumer.start()
+    (task,) = simulate(1)
+    await site.publish(json.dumps(task).encode(), message_id=task["id"])
+    async with asyncio.timeout(BACK_S):
+        arrived = await anext(consumer.recv())
+    assert json.loads(arrived.payload) == task
+    assert (len(opened), ended) == (2, [])
+    await link.close()
 
 
 async def test_a_queue_that_is_deleted_is_declared_again_and_consumed(site: Site) -> None:
@@ -127,7 +156,7 @@ async def test_a_full_queue_refuses_after_the_deadline_and_takes_what_is_sent_on
     tasks = simulate(150)
     text = "".join(json.dumps(one) + "\n" for one in tasks)
     produced = await site.producer("--jsonl", "-", lines=text, WORKQUEUE_SEND_S="1", WORKQUEUE_WINDOW="50")
-    assert produced.code == 1, produced.err
+    assert produced.code in (1, 3), produced.err  # 3: one was just on its way again when its time was over
     assert "queue 'task-queue' did not take it for 1 s; is it full?" in produced.err
     sending = asyncio.ensure_future(site.send(tasks, WORKQUEUE_WINDOW="50"))
     await asyncio.sleep(1)

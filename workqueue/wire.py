@@ -277,7 +277,9 @@ class Consumer:
         self._draining = False
 
     async def start(self) -> None:
-        self._session = await self._consume(await self._link.open())
+        """Consume. Raises as `Link.open` when there is no broker to start with; one that goes later is waited for."""
+        await self._link.open()
+        await self._resume()
 
     async def recv(self) -> AsyncGenerator[Incoming, None]:
         """Yields a message and, once it is asked for the next one, expects that to be settled. Ends when drained."""
