@@ -16,7 +16,7 @@ def arrived(settled: list[bool], error: Exception | None = None) -> Delivery:
         if error is not None:
             raise error
 
-    return Delivery(b"", "queue", "id", None, {}, False, 0, settle)
+    return Delivery(b"", "queue", "id", None, {}, True, False, 0, settle)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -155,13 +155,15 @@ class Bench:
             logged, CONTRACT, receive, self.ledger, self.outbox, "w1", Settings(), self.fatal.append
         )
 
-    def arrives(self, headers: dict[str, Any] | None = None, delivery_count: int = 0) -> Delivery:
+    def arrives(
+        self, headers: dict[str, Any] | None = None, delivery_count: int = 0, readable: bool = True
+    ) -> Delivery:
         async def settle(ack: bool) -> None:
             self.log.append("ack" if ack else "requeue")
 
         return Delivery(
             body=BODY, queue=RECEIVE.queue.name, message_id="m1", content_type="application/json",
-            headers=headers or {}, redelivered=False, delivery_count=delivery_count, _settle=settle,
+            headers=headers or {}, readable=readable, redelivered=False, delivery_count=delivery_count, _settle=settle,
         )  # fmt: skip
 
     async def take(self, task: Any = TASK, headers: dict[str, Any] | None = None, delivery_count: int = 0) -> list[str]:
@@ -229,6 +231,14 @@ async def test_headers_that_are_not_the_contracts_become_a_dead_letter(attempts:
 @pytest.mark.parametrize("attempts", [None, 0, False])
 async def test_headers_that_are_null_become_a_dead_letter_and_do_not_end_the_worker(attempts: Any) -> None:
     assert await Bench().take(headers={"x-attempts": attempts}) == [DEAD, "ack"]
+
+
+async def test_a_message_whose_properties_cannot_be_read_becomes_a_dead_letter() -> None:
+    bench = Bench()
+    delivery.current.set(bench.arrives(readable=False))
+    await bench.guard.take(TASK)
+    assert bench.log == [DEAD, "ack"]
+    assert story_of(bench, "undecodable", attempts=0)["x-error"] == "its properties can't be read"
 
 
 @pytest.mark.parametrize("attempts", ["x" * 5000, [FAILED] * 101])

@@ -24,7 +24,8 @@ Settle = Callable[[bool], Awaitable[None]]
 class Delivery:
     """A message that this worker has and has not settled.
 
-    `message_id`, `content_type` and `headers` are the sender's. `redelivered` is the broker's word that it delivered
+    `message_id`, `content_type` and `headers` are the sender's; where those are not `readable`, they are taken for
+    empty. `redelivered` is the broker's word that it delivered
     the message before; `delivery_count` how often without an ack, 0 on queues that do not count (classic).
     """
 
@@ -33,6 +34,7 @@ class Delivery:
     message_id: str | None
     content_type: str | None
     headers: Mapping[str, Any]
+    readable: bool
     redelivered: bool
     delivery_count: int
     _settle: Settle = field(repr=False)

@@ -2,7 +2,7 @@
 
 | what arrives                         | what the guard does, in this order; the ack is always last                    |
 |--------------------------------------|------------------------------------------------------------------------------|
-| a body that is not the contract's    | dead letter                                                                  |
+| what is not the contract's, or can't be read | dead letter                                                          |
 | a task that is done or dead          | ack                                                                          |
 | a task that somebody has a claim on  | copy to a rung, no attempt counted; ack                                      |
 | a task that keeps killing workers    | dead letter; record as dead; ack                                             |
@@ -171,7 +171,9 @@ class Guard(Generic[T]):
         self._idle.clear()
         try:
             said = await self._take(task, arrived)
-            log.info("%s  %s  %.0f ms", self._worker, said, (time.perf_counter() - began) * 1000)
+            took_ms = (time.perf_counter() - began) * 1000
+            # Soon, not now: the ack is written to the socket first, and the broker is at work meanwhile.
+            asyncio.get_running_loop().call_soon(log.info, "%s  %s  %.0f ms", self._worker, said, took_ms)
         except Exception as error:
             self._fatal(error)
             raise
@@ -196,6 +198,9 @@ class Guard(Generic[T]):
 
     async def _take(self, task: T | Undecodable, arrived: Delivery) -> str:
         """Returns what became of the message, in words."""
+        if not arrived.readable:
+            unreadable = Bury("undecodable", "its properties can't be read")
+            return await self._dead_letter(arrived, [], unreadable, "a message")
         if isinstance(task, Undecodable):
             return await self._dead_letter(arrived, [], Bury(task.reason, task.error), str(arrived.message_id))
         attempts = arrived.headers.get("x-attempts", [])

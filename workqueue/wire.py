@@ -14,9 +14,9 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Unpack
 
-import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import (
     AMQPError,
@@ -29,6 +29,7 @@ from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 from asyncapi_python.kernel.endpoint.message import WireMessage
 from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
+from pamqp import frame
 from pamqp.commands import Basic
 from yarl import URL
 
@@ -39,6 +40,7 @@ from workqueue.delivery import ChannelLost, Delivery
 from workqueue.errors import BrokerUnreachable, ContractInvalid, NotSent, SendUnknown, WorkQueueError
 from workqueue.policy import reconnect_delay_s
 from workqueue.settings import Settings, hide_password
+from workqueue.tap import Arrival, Socket, connect
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ UNENCODABLE = (TypeError, ValueError, OverflowError, struct.error)
 
 CONNECT_TIMEOUT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes longer is not one to work with
 CALL_TIMEOUT_S = 15.0  # a declare or a consume; a quorum queue that is electing a leader answers within this
-BRIEF_S = 1.0  # a session that ends sooner is followed by a pause: something ends each of them, such as a message
-BRIEF_PAUSE_S = 0.2  # that our library can't read, which the broker's delivery limit takes away after a while
+BRIEF_S = 1.0  # a session that ends sooner is followed by a pause: something may end each of them, and no worker
+BRIEF_PAUSE_S = 0.2  # opens connections as fast as it can
 RESEND_S = 0.05  # between a lost confirm and the next try, for the loss of the channel to be noticed
 
 Fatal = Callable[[WorkQueueError], None]
@@ -65,6 +67,7 @@ class Link:
         self._settings, self._name, self._queues = settings, name, queues
         self._connection: AbstractConnection | None = None
         self._channel: Channel | None = None
+        self.socket = Socket()
         self._opening = asyncio.Lock()
 
     async def open(self) -> Channel:
@@ -112,9 +115,7 @@ class Link:
 
     async def _open(self, uri: str) -> Channel:
         url = URL(uri).extend_query(heartbeat=max(1, round(self._settings.heartbeat_s)))
-        self._connection = await aio_pika.connect(
-            url, timeout=CONNECT_TIMEOUT_S, client_properties={"connection_name": self._name}
-        )
+        self._connection, self.socket = await connect(url, self._name, CONNECT_TIMEOUT_S)
         async with asyncio.timeout(CALL_TIMEOUT_S):
             opened = self._connection.channel(on_return_raises=True)
             await opened.initialize()
@@ -253,12 +254,25 @@ class Session:
     """One life of a consumer: from basic.consume until its channel, or the broker's wish to deliver to it, ends."""
 
     channel: Channel
-    inbox: asyncio.Queue[DeliveredMessage | None]
+    socket: Socket
+    inbox: asyncio.Queue[Arrival | None]
     """None says that the session is over."""
     began: float = field(default_factory=time.monotonic)
 
     def over(self, *_: Any) -> None:
         self.inbox.put_nowait(None)
+
+    async def settle(self, tag: int, ack: bool) -> None:
+        """Raises ChannelLost."""
+        if self.channel.is_closed or self.channel.closing.done() or self.socket.writer.is_closing():
+            raise ChannelLost
+        if ack:  # straight to the socket: that saves the next task a turn of the loop
+            self.socket.writer.write(frame.marshal(Basic.Ack(tag), self.channel.number))
+            return
+        try:
+            await self.channel.basic_nack(tag, requeue=True, wait=False)
+        except GONE as error:
+            raise ChannelLost from error
 
     @property
     def cause(self) -> str:
@@ -292,7 +306,7 @@ class Consumer:
                     if not self._draining and time.monotonic() - session.began < BRIEF_S:
                         await asyncio.sleep(BRIEF_PAUSE_S)
                     continue
-                arrived = self._delivery(session.channel, message)
+                arrived = self._delivery(session, message)
                 delivery.current.set(arrived)
                 yield Incoming(arrived)
         except WorkQueueError as error:
@@ -325,15 +339,16 @@ class Consumer:
                 await self._link.close()
 
     async def _consume(self, channel: Channel) -> Session:
-        session = Session(channel, asyncio.Queue())
+        session = Session(channel, self._link.socket, asyncio.Queue())
+        self._link.socket.tap.sink = session.inbox.put_nowait
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await channel.basic_qos(prefetch_count=self._receive.prefetch)
-            await channel.basic_consume(self._receive.queue.name, session.inbox.put, consumer_tag=self._tag)
+            await channel.basic_consume(self._receive.queue.name, _tapped, consumer_tag=self._tag)
         channel.closing.add_done_callback(session.over)
         channel.on_consumer_cancel_callbacks.add(session.over)
         return session
 
-    async def _next(self, session: Session) -> DeliveredMessage | None:
+    async def _next(self, session: Session) -> Arrival | None:
         """The next message, or None when the session is over. A session in which nothing comes proves itself: the
         broker must count a consumer on the queue, and no message may wait there over two checks in a row."""
         waiting = 0
@@ -365,33 +380,25 @@ class Consumer:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await session.channel.close()
 
-    def _delivery(self, channel: Channel, message: DeliveredMessage) -> Delivery:
-        frame, properties = message.delivery, message.header.properties
-        assert isinstance(frame, Basic.Deliver)
-        assert frame.delivery_tag is not None
-        tag = frame.delivery_tag
+    def _delivery(self, session: Session, arrived: Arrival) -> Delivery:
+        properties = arrived.properties or Basic.Properties()
         headers = properties.headers or {}
         count = headers.get("x-delivery-count", 0)
-
-        async def settle(ack: bool) -> None:
-            try:
-                if ack:
-                    await channel.basic_ack(tag, wait=False)
-                else:
-                    await channel.basic_nack(tag, requeue=True, wait=False)
-            except GONE as error:
-                raise ChannelLost from error
-
         return Delivery(
-            body=message.body,
+            body=arrived.body,
             queue=self._receive.queue.name,
             message_id=properties.message_id,
             content_type=properties.content_type,
             headers=headers,
-            redelivered=bool(frame.redelivered),
+            readable=arrived.properties is not None,
+            redelivered=arrived.redelivered,
             delivery_count=count if isinstance(count, int) else 0,
-            _settle=settle,
+            _settle=partial(session.settle, arrived.tag),
         )
+
+
+async def _tapped(message: DeliveredMessage) -> None:
+    raise AssertionError("a delivery that the tap has let pass")
 
 
 class Producer:
