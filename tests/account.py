@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.harness import Note
 IDLE_S = 10.0  # a worker gets something within this, whatever happened before
 BUSY = 20  # tasks that others began meanwhile: there was something to get
 Span = tuple[float, float]
+SETTLED = re.compile(r"(\S+ \S+),(\d+) \S+  (?:done|dead|failed|is taken|lost its claim|handed back)")
 
 
 @dataclass
@@ -40,6 +42,12 @@ class Life:
     def lines(self) -> list[str]:
         """What it logged; asked for once it has ended."""
         return self.log.read_text(errors="replace").splitlines()
+
+    @cached_property
+    def settled(self) -> list[float]:
+        """When it settled a message, by its log: also one that it need not handle, being done already."""
+        found = filter(None, map(SETTLED.match, self.lines))
+        return [datetime.fromisoformat(line[1]).timestamp() + int(line[2]) / 1000 for line in found]
 
     @property
     def is_crash(self) -> bool:
@@ -200,7 +208,7 @@ def idle(seen: Evidence) -> Iterator[str]:
     feeding = (min(seen.given.values()), max(seen.given.values()))
     stopped = max((note.at for note in seen.notes), default=0.0)
     for life in seen.lives:
-        own = [note.at for note in seen.notes if note.pid == life.pid]
+        own = [note.at for note in seen.notes if note.pid == life.pid] + life.settled
         ends = [at for at in (life.termed, life.killed, life.ended, stopped) if at is not None]
         for since, till in spans_between([life.began, *own, min(ends)], [*seen.unhealthy, *life.frozen]):
             begun = bisect_left(starts, till) - bisect_left(starts, since)
@@ -209,18 +217,16 @@ def idle(seen: Evidence) -> Iterator[str]:
 
 
 def longest_stall(seen: Evidence, done_at: Mapping[str, float]) -> tuple[float, float]:
-    """The longest time in which no handler ended, though all was well and a task that would be done was under way, in
-    seconds, and when it began."""
+    """The longest time in which no message was settled, though all was well and a task that would be done was under
+    way, in seconds, and when it began."""
     longest, began = 0.0, min(seen.given.values())
     start = began
-    ends = sorted(note.at for note in seen.notes if note.word == "end")
-    for since, till in spans_between([min(seen.given.values()), *ends], seen.unhealthy):
+    settled = [note.at for note in seen.notes if note.word == "end"] + [
+        at for life in seen.lives for at in life.settled
+    ]
+    for since, till in spans_between([start, *settled], seen.unhealthy):
         if till - since > longest:
-            waiting = [
-                at
-                for id, at in seen.given.items()
-                if id in done_at and at < till <= done_at[id] + 1e-6 and id in done_at
-            ]
+            waiting = [at for id, at in seen.given.items() if id in done_at and at < till <= done_at[id] + 1e-6]
             if waiting and till - max(since, min(waiting)) > longest:
                 began = max(since, min(waiting))
                 longest = till - began

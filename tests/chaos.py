@@ -51,6 +51,7 @@ HELD_BYTES = 21  # of a frame with an ack or a confirm; a heartbeat has 8
 HELD_WITHIN_S = 6.0  # after a broker was away, a producer may sleep this long before it comes back
 HANDSHAKE_S = 0.5  # a younger connection may have no more to lose than this
 ALWAYS = 100  # failures: more than a task has attempts
+AGAIN = 500  # tasks that a producer is given though they are done
 LINES_AT_ONCE = 100  # about what a pipe takes
 
 KINDS: dict[str, Span] = {
@@ -163,7 +164,7 @@ class Producing:
     """A producer process, and all that it was given."""
 
     process: asyncio.subprocess.Process
-    given: list[bytes] = field(default_factory=list)
+    given: list[Task] = field(default_factory=list)
     reading: list[asyncio.Task[None]] = field(default_factory=list)
 
     @property
@@ -171,12 +172,13 @@ class Producing:
         assert self.process.stdin is not None
         return self.process.returncode is None and not self.process.stdin.is_closing()
 
-    async def write(self, lines: list[bytes]) -> None:
+    async def write(self, tasks: list[Task]) -> None:
         """Give it these, as fast as it takes them. One that ends meanwhile has not got them all."""
         assert self.process.stdin is not None
-        for start in range(0, len(lines), LINES_AT_ONCE):
+        self.given += tasks
+        for start in range(0, len(tasks), LINES_AT_ONCE):
             if self.is_reading:
-                self.process.stdin.write(b"".join(lines[start : start + LINES_AT_ONCE]))
+                self.process.stdin.write(b"".join(task.line for task in tasks[start : start + LINES_AT_ONCE]))
                 with suppress(ConnectionError):
                     await self.process.stdin.drain()
 
@@ -351,7 +353,7 @@ class Chaos:
         """End a worker by SIGTERM. One that is starting has no handler for it yet."""
         life, process = self._running[number]
         await until(lambda: life.ready or life.ended, f"{life.name} is ready")
-        if life.ended is None and life.killed is None:
+        if life.ended is None and life.killed is None and life.termed is None:
             life.termed = time.time()
             process.send_signal(signal.SIGTERM)
             await until(lambda: life.ended, f"{life.name} ends after SIGTERM, see {life.log}", within_s=60.0)
@@ -375,11 +377,11 @@ class Chaos:
         self._failures[task.id] = task.failures
         while self._producer is None or not self._producer.is_reading:
             await self._start_producer()
-        self._producer.given.append(task.line)
-        await self._producer.write([task.line])
+        await self._producer.write([task])
 
     async def _start_producer(self) -> None:
-        """Start one, and give it all that the last one was given: nobody knows what of that the broker has."""
+        """Start one, and give it what the last one was given: nobody knows what of that the broker has. But for the
+        last ones, what is done is not given again: that would be more than all the rest."""
         last = self._producer
         if last is not None:
             await last.process.wait()
@@ -396,9 +398,10 @@ class Chaos:
         ]
         if last is not None:
             await asyncio.gather(*last.reading)
-            self._producer.given += last.given
             self._note_end_of_producer(last)
-            await self._producer.write(last.given)
+            ended = {note.id for note in self._site.record() if note.word == "end"}
+            older, latest = last.given[:-AGAIN], last.given[-AGAIN:]
+            await self._producer.write([task for task in older if task.id not in ended] + latest)
 
     def _note_end_of_producer(self, last: Producing) -> None:
         code = last.process.returncode

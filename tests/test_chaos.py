@@ -1,6 +1,7 @@
 """The chaos suite, short, and that it sees what it is there to see."""
 
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -67,11 +68,11 @@ def test_time_between_moments_is_counted_without_what_is_taken_out() -> None:
 
 
 def test_an_account_names_the_lost_the_dead_and_the_idle(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text(
-        "2026-11-25 05:00:00,000 busy  failed  simulate  blamed  attempt 1, again in 0.1 s: CancelledError\n"
-    )
-    busy, idle = Life("busy", 1, log, 0.0, termed=90.0, code=0), Life("idle", 2, log, 0.0, ended=60.0, code=1)
+    log, other = tmp_path / "log", tmp_path / "other"
+    at = datetime.fromtimestamp(79.5).isoformat(" ")  # a log has local times
+    log.write_text(f"{at[:19]},500 busy  failed  simulate  blamed  attempt 1, again in 0.1 s: CancelledError\n")
+    other.touch()
+    busy, idle = Life("busy", 1, log, 0.0, termed=90.0, code=0), Life("idle", 2, other, 0.0, ended=60.0, code=1)
     ids = [f"task{number}" for number in range(80)]
     notes = [Note(word, id, "busy", 1, float(at)) for at, id in enumerate(ids) for word in ("start", "end")]
     seen = Evidence(
@@ -91,5 +92,5 @@ def test_an_account_names_the_lost_the_dead_and_the_idle(tmp_path: Path) -> None
     assert (result.dead_again, result.poison_lost, result.unknown) == ({"doomed"}, {"poison-2"}, {"eaten poison"})
     assert (result.miscounted, result.by_sigterm) == ({"blamed"}, 1)
     assert [line.split(" got nothing for ")[1].split(",")[0] for line in result.idle] == ["20.0 s", "30.0 s"]
-    assert "idle (log) ended with 1" in result.crashed[0]
+    assert "idle (other) ended with 1" in result.crashed[0]
     assert not result.kept
