@@ -29,7 +29,6 @@ from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 from asyncapi_python.kernel.endpoint.message import WireMessage
 from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
-from pamqp import frame
 from pamqp.commands import Basic
 from yarl import URL
 
@@ -54,6 +53,7 @@ CONNECT_TIMEOUT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes l
 CALL_TIMEOUT_S = 15.0  # a declare or a consume; a quorum queue that is electing a leader answers within this
 BRIEF_S = 1.0  # a session that ends sooner is followed by a pause: something may end each of them, and no worker
 BRIEF_PAUSE_S = 0.2  # opens connections as fast as it can
+ACK = struct.Struct(">BHIHHQBB")  # basic.ack in its frame: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 RESEND_S = 0.05  # between a lost confirm and the next try, for the loss of the channel to be noticed
 
 Fatal = Callable[[WorkQueueError], None]
@@ -267,7 +267,7 @@ class Session:
         if self.channel.is_closed or self.channel.closing.done() or self.socket.writer.is_closing():
             raise ChannelLost
         if ack:  # straight to the socket: that saves the next task a turn of the loop
-            self.socket.writer.write(frame.marshal(Basic.Ack(tag), self.channel.number))
+            self.socket.writer.write(ACK.pack(1, self.channel.number, 13, 60, 80, tag, 0, 0xCE))
             return
         try:
             await self.channel.basic_nack(tag, requeue=True, wait=False)

@@ -10,8 +10,8 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -36,15 +36,17 @@ CREATE TABLE IF NOT EXISTS task (
 CREATE INDEX IF NOT EXISTS task_finished ON task (finished_at) WHERE finished_at IS NOT NULL;
 """
 CLAIM = """
-INSERT INTO task (id, state, fence, holder, worker, lease_until) VALUES (:id, 'running', 1, :holder, :worker, :until)
+INSERT INTO task (id, state, fence, holder, worker, lease_until) VALUES (?1, 'running', 1, ?2, ?3, ?4)
 ON CONFLICT (id) DO UPDATE SET state = 'running', fence = fence + 1,
     crashes = crashes || iif(state = 'running', strftime('%Y-%m-%dT%H:%M:%SZ') || ' ' || worker || char(10), ''),
-    holder = :holder, worker = :worker, lease_until = :until
-WHERE state = 'waiting' OR (state = 'running' AND (lease_until < :now OR holder = :dead))
+    holder = ?2, worker = ?3, lease_until = ?4
+WHERE state = 'waiting' OR (state = 'running' AND (lease_until < ?5 OR holder = ?6))
 RETURNING fence, crashes
 """
 CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
-COMPLETE = "state = 'done', attempts = ?, result = ?, finished_at = ?"
+COMPLETE = CHANGE.format("state = 'done', attempts = ?, result = ?, finished_at = ?")
+BURY = CHANGE.format("state = 'dead', attempts = ?, error = ?, finished_at = ?")
+RENEW, RELEASE = CHANGE.format("lease_until = ?"), CHANGE.format("state = 'waiting'")
 OUTCOME = "SELECT id, state, worker, attempts, result, error, finished_at FROM task WHERE finished_at IS NOT NULL"
 
 
@@ -78,28 +80,18 @@ class SqliteLedger:
         return db
 
     async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
-        with self._answering():
+        if self._lock is None:
             self._hold()
         dead = ""
         while True:
             now = time.time()
-            row = self._one(
-                CLAIM,
-                {
-                    "id": task_id.bytes,
-                    "holder": self._holder,
-                    "worker": worker,
-                    "now": now,
-                    "until": now + lease_s,
-                    "dead": dead,
-                },
-            )
-            if row is not None:
-                return Claimed(fence=row[0], crashes=Crash.read(row[1]))
-            row = self._one("SELECT state, holder, lease_until FROM task WHERE id = ?", (task_id.bytes,))
-            if row is None:
+            _, claimed = self._execute(CLAIM, (task_id.bytes, self._holder, worker, now + lease_s, now, dead))
+            for fence, crashes in claimed:
+                return Claimed(fence, Crash.read(crashes))
+            _, found = self._execute("SELECT state, holder, lease_until FROM task WHERE id = ?", (task_id.bytes,))
+            if not found:
                 continue  # pruned in between
-            state, holder, until = row
+            state, holder, until = found[0]
             if state in ("done", "dead"):
                 return Finished(state)
             if dead == holder or self._alive(holder):
@@ -107,10 +99,10 @@ class SqliteLedger:
             dead = holder
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
-        return self._change("lease_until = ?", (time.time() + lease_s,), task_id, fence)
+        return self._change(RENEW, (time.time() + lease_s, task_id.bytes, fence))
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        return self._change(COMPLETE, (attempts, result, time.time()), task_id, fence)
+        return self._change(COMPLETE, (attempts, result, time.time(), task_id.bytes, fence))
 
     @asynccontextmanager
     async def completion(
@@ -120,17 +112,16 @@ class SqliteLedger:
         with closing(sqlite3.connect(self._path, timeout=SET_UP_S, isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
             # First: a claim that was lost must not begin an effect.
-            if db.execute(CHANGE.format(COMPLETE), (attempts, result, time.time(), task_id.bytes, fence)).rowcount != 1:
+            if db.execute(COMPLETE, (attempts, result, time.time(), task_id.bytes, fence)).rowcount != 1:
                 raise ClaimLost
             yield db
             db.execute("COMMIT")
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
-        values = (attempts, error, time.time())
-        return self._change("state = 'dead', attempts = ?, error = ?, finished_at = ?", values, task_id, fence)
+        return self._change(BURY, (attempts, error, time.time(), task_id.bytes, fence))
 
     async def release(self, task_id: UUID, fence: int) -> bool:
-        return self._change("state = 'waiting'", (), task_id, fence)
+        return self._change(RELEASE, (task_id.bytes, fence))
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         found: list[Outcome] = []
@@ -144,10 +135,9 @@ class SqliteLedger:
 
     async def prune(self, older_than_s: float) -> int:
         before = time.time() - older_than_s
-        with self._answering():
-            return self._db.execute(
-                "DELETE FROM task WHERE finished_at < ? OR (finished_at IS NULL AND lease_until < ?)", (before, before)
-            ).rowcount
+        return self._execute(
+            "DELETE FROM task WHERE finished_at < ? OR (finished_at IS NULL AND lease_until < ?)", (before, before)
+        )[0]
 
     async def close(self) -> None:
         self._db.close()
@@ -157,34 +147,30 @@ class SqliteLedger:
             os.close(self._lock)
             self._lock = None
 
-    def _one(self, statement: str, values: Any) -> tuple[Any, ...] | None:
-        with self._answering():
-            row: tuple[Any, ...] | None = self._db.execute(statement, values).fetchone()
-            return row
+    def _execute(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
+        """How many rows it changed, and those that it gave."""
+        try:
+            cursor = self._db.execute(statement, values)
+            return cursor.rowcount, cursor.fetchall()
+        except sqlite3.OperationalError as error:  # locked, disk full, file gone
+            raise LedgerBusy(str(error)) from error
 
-    def _change(self, change: str, values: Iterable[Any], task_id: UUID, fence: int) -> bool:
-        with self._answering():
-            return self._db.execute(CHANGE.format(change), (*values, task_id.bytes, fence)).rowcount == 1
+    def _change(self, change: str, values: Sequence[Any]) -> bool:
+        return self._execute(change, values)[0] == 1
 
     def _outcomes(self, condition: str, values: Sequence[Any]) -> list[Outcome]:
-        with self._answering():
-            rows = self._db.execute(OUTCOME + condition, values).fetchall()
-        return [Outcome(UUID(bytes=row[0]), *row[1:]) for row in rows]
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.OperationalError, OSError) as error:  # locked, disk full, file gone
-            raise LedgerBusy(str(error)) from error
+        return [Outcome(UUID(bytes=row[0]), *row[1:]) for row in self._execute(OUTCOME + condition, values)[1]]
 
     def _hold(self) -> None:
         """Take this process's lock, once; a producer, which claims nothing, has none."""
-        if self._lock is None:
-            self._holder = uuid4().hex
+        holder = uuid4().hex
+        try:
             self._holders.mkdir(exist_ok=True)
-            self._lock = os.open(self._holders / self._holder, os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            lock = os.open(self._holders / holder, os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError as error:
+            raise LedgerBusy(str(error)) from error
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        self._holder, self._lock = holder, lock
 
     def _alive(self, holder: str) -> bool:
         try:
