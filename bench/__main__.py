@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,7 @@ def main() -> int:
         report.write(json.loads((given.out / "results.json").read_text()), given.out)
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    given.out.mkdir(parents=True, exist_ok=True)
     try:
         ensure_installed()
         data = measure(given)
@@ -48,53 +50,49 @@ def main() -> int:
     except KeyboardInterrupt:
         print("bench: interrupted; all that it started was ended", file=sys.stderr)
         return 130
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "results.json").write_text(json.dumps(data, indent=1) + "\n")
     report.write(data, given.out)
     return 1 if any("failed" in one for one in data["measurements"]) else 0
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """All rounds. The data are saved after each, so that an interruption costs one round only."""
     scale = QUICK if given.quick else Scale()
     if given.tasks:
-        scale = Scale(given.tasks, given.tasks, scale.makespan_s, scale.latency, scale.backlogs)
+        scale = replace(scale, publish_consume=given.tasks, consume_3=given.tasks)
     rounds = 1 if given.quick else given.rounds
     seed = random.randrange(10**6) if given.seed is None else given.seed
-    order, measurements = random.Random(seed), []
+    order = random.Random(seed)
+    measurements: list[dict[str, Any]] = []
     print(f"seed {seed}, {rounds} rounds", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Stage(Path(folder)) as stage:
         contenders = [one for one in chosen(given.contenders) if one.name not in stage.missing]
         for name, why in stage.missing.items():
             print(f"left out: {name}: {why}", flush=True)
+        facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": seed, "scale": vars(scale)}
+        facts |= {"machine": machine(), "versions": versions(stage.node, contenders), "left_out": stage.missing}
+        data: dict[str, Any] = {"run": facts, "measurements": measurements}
         for number in range(1, rounds + 1):
             for scenario in given.only.split(","):
                 for queue in ("quorum", "classic") if scenario in ON_CLASSIC_TOO else ("quorum",):
                     for contender in entrants(scenario, contenders, number, order):
                         about = {"round": number, "scenario": scenario, "queue": queue, "contender": contender.name}
                         print(f"{number}/{rounds}  {scenario}  {queue}  {contender.name}", flush=True)
-                        measurements += run(stage, scenario, about, contender, scale)
-        about_run = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": seed,
-            "rounds": rounds,
-            "scale": vars(scale),
-            "machine": machine(),
-            "versions": versions(stage.node, contenders),
-            "left_out": stage.missing,
-        }
-    return {"run": about_run, "measurements": measurements}
+                        measurements += run(stage, about, contender, scale)
+            facts["rounds"] = number
+            (given.out / "results.json").write_text(json.dumps(data, indent=1) + "\n")
+    return data
 
 
-def run(stage: Stage, scenario: str, about: dict[str, Any], contender: Contender, scale: Scale) -> list[dict[str, Any]]:
+def run(stage: Stage, about: dict[str, Any], contender: Contender, scale: Scale) -> list[dict[str, Any]]:
     """The measurements of one scenario; a failure is one too."""
     measured: list[dict[str, Any]] = []
     try:
-        for metric, value in SCENARIOS[scenario](stage.site(contender, about["queue"]), scale):
+        for metric, value in SCENARIOS[about["scenario"]](stage.site(contender, about["queue"]), scale):
             measured.append({**about, "metric": metric, "value": value})
             print(f"    {metric} {value:.5g}", flush=True)
-    except Failed as error:
-        measured.append({**about, "failed": str(error)})
-        print(f"    failed: {error}", flush=True)
+    except Exception as error:  # noqa: BLE001  # whatever it is: the others' measurements are worth having
+        measured.append({**about, "failed": str(error) if isinstance(error, Failed) else repr(error)})
+        print(f"    failed: {measured[-1]['failed']}", flush=True)
     return measured
 
 

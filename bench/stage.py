@@ -129,8 +129,9 @@ class Site:
     @contextmanager
     def workers(self, size: int, all_done: bool = True) -> Iterator["Crew"]:
         """That many worker processes. When they end, nothing may be left in the queue, if `all_done`."""
-        crew = Crew(self, size)
+        crew = Crew(self)
         try:
+            crew.start(size)
             yield crew
             time.sleep(SETTLE_S)
             crew.stop()
@@ -202,9 +203,13 @@ class Worker:
 class Crew:
     """Workers of one contender, at work."""
 
-    def __init__(self, site: Site, size: int) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self.workers = [Worker(site) for _ in range(size)]
+        self.workers: list[Worker] = []
+
+    def start(self, size: int) -> None:
+        for _ in range(size):
+            self.workers.append(Worker(self._site))
 
     @property
     def done(self) -> int:
