@@ -22,7 +22,7 @@ from matplotlib import pyplot
 BASE = "ours"
 QUEUES = ("quorum", "classic")
 ARROWS = {"more": "↑", "less": "↓", "": ""}
-BAR = 30  # characters
+BAR = 24  # characters
 CLIPPED = 1.3  # a bar that is longer than all Python ones by more than this is cut
 
 
@@ -163,15 +163,15 @@ def show(results: Results) -> None:
             table = Table(title=title, title_justify="left", show_header=False, min_width=80)
             for name in results.contenders:
                 cell, ratio = results.cells[name, queue, metric], results.ratio(name, queue, metric)
-                longest = longest_bar(results, queue, [metric])
+                longest = longest_bar(results, queue, metric)
                 share = min(1.0, cell.median / longest) if cell.values and longest else 0
                 table.add_row(name, "█" * round(BAR * share), cell.text(about.digits), ratio)
             console.print(table)
 
 
-def longest_bar(results: Results, queue: str, metrics: Iterable[str]) -> float:
+def longest_bar(results: Results, queue: str, metric: str) -> float:
     """Where the scale ends: the C program's bar may be cut, for the others to be told apart."""
-    cells = {name: results.cell(name, queue, metric) for name in results.contenders for metric in metrics}
+    cells = {name: results.cell(name, queue, metric) for name in results.contenders}
     medians = [cell.median for name, cell in cells.items() if cell and name != "limit (C)"]
     every = [cell.median for cell in cells.values() if cell]
     return min(max(every, default=0), CLIPPED * max(medians, default=float("inf")))
@@ -200,7 +200,10 @@ def plot(results: Results, path: Path) -> None:
     figure, axes = pyplot.subplots(2, 3, figsize=(18, 10), layout="constrained")
     for ax, (title, series) in zip(axes.flat, panels, strict=True):
         height = 0.8 / len(series)
-        end = max(longest_bar(results, queue, [metric]) for queue, metric in series.values())
+        if not any(results.cell(name, *place) for place in series.values() for name in results.contenders):
+            ax.set_axis_off()  # not measured in this run
+            continue
+        end = max(longest_bar(results, queue, metric) for queue, metric in series.values())
         for number, (label, (queue, metric)) in enumerate(series.items()):
             cells = [results.cell(name, queue, metric) for name in results.contenders]
             places = [place + number * height for place, cell in enumerate(cells) if cell]

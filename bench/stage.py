@@ -24,7 +24,7 @@ from aio_pika.exceptions import AMQPError
 from bench.contenders import Contender
 from bench.protocol import RECORD
 from tools.broker import install
-from tools.node import BrokerError, Node
+from tools.node import BrokerError, Node, uninterrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0  # from the start of workers to their first task; generous, like all of these
@@ -76,7 +76,8 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.node.stop()
+        with uninterrupted():  # many press Ctrl-C twice
+            self.node.stop()
 
     def site(self, contender: Contender, queue_type: str) -> "Site":
         key = (contender.name, queue_type)
@@ -137,7 +138,8 @@ class Site:
             crew.stop()
         except BaseException:
             crew.kill()
-            self.purge()
+            with suppress(AMQPError, OSError):  # the first error is the one to tell
+                self.purge()
             raise
         left = self.purge()
         if left and all_done:
@@ -272,8 +274,9 @@ class Crew:
         self.kill()
 
     def kill(self) -> None:
-        for worker in self.workers:
-            end_group(worker.process)
+        with uninterrupted():
+            for worker in self.workers:
+                end_group(worker.process)
 
 
 def end_group(process: Any) -> None:
