@@ -8,16 +8,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from rich.console import Console
 from rich.table import Table
 
 from bench.contenders import CONTENDERS
 from bench.scenarios import METRICS
-
-mpl.use("Agg")  # draws into files, without a display
-
-from matplotlib import pyplot
 
 BASE = "ours"
 QUEUES = ("quorum", "classic")
@@ -179,6 +174,10 @@ def longest_bar(results: Results, queue: str, metric: str) -> float:
 
 def plot(results: Results, path: Path) -> None:
     """Small plots, one for each kind of measurement, with whiskers from the smallest to the largest of the rounds."""
+    # Not before: numpy starts threads, which would get the Ctrl-C that is held back while processes are being ended.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     panels: list[tuple[str, dict[str, tuple[str, str]]]] = [
         *(
             (
@@ -197,7 +196,9 @@ def plot(results: Results, path: Path) -> None:
         ),
         ("memory of a worker, MiB (less is better)", {"": ("quorum", "memory_mib")}),
     ]
-    figure, axes = pyplot.subplots(2, 3, figsize=(18, 10), layout="constrained")
+    figure = Figure(figsize=(18, 10), layout="constrained")
+    FigureCanvasAgg(figure)  # draws into files, without a display
+    axes = figure.subplots(2, 3)
     for ax, (title, series) in zip(axes.flat, panels, strict=True):
         height = 0.8 / len(series)
         if not any(results.cell(name, *place) for place in series.values() for name in results.contenders):
@@ -223,4 +224,3 @@ def plot(results: Results, path: Path) -> None:
         if len(series) > 1:
             ax.legend(fontsize=8)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
