@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 SET_UP := $(VENV)/installed
+# The peers that `make bench` measures need packages of their own.
+BENCH := .bench
 MODULES := generated/worker/contract.json
 # Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
@@ -12,7 +14,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install generate verify broker broker-stop cluster cluster-stop worker1 worker2 worker3 producer demo \
-        test-workqueue test chaos lint types check clean
+        test-workqueue test chaos bench lint types check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +83,16 @@ chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= HANDLER= LED
 	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(HANDLER),--handler $(HANDLER)) \
 	    $(if $(LEDGER),--ledger $(LEDGER)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) $(ARGS)
 
+bench: $(BENCH)/installed ## measure this beside Celery, Dramatiq, Taskiq, FastStream and raw AMQP (ARGS='--quick')
+	@exec $(BENCH)/bin/python -m bench $(ARGS)
+
+$(BENCH)/installed: requirements.txt bench/requirements.txt | $(PY)
+	@echo "installing the packages of bench/requirements.txt in $(BENCH) ..." >&2
+	@$(ONE_AT_A_TIME) sh -c 'test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)'
+	@$(ONE_AT_A_TIME) $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-virtualenv \
+	    -r bench/requirements.txt
+	@touch $@
+
 types: $(SET_UP)
 	@$(VENV)/bin/mypy
 
@@ -89,5 +101,6 @@ check: verify lint types test ## everything that must hold: verify, lint, types,
 clean: ## remove all that was made here; what is queued in .broker too
 	@if [ -x $(PY) ] && [ -d .broker ]; then $(PY) -m tools.broker stop; fi
 	@if [ -x $(PY) ] && [ -d .cluster ]; then $(PY) -m tools.cluster stop; fi
-	rm -rf $(VENV) .broker .cluster .workqueue .demo .lock .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH) .broker .cluster .workqueue .demo .lock
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

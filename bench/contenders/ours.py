@@ -1,0 +1,64 @@
+"""This project: the real main-producer.py, and a worker as main-worker.py makes one, with the bench's handler.
+
+Runs in a copy of the project, whose contract may name another type of queue. The producer is timed around its
+`submit`, which is from before the first task is made until the last is confirmed.
+"""
+
+import json
+import runpy
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.protocol import Plan, work
+from generated.worker import Application
+from generated.worker.messages.json import Simulate, SimulateResult, Task
+from workqueue import producer
+from workqueue.handler import Run
+from workqueue.submit import submit
+from workqueue.worker import run_worker
+
+
+async def handle(task: Task, run: Run) -> SimulateResult:
+    assert isinstance(task.payload, Simulate)
+    await work(task.payload.seconds)
+    return SimulateResult(kind="simulate", attempt=run.attempt)
+
+
+def send() -> None:
+    plan = Plan()
+
+    def paced(tasks: Iterator[Any]) -> Iterator[Any]:
+        """Read by the producer's own thread, as a slow file would be."""
+        for _, wait_s in plan:
+            if wait_s > 0:
+                time.sleep(wait_s)
+            plan.sending()
+            yield next(tasks)
+
+    async def timed(tasks: Iterator[Any], send: Callable[[Any], Awaitable[None]], **rest: Any) -> None:
+        await submit(paced(iter(tasks)), send, **rest)
+        plan.report()
+
+    if len(plan.batches) == 1:
+        ((count, seconds, _),) = plan.batches
+        flags = ["--simulate", str(count), "--seconds", str(seconds)]
+    else:
+        payloads = [
+            {"kind": "simulate", "seconds": seconds} for count, seconds, _ in plan.batches for _ in range(count)
+        ]
+        Path("payloads.jsonl").write_text("".join(json.dumps(payload) + "\n" for payload in payloads))
+        flags = ["--jsonl", "payloads.jsonl"]
+    vars(producer)["submit"] = timed  # what run_producer calls
+    sys.argv = ["main-producer.py", *flags]
+    runpy.run_path("main-producer.py", run_name="__main__")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "send":
+        send()
+    else:
+        sys.argv = ["main-worker.py", *sys.argv[2:]]
+        sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))

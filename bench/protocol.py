@@ -1,0 +1,118 @@
+"""What every contender's programs do alike: make tasks by a plan, send them, and write down when they were handled.
+
+The plan of a sender is its last argument: `count:seconds:interval_s`, several with commas. So many tasks that ask for
+so many seconds, each sent that long after the one before. A sender prints one line of JSON when it is done.
+"""
+
+import asyncio
+import json
+import os
+import resource
+import struct
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+RECORD = struct.Struct("<ddd")
+"""Seconds asked for, start and end of the handler by CLOCK_MONOTONIC, which all processes of a machine share."""
+
+QUEUE = "bench"
+WINDOW = 200  # unconfirmed publishes, where there is a choice: the default of our WORKQUEUE_WINDOW
+
+url = os.environ.get("BENCH_URL", "")
+queue_type = os.environ.get("BENCH_QUEUE_TYPE", "quorum")
+
+_record = -1
+
+
+async def work(seconds: float) -> None:
+    """What an async handler does."""
+    start = time.monotonic()
+    if seconds > 0:
+        await asyncio.sleep(seconds)
+    _note(seconds, start)
+
+
+def work_blocking(seconds: float) -> None:
+    """What a plain handler does."""
+    start = time.monotonic()
+    if seconds > 0:
+        time.sleep(seconds)
+    _note(seconds, start)
+
+
+def _note(seconds: float, start: float) -> None:
+    global _record
+    if _record < 0:  # opened by the process that handles: some frameworks fork
+        _record = os.open(os.environ["BENCH_RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(_record, RECORD.pack(seconds, start, time.monotonic()))
+
+
+def make_task(seconds: float) -> dict[str, Any]:
+    """A whole task of our contract, as JSON can hold it."""
+    payload = {"kind": "simulate", "seconds": seconds}
+    return {"id": str(uuid4()), "created_at": datetime.now(UTC).isoformat(), "payload": payload}
+
+
+class Plan:
+    """What to send and when. Iterating gives (seconds asked for, how long to wait before it is sent)."""
+
+    def __init__(self, text: str = "") -> None:
+        parts = [part.split(":") for part in (text or sys.argv[-1]).split(",")]
+        self.batches = [(int(count), float(seconds), float(interval)) for count, seconds, interval in parts]
+        self.count = sum(count for count, _, _ in self.batches)
+        self._paced = any(interval for _, _, interval in self.batches)
+        self._at: list[float] = []
+        self._began = time.monotonic()
+
+    def __iter__(self) -> Iterator[tuple[float, float]]:
+        due = self._began = time.monotonic()
+        for count, seconds, interval in self.batches:
+            for _ in range(count):
+                due += interval
+                yield seconds, due - time.monotonic() if interval else 0.0
+
+    def sending(self) -> None:
+        """To be called just before each send: remembers the time, if the plan is a paced one."""
+        if self._paced:
+            self._at.append(time.monotonic())
+
+    def report(self) -> None:
+        """To be called once, after the last confirm."""
+        seconds = time.monotonic() - self._began
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"sent": self.count, "seconds": seconds, "at": self._at, "peak_mib": peak_mib}), flush=True)
+
+
+def send_blocking(send: Callable[[dict[str, Any]], object]) -> None:
+    """For an API that returns once the task is confirmed: one after the other."""
+    plan = Plan()
+    for seconds, wait_s in plan:
+        if wait_s > 0:
+            time.sleep(wait_s)
+        plan.sending()
+        send(make_task(seconds))
+    plan.report()
+
+
+async def send_window(send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
+    """For a coroutine that returns once the task is confirmed: at most WINDOW of them at a time."""
+    plan, slots = Plan(), asyncio.Semaphore(WINDOW)
+
+    async def one(task: dict[str, Any]) -> None:
+        try:
+            await send(task)
+        finally:
+            slots.release()
+
+    async with asyncio.TaskGroup() as sends:  # a send that fails ends the sender
+        for seconds, wait_s in plan:
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            await slots.acquire()
+            plan.sending()
+            sends.create_task(one(make_task(seconds)))
+    plan.report()
