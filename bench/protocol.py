@@ -98,6 +98,17 @@ def send_blocking(send: Callable[[dict[str, Any]], object]) -> None:
     plan.report()
 
 
+async def send_each(send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
+    """For a coroutine that returns once the task is confirmed, awaited as its documentation shows: one after the other."""
+    plan = Plan()
+    for seconds, wait_s in plan:
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
+        plan.sending()
+        await send(make_task(seconds))
+    plan.report()
+
+
 async def send_window(send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
     """For a coroutine that returns once the task is confirmed: at most WINDOW of them at a time."""
     plan, slots = Plan(), asyncio.Semaphore(WINDOW)

@@ -13,7 +13,7 @@ from faststream import AckPolicy, FastStream
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from pydantic import BaseModel
 
-from bench.protocol import QUEUE, queue_type, send_window, url, work
+from bench.protocol import QUEUE, queue_type, send_each, url, work
 
 
 class Simulate(BaseModel):
@@ -43,7 +43,7 @@ async def send() -> None:
         async def publish(task: dict[str, Any]) -> None:
             await broker.publish(task, queue, persist=True, mandatory=True)
 
-        await send_window(publish)
+        await send_each(publish)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import uvloop
 from taskiq_aio_pika import AioPikaBroker, Queue, QueueType
 
-from bench.protocol import QUEUE, queue_type, send_window, url, work
+from bench.protocol import QUEUE, queue_type, send_each, url, work
 
 type_ = QueueType(queue_type)
 broker = AioPikaBroker(
@@ -24,7 +24,7 @@ async def process(task: dict[str, Any]) -> None:
 
 async def send() -> None:
     await broker.startup()
-    await send_window(process.kiq)
+    await send_each(process.kiq)
     await broker.shutdown()
 
 
