@@ -99,7 +99,7 @@ def send_blocking(send: Callable[[dict[str, Any]], object]) -> None:
 
 
 async def send_each(send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
-    """For a coroutine that returns once the task is confirmed, awaited as its documentation shows: one after the other."""
+    """For a coroutine that returns once the task is confirmed, awaited as documented: one after the other."""
     plan = Plan()
     for seconds, wait_s in plan:
         if wait_s > 0:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiormq import Channel
 
 from tests.harness import ROOT, Site, Worker, simulate, until, vhost
 from tests.proxy import Proxy
 from tools.node import Node
 from workqueue.contract import load
 from workqueue.errors import WorkQueueError
+from workqueue.lane import Lane
 from workqueue.settings import Settings
 from workqueue.wire import Consumer, Link
 
@@ -76,15 +76,15 @@ async def test_connections_that_an_operator_closes_are_opened_again(alone: Site,
 
 async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site: Site) -> None:
     class Losing(Link):
-        async def open(self) -> Channel:
-            channel = await super().open()
+        async def open(self) -> Lane:
+            lane = await super().open()
             if not opened:
-                await channel.close()
-            opened.append(channel)
-            return channel
+                await lane.channel.close()
+            opened.append(lane)
+            return lane
 
     loaded, settings = load("generated.worker"), Settings(amqp_uri=(site.uri,))
-    opened, ended = list[Channel](), list[WorkQueueError]()
+    opened, ended = list[Lane](), list[WorkQueueError]()
     (receive,) = loaded.receives.values()
     link = Losing(settings, "starting", loaded.queues)
     consumer = Consumer(link, receive, "starting", settings, ended.append)

@@ -39,8 +39,9 @@ class Feed(Generic[T]):
     the connection's heartbeats go on, and its length does not matter. For one reader."""
 
     def __init__(self, items: Iterable[T], ahead: int) -> None:
-        self._items, self._slots = items, threading.Semaphore(ahead)
+        self._items, self._ahead = items, ahead
         self._read: deque[T] = deque()
+        self._room = threading.Event()
         self._changed, self._waiting = asyncio.Event(), False
         self._loop = asyncio.get_running_loop()
         self._ended = self._stopped = False
@@ -50,15 +51,16 @@ class Feed(Generic[T]):
     def stop(self) -> None:
         """Deliver nothing more."""
         self._stopped = True
-        self._slots.release()
+        self._room.set()
         self._changed.set()
 
     async def __aiter__(self) -> AsyncIterator[T]:
         while not self._stopped:
             ended = self._ended  # read before the items: nothing is appended after it is set
             if self._read:
-                self._slots.release()
                 yield self._read.popleft()
+                if not self._room.is_set() and len(self._read) <= self._ahead // 2:
+                    self._room.set()  # many at a time: threads that wake each other for every item cost more than it
             elif ended:
                 if self._error is not None:
                     raise self._error
@@ -73,7 +75,11 @@ class Feed(Generic[T]):
     def _fill(self) -> None:
         try:
             for item in self._items:
-                self._slots.acquire()
+                if len(self._read) >= self._ahead:
+                    self._room.clear()
+                    # Still? What is taken, or stopped, after this look sets it again.
+                    if len(self._read) >= self._ahead and not self._stopped:
+                        self._room.wait()
                 if self._stopped:
                     return
                 self._read.append(item)

@@ -21,9 +21,7 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import (
     AMQPError,
     ChannelPreconditionFailed,
-    DeliveryError,
     ProbableAuthenticationError,
-    PublishError,
 )
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
@@ -37,9 +35,9 @@ from workqueue.codec import Body
 from workqueue.contract import Contract, Queue, Receive, Send
 from workqueue.delivery import ChannelLost, Delivery
 from workqueue.errors import BrokerUnreachable, ContractInvalid, NotSent, SendUnknown, WorkQueueError
+from workqueue.lane import Arrival, Lane, Nacked, Unroutable, connect
 from workqueue.policy import reconnect_delay_s
 from workqueue.settings import Settings, hide_password
-from workqueue.tap import Arrival, Socket, connect
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,6 @@ CONNECT_TIMEOUT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes l
 CALL_TIMEOUT_S = 15.0  # a declare or a consume; a quorum queue that is electing a leader answers within this
 BRIEF_S = 1.0  # a session that ends sooner is followed by a pause: something may end each of them, and no worker
 BRIEF_PAUSE_S = 0.2  # opens connections as fast as it can
-ACK = struct.Struct(">BHIHHQBB")  # basic.ack in its frame: https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 RESEND_S = 0.05  # between a lost confirm and the next try, for the loss of the channel to be noticed
 
 Fatal = Callable[[WorkQueueError], None]
@@ -66,11 +63,10 @@ class Link:
     def __init__(self, settings: Settings, name: str, queues: tuple[Queue, ...]) -> None:
         self._settings, self._name, self._queues = settings, name, queues
         self._connection: AbstractConnection | None = None
-        self._channel: Channel | None = None
-        self.socket = Socket()
+        self._lane: Lane | None = None
         self._opening = asyncio.Lock()
 
-    async def open(self) -> Channel:
+    async def open(self) -> Lane:
         """Open the channel and declare the contract's queues, trying each broker once.
 
         Raises BrokerUnreachable, and ContractInvalid when a queue exists with other properties.
@@ -93,13 +89,16 @@ class Link:
                 cause = _words(error)
         raise BrokerUnreachable(tried, cause)
 
-    async def channel(self) -> Channel:
-        """The open channel, or a new one: waits, with growing delays, for at most `reconnect_s`. Raises as `open`."""
-        if self._channel is not None and not self._channel.is_closed:
-            return self._channel
+    async def lane(self) -> Lane:
+        """The open channel's, or a new one's: waits, with growing delays, for at most `reconnect_s`.
+
+        Raises as `open`.
+        """
+        if self._lane is not None and not self._lane.channel.is_closed:
+            return self._lane
         async with self._opening:
             started, failures = time.monotonic(), 0
-            while self._channel is None or self._channel.is_closed:
+            while self._lane is None or self._lane.channel.is_closed:
                 try:
                     await self.open()
                 except BrokerUnreachable as error:
@@ -111,11 +110,11 @@ class Link:
                     await asyncio.sleep(reconnect_delay_s(failures, random.random))
             if failures:
                 log.warning("%s  is connected again", self._name)
-            return self._channel
+            return self._lane
 
-    async def _open(self, uri: str) -> Channel:
+    async def _open(self, uri: str) -> Lane:
         url = URL(uri).extend_query(heartbeat=max(1, round(self._settings.heartbeat_s)))
-        self._connection, self.socket = await connect(url, self._name, CONNECT_TIMEOUT_S)
+        self._connection, socket = await connect(url, self._name, CONNECT_TIMEOUT_S)
         async with asyncio.timeout(CALL_TIMEOUT_S):
             opened = self._connection.channel(on_return_raises=True)
             await opened.initialize()
@@ -129,16 +128,16 @@ class Link:
                     auto_delete=queue.auto_delete,
                     arguments=dict(queue.arguments),
                 )
-        self._channel = channel
-        return channel
+        self._lane = Lane(socket, channel)
+        return self._lane
 
     async def close(self) -> None:
-        """Give up the connection, so that the next `channel` makes a new one."""
+        """Give up the connection, so that the next `lane` makes a new one."""
         async with self._opening:
             await self._drop()
 
     async def _drop(self) -> None:
-        connection, self._connection, self._channel = self._connection, None, None
+        connection, self._connection, self._lane = self._connection, None, None
         if connection is not None:
             with suppress(*GONE):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -185,16 +184,13 @@ class Outbox:
         try:
             async with asyncio.timeout(deadline_s):
                 while True:
-                    channel = await self._link.channel()
+                    lane = await self._link.lane()
                     tries += 1
                     try:
-                        await channel.basic_publish(
-                            body, routing_key=queue.name, properties=properties, mandatory=mandatory, wait=False
-                        )
-                        return
-                    except PublishError as error:
+                        return await lane.publish(queue.name, properties, body, mandatory=mandatory)
+                    except Unroutable as error:
                         raise NotSent(str(message_id), f"there is no queue {queue.name!r} to take it") from error
-                    except DeliveryError:
+                    except Nacked:
                         nacks += 1
                         await asyncio.sleep(reconnect_delay_s(nacks, random.random))
                     except UNENCODABLE:
@@ -253,8 +249,7 @@ class Incoming:
 class Session:
     """One life of a consumer: from basic.consume until its channel, or the broker's wish to deliver to it, ends."""
 
-    channel: Channel
-    socket: Socket
+    lane: Lane
     inbox: asyncio.Queue[Arrival | None]
     """None says that the session is over."""
     began: float = field(default_factory=time.monotonic)
@@ -264,20 +259,18 @@ class Session:
 
     async def settle(self, tag: int, ack: bool) -> None:
         """Raises ChannelLost."""
-        if self.channel.is_closed or self.channel.closing.done() or self.socket.writer.is_closing():
-            raise ChannelLost
-        if ack:  # straight to the socket: that saves the next task a turn of the loop
-            self.socket.writer.write(ACK.pack(1, self.channel.number, 13, 60, 80, tag, 0, 0xCE))
-            return
         try:
-            await self.channel.basic_nack(tag, requeue=True, wait=False)
+            if ack:
+                self.lane.ack(tag)
+            else:
+                await self.lane.channel.basic_nack(tag, requeue=True, wait=False)
         except GONE as error:
             raise ChannelLost from error
 
     @property
     def cause(self) -> str:
         """Why it is over, in words."""
-        closing = self.channel.closing
+        closing = self.lane.channel.closing
         error = closing.exception() if closing.done() and not closing.cancelled() else None
         return _words(error) if error is not None else "the broker cancelled the consumer"
 
@@ -319,7 +312,7 @@ class Consumer:
             session = self._session
             with suppress(*GONE):
                 async with asyncio.timeout(CALL_TIMEOUT_S):
-                    await session.channel.basic_cancel(self._tag)
+                    await session.lane.channel.basic_cancel(self._tag)
             session.over()
 
     async def stop(self) -> None:
@@ -330,7 +323,7 @@ class Consumer:
         failures = 0
         while True:
             try:
-                self._session = await self._consume(await self._link.channel())
+                self._session = await self._consume(await self._link.lane())
                 return self._session
             except GONE as error:
                 failures += 1
@@ -338,14 +331,14 @@ class Consumer:
                 await asyncio.sleep(reconnect_delay_s(failures, random.random))
                 await self._link.close()
 
-    async def _consume(self, channel: Channel) -> Session:
-        session = Session(channel, self._link.socket, asyncio.Queue())
-        self._link.socket.tap.sink = session.inbox.put_nowait
+    async def _consume(self, lane: Lane) -> Session:
+        session = Session(lane, asyncio.Queue())
+        lane.deliver = session.inbox.put_nowait
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            await channel.basic_qos(prefetch_count=self._receive.prefetch)
-            await channel.basic_consume(self._receive.queue.name, _tapped, consumer_tag=self._tag)
-        channel.closing.add_done_callback(session.over)
-        channel.on_consumer_cancel_callbacks.add(session.over)
+            await lane.channel.basic_qos(prefetch_count=self._receive.prefetch)
+            await lane.channel.basic_consume(self._receive.queue.name, _astray, consumer_tag=self._tag)
+        lane.channel.closing.add_done_callback(session.over)
+        lane.channel.on_consumer_cancel_callbacks.add(session.over)
         return session
 
     async def _next(self, session: Session) -> Arrival | None:
@@ -364,7 +357,7 @@ class Consumer:
                 return message
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
-                    told = await session.channel.queue_declare(self._receive.queue.name, passive=True)
+                    told = await session.lane.channel.queue_declare(self._receive.queue.name, passive=True)
             except GONE as error:
                 log.warning("%s  lost its queue: %s", self._tag, _words(error))
                 return None
@@ -378,7 +371,7 @@ class Consumer:
         self._session = None
         with suppress(*GONE):
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                await session.channel.close()
+                await session.lane.channel.close()
 
     def _delivery(self, session: Session, arrived: Arrival) -> Delivery:
         properties = arrived.properties or Basic.Properties()
@@ -397,8 +390,8 @@ class Consumer:
         )
 
 
-async def _tapped(message: DeliveredMessage) -> None:
-    raise AssertionError("a delivery that the tap has let pass")
+async def _astray(message: DeliveredMessage) -> None:
+    raise AssertionError(f"a delivery that did not go by the lane: {message.delivery}")
 
 
 class Producer:

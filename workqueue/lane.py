@@ -1,0 +1,242 @@
+"""The short way: what happens with every task goes straight to the socket and comes straight from it.
+
+aiormq brings a delivery, and a confirm, through three tasks that wake each other, and ends the connection over a
+message whose properties it can't read. Here deliveries, confirms and returns are taken out of the stream as they
+arrive, and acks and publishes are written at once. All else (the handshake, declaring, consuming, heartbeats, closing)
+is aiormq's, which reads what is left. Frames and methods are those of AMQP 0-9-1, sections 2.3.5 and 4.2
+(https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf), confirms RabbitMQ's (https://www.rabbitmq.com/docs/confirms).
+"""
+
+import asyncio
+import struct
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import aio_pika
+from aiormq import Channel, TransportFactory
+from aiormq.connection import SSLContextProvider
+from pamqp import frame
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+from pamqp.heartbeat import Heartbeat
+from yarl import URL
+
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+RETURN, DELIVER, ACK, NACK = (struct.pack(">HH", 60, method) for method in (50, 60, 80, 120))
+START_BYTES = 7  # of a frame: its type, its channel, its size; after the content comes one more
+END = 0xCE
+ACK_FRAME = struct.Struct(">BHI4sQBB")
+HEARTBEAT_FRAME = frame.marshal(Heartbeat(), 0)
+ALIVE_S = 1.0
+
+
+class Unroutable(Exception):
+    """There is no such queue: the message came back."""
+
+
+class Nacked(Exception):
+    """The queue did not take the message: it is full, or changes its leader."""
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A message that was delivered, or one that is returned (it has the tag 0). `properties` are None if they can't be
+    read."""
+
+    tag: int
+    redelivered: bool
+    properties: Basic.Properties | None = None
+    size: int = 0
+    body: bytes = b""
+
+
+class Tap(asyncio.StreamReader):
+    """What a connection receives, for aiormq to read; once there is a `lane`, what belongs to that goes there instead.
+
+    For a connection with one channel: on that no message begins before the last one is complete.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lane: Lane | None = None
+        self._rest = b""
+        self._arriving: Arrival | None = None
+        self._parts: list[bytes] = []
+        self._shown_s = 0.0
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # it is what a transport gives
+        data = self._rest + data if self._rest else bytes(data)
+        at = kept = 0  # where the next frame begins; up to where all is handed over
+        while len(data) - at > START_BYTES:
+            kind, start = data[at], at + START_BYTES
+            end = start + int.from_bytes(data[at + 3 : start], "big")
+            if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
+                end = len(data) - 1  # not a broker: aiormq has the words for it
+            if end >= len(data):
+                break
+            if self.lane is not None and data[end] == END and self._take(self.lane, kind, data[start:end]):
+                if kept < at:
+                    super().feed_data(data[kept:at])
+                kept = end + 1
+            at = end + 1
+        if kept < at:
+            super().feed_data(data[kept:at])
+        self._rest = data[at:]
+        if kept:
+            self._show()
+
+    def feed_eof(self) -> None:
+        if self._rest:
+            super().feed_data(self._rest)
+        super().feed_eof()
+
+    def _take(self, lane: "Lane", kind: int, content: bytes) -> bool:
+        """Whether it belonged to the lane."""
+        if kind == METHOD:
+            match content[:4]:
+                case b"\x00\x3c\x00\x3c":  # DELIVER
+                    tag_at = 5 + content[4]  # after the consumer tag, which is a short string
+                    tag = int.from_bytes(content[tag_at : tag_at + 8], "big")
+                    self._arriving = Arrival(tag, bool(content[tag_at + 8] & 1))
+                case b"\x00\x3c\x00\x32":  # RETURN
+                    self._arriving = Arrival(0, redelivered=False)
+                case b"\x00\x3c\x00\x50" | b"\x00\x3c\x00\x78":  # ACK, NACK
+                    tag, bits = int.from_bytes(content[4:12], "big"), content[12]
+                    lane.confirmed(tag, multiple=bool(bits & 1), stored=content[:4] == ACK)
+                case _:
+                    return False
+            return True
+        if self._arriving is None or kind == HEARTBEAT:  # which may come in between
+            return False
+        if kind == HEADER:
+            self._arriving.size = int.from_bytes(content[4:12], "big")
+            self._arriving.properties = _properties(content)
+        else:
+            self._parts.append(content)
+        if sum(map(len, self._parts)) >= self._arriving.size:
+            arrived, self._arriving = self._arriving, None
+            arrived.body, self._parts = b"".join(self._parts), []
+            (lane.deliver if arrived.tag else lane.returned)(arrived)
+        return True
+
+    def _show(self) -> None:
+        """Let aiormq see now and then that something arrives, or it takes a busy connection for a dead one."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._shown_s > ALIVE_S:
+            self._shown_s = now_s
+            super().feed_data(HEARTBEAT_FRAME)
+
+
+class Lane:
+    """The short way of one channel, which is in confirm mode. `deliver` gets each message that is delivered."""
+
+    def __init__(self, socket: "Socket", channel: Channel) -> None:
+        self.channel, self._writer = channel, socket.writer
+        self.deliver: Callable[[Arrival], object] = lambda arrived: None
+        self._body_bytes = channel.connection.connection_tune.frame_max - START_BYTES - 1
+        self._published = 0
+        self._waiting: dict[int, tuple[str | None, asyncio.Future[None]]] = {}
+        self._returned: Counter[str | None] = Counter()
+        channel.closing.add_done_callback(self._lost)
+        socket.tap.lane = self
+
+    def ack(self, tag: int) -> None:
+        """Raises ConnectionError."""
+        self._write(ACK_FRAME.pack(METHOD, self.channel.number, 13, ACK, tag, 0, END))
+
+    async def publish(self, queue: str, properties: Basic.Properties, body: bytes, *, mandatory: bool) -> None:
+        """Publish to this queue, and return once the broker has confirmed it.
+
+        Raises Unroutable, Nacked, ConnectionError when the channel was lost first, and what pamqp raises for properties
+        that it can't encode.
+        """
+        number = self.channel.number
+        header = frame.marshal(ContentHeader(0, len(body), properties), number)
+        bodies = [
+            frame_of(BODY, number, body[at : at + self._body_bytes]) for at in range(0, len(body), self._body_bytes)
+        ]
+        self._write(b"".join((publish_frame(queue, mandatory, number), header, *bodies)))
+        self._published += 1
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[self._published] = properties.message_id, confirmed
+        await confirmed
+
+    def confirmed(self, tag: int, *, multiple: bool, stored: bool) -> None:
+        for each in [one for one in self._waiting if one <= tag] if multiple else [tag]:
+            message_id, waiting = self._waiting.pop(each, (None, None))
+            if waiting is None:
+                continue
+            returned = self._returned[message_id] > 0
+            if returned:
+                self._returned[message_id] -= 1
+            if waiting.done():  # nobody waits any more
+                continue
+            if returned:
+                waiting.set_exception(Unroutable)
+            elif stored:
+                waiting.set_result(None)
+            else:
+                waiting.set_exception(Nacked)
+
+    def returned(self, arrived: Arrival) -> None:
+        """An unroutable message comes back, before it is confirmed."""
+        self._returned[arrived.properties.message_id if arrived.properties else None] += 1
+
+    def _lost(self, _: object) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for _, confirmed in waiting.values():
+            if not confirmed.done():
+                confirmed.set_exception(ConnectionError("the channel was closed"))
+
+    def _write(self, data: bytes) -> None:
+        if self.channel.is_closed or self.channel.closing.done() or self._writer.is_closing():
+            raise ConnectionError("the channel is closed")
+        self._writer.write(data)
+
+
+def frame_of(kind: int, channel: int, content: bytes) -> bytes:
+    return b"".join((struct.pack(">BHI", kind, channel, len(content)), content, b"\xce"))
+
+
+@cache
+def publish_frame(queue: str, mandatory: bool, channel: int) -> bytes:
+    return frame.marshal(Basic.Publish(exchange="", routing_key=queue, mandatory=mandatory), channel)
+
+
+def _properties(content: bytes) -> Basic.Properties | None:
+    header = ContentHeader()
+    try:
+        header.unmarshal(content)
+    except Exception:  # noqa: BLE001  # whatever a foreign client has sent and pamqp can't read
+        return None
+    return header.properties
+
+
+class Socket(TransportFactory):
+    """Opens the socket of one connection; `tap` and `writer` are its two ends."""
+
+    tap: Tap
+    writer: asyncio.StreamWriter
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        contexts: SSLContextProvider = kwargs.pop("ssl_context_provider")
+        ssl = await contexts.get_context() if url.scheme == "amqps" else None
+        loop, self.tap = asyncio.get_running_loop(), Tap()
+        protocol = asyncio.StreamReaderProtocol(self.tap)
+        transport, _ = await loop.create_connection(
+            lambda: protocol, str(url.host), int(url.port or 0), ssl=ssl, **kwargs
+        )
+        self.writer = asyncio.StreamWriter(transport, protocol, self.tap, loop)
+        return self.tap, self.writer
+
+
+async def connect(url: URL, name: str, timeout_s: float) -> tuple[aio_pika.Connection, Socket]:
+    """A connection of this name, for one channel, and its socket."""
+    socket = Socket()
+    connection = aio_pika.Connection(url, client_properties={"connection_name": name})
+    connection.kwargs["transport_factory"] = socket
+    await connection.connect(timeout=timeout_s)
+    return connection, socket
