@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import aio_pika
@@ -165,7 +166,7 @@ class Lane:
         await confirmed
 
     def confirmed(self, tag: int, *, multiple: bool, stored: bool) -> None:
-        for each in [one for one in self._waiting if one <= tag] if multiple else [tag]:
+        for each in list(takewhile(lambda one: one <= tag, self._waiting)) if multiple else [tag]:
             message_id, waiting = self._waiting.pop(each, (None, None))
             if waiting is None:
                 continue

@@ -1,8 +1,8 @@
 """The AMQP side: connections that come back, a consumer that is never alive and idle, publishing with confirms.
 
-The only module that imports aio_pika. It knows nothing of retries or ledgers. Connections are plain ones, opened anew
-here when they go: a robust connection of aio_pika restores itself in the background, and can then be open and consume
-nothing (https://github.com/mosquito/aio-pika/issues/231).
+With `lane`, the only module that imports aio_pika. It knows nothing of retries or ledgers. Connections are plain ones,
+opened anew here when they go: a robust connection of aio_pika restores itself in the background, and can then be open
+and consume nothing (https://github.com/mosquito/aio-pika/issues/231).
 """
 
 import asyncio

@@ -62,7 +62,7 @@ CONTENDERS = (
         ("faststream", "aio-pika"),
         _module("faststream", "work"),
         _module("faststream", "send"),
-        "all to be had; the window is ours, around its publish",
+        "all to be had",
     ),
     Contender(
         "taskiq",
@@ -72,7 +72,7 @@ CONTENDERS = (
             *("--max-async-tasks", "1", "--max-prefetch", "0", "--ack-type", "when_executed"),
         ),
         _module("taskiq", "send"),
-        "all to be had; the window is ours, around its kiq",
+        "all to be had",
     ),
     Contender(
         "dramatiq",

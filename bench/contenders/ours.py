@@ -14,17 +14,16 @@ from typing import Any
 
 from bench.protocol import Plan, work
 from generated.worker import Application
-from generated.worker.messages.json import Simulate, SimulateResult, Task
+from generated.worker.messages.json import Simulate, Task
 from workqueue import producer
 from workqueue.handler import Run
 from workqueue.submit import submit
 from workqueue.worker import run_worker
 
 
-async def handle(task: Task, run: Run) -> SimulateResult:
+async def handle(task: Task, run: Run) -> None:
     assert isinstance(task.payload, Simulate)
     await work(task.payload.seconds)
-    return SimulateResult(kind="simulate", attempt=run.attempt)
 
 
 def send() -> None:
