@@ -1,7 +1,6 @@
 """What belongs to a lane is taken off a connection as it arrives; everything else passes, byte for byte."""
 
 import asyncio
-import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -20,7 +19,7 @@ from yarl import URL
 
 from tests.harness import Site, simulate
 from workqueue import lane
-from workqueue.lane import Arrival, Lane, Nacked, Tap, Unroutable, connect
+from workqueue.lane import Arrival, Lane, Nacked, Sender, Tap, Unroutable, connect
 
 HEARTBEAT = frame.marshal(Heartbeat(), 0)
 OTHERS = [
@@ -29,6 +28,7 @@ OTHERS = [
     frame.marshal(Basic.Cancel("worker", False), 1),
 ]
 PROPERTIES = Basic.Properties(message_id="identity", headers={"x-attempts": []}, delivery_mode=2)
+SENDER = Sender(None, {"x-attempts": []}, "identity")
 
 
 @dataclass
@@ -112,7 +112,7 @@ def test_in_whatever_pieces_they_arrive_deliveries_are_taken_whole_and_the_rest_
     assert [(a.tag, a.redelivered, a.body) for a in listening.taken.deliveries] == [
         (one.tag, one.redelivered, b"".join(one.parts)) for one in deliveries
     ]
-    assert all(arrived.properties == PROPERTIES for arrived in listening.taken.deliveries)
+    assert all(arrived.sender == SENDER for arrived in listening.taken.deliveries)
     others = [one for one in frames if one in OTHERS]
     assert listening.passed == b"".join(others)
 
@@ -169,7 +169,7 @@ def test_confirms_and_returns_are_taken_too() -> None:
     ]
     listening = heard(b"".join(frames), [7, 40, 80])
     assert listening.taken.confirms == [(1, False, True), (3, True, True), (4, False, False), (6, True, False)]
-    assert [(one.properties, one.body) for one in listening.taken.returns] == [(PROPERTIES, b"body")]
+    assert [(one.sender, one.body) for one in listening.taken.returns] == [(SENDER, b"body")]
     assert (listening.taken.deliveries, listening.passed) == ([], OTHERS[1])
 
 
@@ -219,7 +219,7 @@ async def test_a_publish_that_comes_back_fails_at_its_confirm_and_no_other_does(
     broker = Broker()
     lost, kept, again = broker.publish("a"), broker.publish("b"), broker.publish("a")
     await asyncio.sleep(0)
-    broker.lane.returned(Arrival(0, redelivered=False, properties=Basic.Properties(message_id="a")))
+    broker.lane.returned(Arrival(0, redelivered=False, sender=Sender(message_id="a")))
     broker.lane.confirmed(3, multiple=True, stored=True)
     with pytest.raises(Unroutable):
         await lost
@@ -286,10 +286,40 @@ async def test_a_worker_that_gets_nothing_but_deliveries_keeps_its_connection(si
     assert not worker.says("lost its consumer")
 
 
-SAID, BROKEN = datetime(2026, 11, 25, tzinfo=UTC), struct.pack(">Q", 10**15)
+WORDS = st.text(max_size=20)
+MAYBE = {
+    "content_type": WORDS,
+    "content_encoding": WORDS,
+    "headers": st.dictionaries(WORDS, st.one_of(WORDS, st.integers(-(2**31), 2**31), st.booleans()), max_size=3),
+    "delivery_mode": st.sampled_from([1, 2]),
+    "priority": st.integers(0, 255),
+    "correlation_id": WORDS,
+    "reply_to": WORDS,
+    "expiration": WORDS,
+    "message_id": WORDS,
+    "timestamp": st.datetimes(datetime(2000, 1, 1), timezones=st.just(UTC)),  # as hypothesis wants it
+    "message_type": WORDS,
+    "app_id": WORDS,
+}
+
+
+@given(st.fixed_dictionaries({}, optional=MAYBE))
+def test_what_a_sender_says_is_read_as_the_client_library_reads_it(said: dict[str, Any]) -> None:
+    content = frame.marshal(ContentHeader(0, 7, Basic.Properties(**said)), 1)[lane.START_BYTES : -1]
+    header = ContentHeader()
+    header.unmarshal(content)
+    read = header.properties
+    assert Sender.read(content) == Sender(read.content_type, read.headers or {}, read.message_id)
+
+
+@given(st.binary(max_size=60))
+def test_whatever_bytes_are_in_place_of_properties_reading_them_raises_nothing(noise: bytes) -> None:
+    Sender.read(bytes(12) + noise)
+
+
 UNREADABLE: dict[str, tuple[dict[str, Any], bytes, bytes]] = {
     "an id that is not UTF-8": ({"message_id": "####"}, b"####", b"\xff\xfe\xff\xfe"),
-    "a time in the year 31690708": ({"timestamp": SAID}, struct.pack(">Q", int(SAID.timestamp())), BROKEN),
+    "a header whose name is not UTF-8": ({"headers": {"####": 1}}, b"####", b"\xff\xfe\xff\xfe"),
 }
 
 

@@ -99,7 +99,7 @@ class Leash:
 
     def __init__(self, limit_s: float | None, lease_s: float, renew: Callable[[], Awaitable[bool]]) -> None:
         self._limit_s, self._every_s, self._renew = limit_s, lease_s / RENEWALS, renew
-        self._scope = asyncio.timeout(limit_s)
+        self._scope = asyncio.timeout(None)
         self._why: Exception | None = None
         self._renewing: asyncio.Task[None] | None = None
 
@@ -110,7 +110,9 @@ class Leash:
 
     async def __aenter__(self) -> None:
         await self._scope.__aenter__()
-        self._timer = asyncio.get_running_loop().call_later(self._every_s, self._start_renewing)
+        loop = asyncio.get_running_loop()
+        self._began = loop.time()
+        self._timer = loop.call_later(min(self._every_s, self._limit_s or self._every_s), self._tighten)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._timer.cancel()
@@ -124,8 +126,12 @@ class Leash:
         if self._why is not None and (kind is not None or self._scope.expired()):
             raise self._why  # also if the handler answered with an error of its own
 
-    def _start_renewing(self) -> None:
-        self._renewing = asyncio.ensure_future(self._keep_renewing())
+    def _tighten(self) -> None:
+        """Set the time limit, and start to renew. Most handlers have ended before, and cost one timer, not two."""
+        if self._limit_s is not None and self._why is None:
+            self._scope.reschedule(self._began + self._limit_s)
+        if self._limit_s is None or self._limit_s > self._every_s:
+            self._renewing = asyncio.ensure_future(self._keep_renewing())
 
     async def _keep_renewing(self) -> None:
         while True:

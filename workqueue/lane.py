@@ -10,16 +10,16 @@ is aiormq's, which reads what is left. Frames and methods are those of AMQP 0-9-
 import asyncio
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import aio_pika
 from aiormq import Channel, TransportFactory
 from aiormq.connection import SSLContextProvider
-from pamqp import frame
+from pamqp import decode, frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
@@ -32,6 +32,12 @@ END = 0xCE
 ACK_FRAME = struct.Struct(">BHI4sQBB")
 HEARTBEAT_FRAME = frame.marshal(Heartbeat(), 0)
 ALIVE_S = 1.0
+PROPERTIES: tuple[tuple[str, Callable[[bytes], tuple[int, Any]]], ...] = (
+    ("content_type", decode.short_str), ("content_encoding", decode.short_str), ("headers", decode.field_table),
+    ("delivery_mode", decode.octet), ("priority", decode.octet), ("correlation_id", decode.short_str),
+    ("reply_to", decode.short_str), ("expiration", decode.short_str), ("message_id", decode.short_str),
+)  # fmt: skip
+"""In the order in which they come. Those after the id do not matter here, and are not read."""
 
 
 class Unroutable(Exception):
@@ -42,14 +48,35 @@ class Nacked(Exception):
     """The queue did not take the message: it is full, or changes its leader."""
 
 
+class Sender(NamedTuple):
+    """What the sender of a message said of it: those of its properties that matter here."""
+
+    content_type: str | None = None
+    headers: Mapping[str, Any] = {}
+    message_id: str | None = None
+
+    @classmethod
+    def read(cls, content: bytes) -> "Sender | None":
+        """From the content of a header frame; None if a foreign client has sent what can't be read."""
+        said, at = {}, 14  # after the class, the weight, the size of the body, and the flags of what follows
+        flags = int.from_bytes(content[12:at], "big")
+        try:
+            for number, (name, decode) in enumerate(PROPERTIES):
+                if flags & 1 << 15 - number:
+                    used, said[name] = decode(content[at:])
+                    at += used
+        except (ValueError, LookupError, struct.error):
+            return None
+        return cls(said.get("content_type"), said.get("headers", {}), said.get("message_id"))
+
+
 @dataclass(slots=True)
 class Arrival:
-    """A message that was delivered, or one that is returned (it has the tag 0). `properties` are None if they can't be
-    read."""
+    """A message that was delivered, or one that is returned (it has the tag 0)."""
 
     tag: int
     redelivered: bool
-    properties: Basic.Properties | None = None
+    sender: Sender | None = None
     size: int = 0
     body: bytes = b""
 
@@ -114,7 +141,7 @@ class Tap(asyncio.StreamReader):
             return False
         if kind == HEADER:
             self._arriving.size = int.from_bytes(content[4:12], "big")
-            self._arriving.properties = _properties(content)
+            self._arriving.sender = Sender.read(content)
         else:
             self._parts.append(content)
         if sum(map(len, self._parts)) >= self._arriving.size:
@@ -184,7 +211,7 @@ class Lane:
 
     def returned(self, arrived: Arrival) -> None:
         """An unroutable message comes back, before it is confirmed."""
-        self._returned[arrived.properties.message_id if arrived.properties else None] += 1
+        self._returned[arrived.sender.message_id if arrived.sender else None] += 1
 
     def _lost(self, _: object) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -205,15 +232,6 @@ def frame_of(kind: int, channel: int, content: bytes) -> bytes:
 @cache
 def publish_frame(queue: str, mandatory: bool, channel: int) -> bytes:
     return frame.marshal(Basic.Publish(exchange="", routing_key=queue, mandatory=mandatory), channel)
-
-
-def _properties(content: bytes) -> Basic.Properties | None:
-    header = ContentHeader()
-    try:
-        header.unmarshal(content)
-    except Exception:  # noqa: BLE001  # whatever a foreign client has sent and pamqp can't read
-        return None
-    return header.properties
 
 
 class Socket(TransportFactory):

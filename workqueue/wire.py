@@ -35,7 +35,7 @@ from workqueue.codec import Body
 from workqueue.contract import Contract, Queue, Receive, Send
 from workqueue.delivery import ChannelLost, Delivery
 from workqueue.errors import BrokerUnreachable, ContractInvalid, NotSent, SendUnknown, WorkQueueError
-from workqueue.lane import Arrival, Lane, Nacked, Unroutable, connect
+from workqueue.lane import Arrival, Lane, Nacked, Sender, Unroutable, connect
 from workqueue.policy import reconnect_delay_s
 from workqueue.settings import Settings, hide_password
 
@@ -374,16 +374,15 @@ class Consumer:
                 await session.lane.channel.close()
 
     def _delivery(self, session: Session, arrived: Arrival) -> Delivery:
-        properties = arrived.properties or Basic.Properties()
-        headers = properties.headers or {}
-        count = headers.get("x-delivery-count", 0)
+        sender = arrived.sender or Sender()
+        count = sender.headers.get("x-delivery-count", 0)
         return Delivery(
             body=arrived.body,
             queue=self._receive.queue.name,
-            message_id=properties.message_id,
-            content_type=properties.content_type,
-            headers=headers,
-            readable=arrived.properties is not None,
+            message_id=sender.message_id,
+            content_type=sender.content_type,
+            headers=sender.headers,
+            readable=arrived.sender is not None,
             redelivered=arrived.redelivered,
             delivery_count=count if isinstance(count, int) else 0,
             _settle=partial(session.settle, arrived.tag),
