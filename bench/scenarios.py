@@ -18,8 +18,8 @@ BLOCK_S = 5.0  # three times what the short tasks take one worker
 class Scale:
     """How much of everything."""
 
-    publish_consume: int = 6000
-    consume_3: int = 10_000
+    publish_consume: int = 5000
+    consume_3: int = 8000
     makespan_s: float = 3.0
     latency: int = 200
     backlogs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
