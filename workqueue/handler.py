@@ -166,6 +166,7 @@ class Guard(Generic[T]):
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
         self._blocking = not inspect.iscoroutinefunction(handler)
         self._leashes: set[Leash] = set()
+        self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._idle.set()
         self.in_hand = self.finished = self.handed_back = 0
@@ -178,8 +179,8 @@ class Guard(Generic[T]):
         try:
             said = await self._take(task, arrived)
             took_ms = (time.perf_counter() - began) * 1000
-            # Soon, not now: the ack is written to the socket first, and the broker is at work meanwhile.
-            asyncio.get_running_loop().call_soon(log.info, "%s  %s  %.0f ms", self._worker, said, took_ms)
+            # Soon, not now: the broker is at work on the ack meanwhile.
+            self._loop.call_soon(log.info, "%s  %s  %.0f ms", self._worker, said, took_ms)
         except Exception as error:
             self._fatal(error)
             raise

@@ -93,6 +93,7 @@ class Tap(asyncio.StreamReader):
         self._rest = b""
         self._arriving: Arrival | None = None
         self._parts: list[bytes] = []
+        self._time_s = asyncio.get_running_loop().time
         self._shown_s = 0.0
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # it is what a transport gives
@@ -152,7 +153,7 @@ class Tap(asyncio.StreamReader):
 
     def _show(self) -> None:
         """Let aiormq see now and then that something arrives, or it takes a busy connection for a dead one."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._time_s()
         if now_s - self._shown_s > ALIVE_S:
             self._shown_s = now_s
             super().feed_data(HEARTBEAT_FRAME)
@@ -162,7 +163,7 @@ class Lane:
     """The short way of one channel, which is in confirm mode. `deliver` gets each message that is delivered."""
 
     def __init__(self, socket: "Socket", channel: Channel) -> None:
-        self.channel, self._writer = channel, socket.writer
+        self.channel, self._writer, self._loop = channel, socket.writer, asyncio.get_running_loop()
         self.deliver: Callable[[Arrival], object] = lambda arrived: None
         self._body_bytes = channel.connection.connection_tune.frame_max - START_BYTES - 1
         self._published = 0
@@ -188,7 +189,7 @@ class Lane:
         ]
         self._write(b"".join((publish_frame(queue, mandatory, number), header, *bodies)))
         self._published += 1
-        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        confirmed: asyncio.Future[None] = self._loop.create_future()
         self._waiting[self._published] = properties.message_id, confirmed
         await confirmed
 
