@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,6 +19,7 @@ import pytest
 
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, ClaimLost, Finished, LedgerBusy, Outcome, Taken, open_ledger
+from workqueue.ledger import sqlite as store
 from workqueue.ledger.none import NoLedger
 from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.settings import Settings
@@ -492,3 +493,29 @@ async def test_a_ledger_may_be_closed_twice(tmp_path: Path) -> None:
     await ledger.claim(UUID(int=1), "w", 1)
     await ledger.close()
     await ledger.close()
+
+
+async def test_the_log_of_a_sqlite_file_stays_short_and_a_reader_merely_delays_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOG_BYTES", 50_000)
+    monkeypatch.setattr(store, "LOOK_EVERY", 10)
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+    one, other = SqliteLedger(str(path)), SqliteLedger(str(path))
+
+    async def work(count: int) -> int:
+        for ledger in (one, other) * count:
+            claim = await ledger.claim(task_id := uuid4(), "worker", 60)
+            assert isinstance(claim, Claimed)
+            assert await ledger.complete(task_id, claim.fence, 1, None)
+        return log.stat().st_size
+
+    assert await work(200) < 200_000
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        (count,) = reader.execute("SELECT count(*) FROM task").fetchone()
+        assert await work(100) > 200_000
+        assert reader.execute("SELECT count(*) FROM task").fetchone() == (count,)
+    assert await work(20) < 200_000
+    await one.close()
+    await other.close()
