@@ -37,6 +37,9 @@ CREATE TABLE IF NOT EXISTS task (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS task_finished ON task (finished_at) WHERE finished_at IS NOT NULL;
 """
+FIRST_CLAIM = (
+    "INSERT OR IGNORE INTO task (id, state, fence, holder, worker, lease_until) VALUES (?, 'running', 1, ?, ?, ?)"
+)
 CLAIM = """
 INSERT INTO task (id, state, fence, holder, worker, lease_until) VALUES (?1, 'running', 1, ?2, ?3, ?4)
 ON CONFLICT (id) DO UPDATE SET state = 'running', fence = fence + 1,
@@ -84,7 +87,11 @@ class SqliteLedger:
     async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
         if self._lock is None:
             self._hold()
-        dead = ""
+        now, dead = time.time(), ""
+        if self._change(
+            FIRST_CLAIM, (task_id.bytes, self._holder, worker, now + lease_s)
+        ):  # most are, and it is cheaper
+            return Claimed(fence=1, crashes=())
         while True:
             now = time.time()
             _, claimed = self._execute(CLAIM, (task_id.bytes, self._holder, worker, now + lease_s, now, dead))
