@@ -1,6 +1,7 @@
 """What belongs to a lane is taken off a connection as it arrives; everything else passes, byte for byte."""
 
 import asyncio
+import gc
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from aiormq import Channel
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import frame
@@ -276,6 +278,34 @@ async def test_frames_are_those_of_the_client_library_and_no_longer_than_agreed(
     assert isinstance(ack, Basic.Ack)
     assert (ack.delivery_tag, ack.multiple) == (2**40, False)
     publishing.cancel()
+
+
+async def astray(message: object) -> None:
+    raise AssertionError(message)
+
+
+async def test_publishing_and_acking_leave_nothing_behind(site: Site) -> None:
+    """One future a publish was once kept for as long as the channel: a kilobyte a task."""
+    await site.send(simulate(1))  # declares the queue
+    connection, socket = await connect(URL(site.uri), "many", 5.0)
+    async with connection:
+        opened = await connection.channel()
+        underlay = await opened.get_underlay_channel()
+        assert isinstance(underlay, Channel)
+        busy = Lane(socket, underlay)
+        arrived: asyncio.Queue[Arrival] = asyncio.Queue()
+        busy.deliver = arrived.put_nowait
+        await underlay.basic_consume("task-queue", astray)
+
+        async def work(count: int) -> int:
+            for _ in range(count):
+                await busy.publish("task-queue", PROPERTIES, b"body", mandatory=True)
+                busy.ack((await arrived.get()).tag)
+            gc.collect()
+            return len(gc.get_objects())
+
+        before = await work(20)
+        assert await work(300) - before < 100
 
 
 async def test_a_worker_that_gets_nothing_but_deliveries_keeps_its_connection(site: Site) -> None:

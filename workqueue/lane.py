@@ -166,7 +166,7 @@ class Lane:
         self.channel, self._writer, self._loop = channel, socket.writer, asyncio.get_running_loop()
         self.deliver: Callable[[Arrival], object] = lambda arrived: None
         self._body_bytes = channel.connection.connection_tune.frame_max - START_BYTES - 1
-        self._published = 0
+        self._published, self._is_lost = 0, False
         self._waiting: dict[int, tuple[str | None, asyncio.Future[None]]] = {}
         self._returned: Counter[str | None] = Counter()
         channel.closing.add_done_callback(self._lost)
@@ -215,13 +215,15 @@ class Lane:
         self._returned[arrived.sender.message_id if arrived.sender else None] += 1
 
     def _lost(self, _: object) -> None:
+        self._is_lost = True
         waiting, self._waiting = self._waiting, {}
         for _, confirmed in waiting.values():
             if not confirmed.done():
                 confirmed.set_exception(ConnectionError("the channel was closed"))
 
     def _write(self, data: bytes) -> None:
-        if self.channel.is_closed or self.channel.closing.done() or self._writer.is_closing():
+        # Not by the channel's `closing`: each look at that makes one more future, which lives as long as the channel.
+        if self._is_lost or self.channel.is_closed or self._writer.is_closing():
             raise ConnectionError("the channel is closed")
         self._writer.write(data)
 
