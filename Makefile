@@ -6,6 +6,7 @@ PY := $(VENV)/bin/python
 SET_UP := $(VENV)/installed
 # The peers that `make bench` measures need packages of their own.
 BENCH := .bench
+PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
 MODULES := generated/worker/contract.json
 # Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
@@ -37,7 +38,7 @@ $(PY):
 
 $(SET_UP): requirements.txt | $(PY)
 	@echo "installing the packages of requirements.txt ..." >&2
-	@$(ONE_AT_A_TIME) $(PY) -m pip install --quiet --disable-pip-version-check --require-virtualenv -r requirements.txt
+	@$(ONE_AT_A_TIME) $(PY) $(PIP) -r requirements.txt
 	@touch $@
 
 # A changed contract is compiled before anything runs on it.
@@ -89,8 +90,7 @@ bench: $(BENCH)/installed ## measure this beside Celery, Dramatiq, Taskiq, FastS
 $(BENCH)/installed: requirements.txt bench/requirements.txt | $(PY)
 	@echo "installing the packages of bench/requirements.txt in $(BENCH) ..." >&2
 	@$(ONE_AT_A_TIME) sh -c 'test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)'
-	@$(ONE_AT_A_TIME) $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-virtualenv \
-	    -r bench/requirements.txt
+	@$(ONE_AT_A_TIME) $(BENCH)/bin/python $(PIP) -r bench/requirements.txt
 	@touch $@
 
 types: $(SET_UP)

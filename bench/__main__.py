@@ -18,9 +18,10 @@ from typing import Any
 from bench import report
 from bench.contenders import CONTENDERS, Contender
 from bench.scenarios import ON_CLASSIC_TOO, QUICK, SCENARIOS, Scale
-from bench.stage import ROOT, Failed, Stage
+from bench.stage import Failed, Stage
 from tools.broker import ensure_installed
 from tools.node import BrokerError, Node
+from tools.project import ROOT
 
 
 def main() -> int:

@@ -25,8 +25,8 @@ from bench.contenders import Contender
 from bench.protocol import RECORD
 from tools.broker import install
 from tools.node import BrokerError, Node, uninterrupted
+from tools.project import ROOT, copy_project
 
-ROOT = Path(__file__).resolve().parent.parent
 START_S = 60.0  # from the start of workers to their first task; generous, like all of these
 SEND_S = 60.0
 SLOWEST_RATE = 40.0  # tasks per second: whoever does less has failed
@@ -94,12 +94,10 @@ class Site:
         name = re.sub(r"\W+", "-", f"{contender.name} {queue_type}")
         self.folder = stage.folder / name
         if contender.name.startswith("ours"):
-            copy_project(self.folder, queue_type)
+            copy_project(self.folder, as_classic if queue_type == "classic" else str)
         else:
             self.folder.mkdir()
-        stage.node.ctl("add_vhost", name, "--default-queue-type", queue_type)
-        stage.node.ctl("set_permissions", "-p", name, stage.node.record.user, ".*", ".*", ".*")
-        self._url = stage.node.uri + name
+        self._url = stage.node.add_vhost(name, "--default-queue-type", queue_type)
         self._number = 0
         foreign = ("LEDGER_", "WORKQUEUE_", "dramatiq_", "CELERY_", "TASKIQ_", "FASTSTREAM_", "PYTHON")
         self._env = {
@@ -303,17 +301,8 @@ def tail(log: Path) -> str:
     return " | ".join(lines[-4:])[-600:] or "it logged nothing"
 
 
-def copy_project(folder: Path, queue_type: str) -> None:
-    """The project with all its queues of that type, compiled."""
-    folder.mkdir(parents=True)
-    for name in ("spec", "workqueue", "tools", "main-worker.py", "main-producer.py", "pyproject.toml"):
-        source = ROOT / name
-        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    if queue_type == "classic":
-        for document in (folder / "spec").iterdir():
-            text = document.read_text().replace("x-queue-type: quorum", "x-queue-type: classic")
-            document.write_text(QUORUM_ONLY.sub("", text))
-    subprocess.run([sys.executable, "tools/generate.py"], cwd=folder, check=True)
+def as_classic(document: str) -> str:
+    return QUORUM_ONLY.sub("", document.replace("x-queue-type: quorum", "x-queue-type: classic"))
 
 
 def build_limit(program: Path) -> str:

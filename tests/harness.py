@@ -9,7 +9,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from tools.node import Node
+from tools.project import copy_project
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
@@ -252,10 +252,7 @@ def simulate(count: int, seconds: float = 0.0, failures: int = 0) -> list[dict[s
 
 def vhost(node: Node) -> str:
     """A vhost of its own, and so queues of its own, on this node; its URI."""
-    name = secrets.token_hex(4)
-    node.ctl("add_vhost", name)
-    node.ctl("set_permissions", "-p", name, node.record.user, ".*", ".*", ".*")
-    return node.uri.rstrip("/") + "/" + name
+    return node.add_vhost(secrets.token_hex(4))
 
 
 FAST_MS = {"1000": "100", "5000": "150", "30000": "200", "120000": "250", "600000": "300"}
@@ -264,13 +261,10 @@ FAST_MS = {"1000": "100", "5000": "150", "30000": "200", "120000": "250", "60000
 def fast_copy(folder: Path, lease_s: int, limit_s: int) -> Path:
     """A copy of the project with another contract: the same rungs with short delays, this lease and this time limit
     for every kind. Compiled."""
-    folder.mkdir(parents=True)
-    for name in ("spec", "workqueue", "tools", "main-worker.py", "main-producer.py", "pyproject.toml"):
-        source = ROOT / name
-        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    for document in (folder / "spec").iterdir():
-        text = re.sub(r"(x-message-ttl: )(\d+)", lambda ttl: ttl[1] + FAST_MS[ttl[2]], document.read_text())
+
+    def hurried(text: str) -> str:
+        text = re.sub(r"(x-message-ttl: )(\d+)", lambda ttl: ttl[1] + FAST_MS[ttl[2]], text)
         text = re.sub(r"x-time-limit-s: \d+", f"x-time-limit-s: {limit_s}", text)
-        document.write_text(re.sub(r"x-lease-s: \d+", f"x-lease-s: {lease_s}", text))
-    subprocess.run([sys.executable, "tools/generate.py"], cwd=folder, check=True)
-    return folder
+        return re.sub(r"x-lease-s: \d+", f"x-lease-s: {lease_s}", text)
+
+    return copy_project(folder, hurried)

@@ -179,13 +179,17 @@ class Broker:
     """In place of a socket and a channel: what was written, and what closes it."""
 
     def __init__(self) -> None:
-        self.written, self.is_closed, self.number = b"", False, 1
+        self.written, self.number = b"", 1
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connection = SimpleNamespace(connection_tune=SimpleNamespace(frame_max=4096))
         self.writer: Any = SimpleNamespace(write=self._write, is_closing=lambda: False)
         self.tap = SimpleNamespace(lane=None)
         me: Any = self
         self.lane = Lane(me, me)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.closing.done()
 
     def _write(self, data: bytes) -> None:
         self.written += data

@@ -148,6 +148,12 @@ class Node:
         """What rabbitmqctl prints when run against the node, in half a second or more; BrokerError if it fails."""
         return run([installed("rabbitmqctl"), "-q", *args], self._environment())
 
+    def add_vhost(self, name: str, *flags: str) -> str:
+        """Make a vhost, with these flags of `rabbitmqctl add_vhost`, which the node's user may use; its URI."""
+        self.ctl("add_vhost", name, *flags)
+        self.ctl("set_permissions", "-p", name, self.record.user, ".*", ".*", ".*")
+        return self.uri + name
+
     def __enter__(self) -> Self:
         self.start()
         return self

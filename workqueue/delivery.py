@@ -24,9 +24,9 @@ Settle = Callable[[bool], Awaitable[None]]
 class Delivery:
     """A message that this worker has and has not settled.
 
-    `message_id`, `content_type` and `headers` are the sender's; where those are not `readable`, they are taken for
-    empty. `redelivered` is the broker's word that it delivered
-    the message before; `delivery_count` how often without an ack, 0 on queues that do not count (classic).
+    `message_id`, `content_type` and `headers` are the sender's, and empty where they are not `readable`. `redelivered`
+    is the broker's word that it delivered the message before; `delivery_count` how often without an ack, 0 on queues
+    that do not count (classic).
     """
 
     body: bytes

@@ -2,7 +2,7 @@
 
 | what arrives                         | what the guard does, in this order; the ack is always last                    |
 |--------------------------------------|------------------------------------------------------------------------------|
-| what is not the contract's, or can't be read | dead letter                                                          |
+| not the contract's, or not readable  | dead letter                                                                  |
 | a task that is done or dead          | ack                                                                          |
 | a task that somebody has a claim on  | copy to a rung, no attempt counted; ack                                      |
 | a task that keeps killing workers    | dead letter; record as dead; ack                                             |

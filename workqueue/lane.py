@@ -125,18 +125,18 @@ class Tap(asyncio.StreamReader):
     def _take(self, lane: "Lane", kind: int, content: bytes) -> bool:
         """Whether it belonged to the lane."""
         if kind == METHOD:
-            match content[:4]:
-                case b"\x00\x3c\x00\x3c":  # DELIVER
-                    tag_at = 5 + content[4]  # after the consumer tag, which is a short string
-                    tag = int.from_bytes(content[tag_at : tag_at + 8], "big")
-                    self._arriving = Arrival(tag, bool(content[tag_at + 8] & 1))
-                case b"\x00\x3c\x00\x32":  # RETURN
-                    self._arriving = Arrival(0, redelivered=False)
-                case b"\x00\x3c\x00\x50" | b"\x00\x3c\x00\x78":  # ACK, NACK
-                    tag, bits = int.from_bytes(content[4:12], "big"), content[12]
-                    lane.confirmed(tag, multiple=bool(bits & 1), stored=content[:4] == ACK)
-                case _:
-                    return False
+            method = content[:4]
+            if method == DELIVER:
+                tag_at = 5 + content[4]  # after the consumer tag, which is a short string
+                tag = int.from_bytes(content[tag_at : tag_at + 8], "big")
+                self._arriving = Arrival(tag, bool(content[tag_at + 8] & 1))
+            elif method in (ACK, NACK):
+                tag, bits = int.from_bytes(content[4:12], "big"), content[12]
+                lane.confirmed(tag, multiple=bool(bits & 1), stored=method == ACK)
+            elif method == RETURN:
+                self._arriving = Arrival(0, redelivered=False)
+            else:
+                return False
             return True
         if self._arriving is None or kind == HEARTBEAT:  # which may come in between
             return False
@@ -166,7 +166,7 @@ class Lane:
         self.channel, self._writer, self._loop = channel, socket.writer, asyncio.get_running_loop()
         self.deliver: Callable[[Arrival], object] = lambda arrived: None
         self._body_bytes = channel.connection.connection_tune.frame_max - START_BYTES - 1
-        self._published, self._is_lost = 0, False
+        self._published = 0
         self._waiting: dict[int, tuple[str | None, asyncio.Future[None]]] = {}
         self._returned: Counter[str | None] = Counter()
         channel.closing.add_done_callback(self._lost)
@@ -215,7 +215,6 @@ class Lane:
         self._returned[arrived.sender.message_id if arrived.sender else None] += 1
 
     def _lost(self, _: object) -> None:
-        self._is_lost = True
         waiting, self._waiting = self._waiting, {}
         for _, confirmed in waiting.values():
             if not confirmed.done():
@@ -223,7 +222,7 @@ class Lane:
 
     def _write(self, data: bytes) -> None:
         # Not by the channel's `closing`: each look at that makes one more future, which lives as long as the channel.
-        if self._is_lost or self.channel.is_closed or self._writer.is_closing():
+        if self.channel.is_closed or self._writer.is_closing():
             raise ConnectionError("the channel is closed")
         self._writer.write(data)
 

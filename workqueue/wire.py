@@ -117,7 +117,7 @@ class Link:
         url = URL(uri).extend_query(heartbeat=max(1, round(self._settings.heartbeat_s)))
         self._connection, socket = await connect(url, self._name, CONNECT_TIMEOUT_S)
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            opened = self._connection.channel(on_return_raises=True)
+            opened = self._connection.channel()
             await opened.initialize()
             channel = await opened.get_underlay_channel()
             assert isinstance(channel, Channel)  # the abstract class lacks `wait`

@@ -22,9 +22,7 @@ from workqueue.ledger import Claimed, ClaimLost, Crash, Finished, LedgerBusy, Ou
 BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy
 LOOK_AGAIN_S = 20e-6  # between two tries: a transaction takes about as long; SQLite itself would wait 1 ms, then more
 SET_UP_S = 10.0
-PAGE_BYTES = (
-    1024  # a row is some 200 bytes, and each change writes its whole page to the log: 4096 takes a third longer
-)
+PAGE_BYTES = 1024  # each change writes its whole page, of rows of some 200 bytes: 4096 takes a third longer
 LOG_BYTES = 8_000_000  # of write-ahead log, before it is copied back
 LOOK_EVERY = 500  # statements, at the length of the log
 IDS_AT_ONCE = 500  # SQLite allows 999 parameters in a statement where it was built with the old limit
@@ -37,15 +35,12 @@ CREATE TABLE IF NOT EXISTS task (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS task_finished ON task (finished_at) WHERE finished_at IS NOT NULL;
 """
-FIRST_CLAIM = (
-    "INSERT OR IGNORE INTO task (id, state, fence, holder, worker, lease_until) VALUES (?, 'running', 1, ?, ?, ?)"
-)
-CLAIM = """
-INSERT INTO task (id, state, fence, holder, worker, lease_until) VALUES (?1, 'running', 1, ?2, ?3, ?4)
-ON CONFLICT (id) DO UPDATE SET state = 'running', fence = fence + 1,
+NEW = "INSERT OR IGNORE INTO task (id, state, fence, holder, worker, lease_until) VALUES (?, 'running', 1, ?, ?, ?)"
+AGAIN = """
+UPDATE task SET state = 'running', fence = fence + 1,
     crashes = crashes || iif(state = 'running', strftime('%Y-%m-%dT%H:%M:%SZ') || ' ' || worker || char(10), ''),
     holder = ?2, worker = ?3, lease_until = ?4
-WHERE state = 'waiting' OR (state = 'running' AND (lease_until < ?5 OR holder = ?6))
+WHERE id = ?1 AND (state = 'waiting' OR (state = 'running' AND (lease_until < ?5 OR holder = ?6)))
 RETURNING fence, crashes
 """
 CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
@@ -87,14 +82,13 @@ class SqliteLedger:
     async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
         if self._lock is None:
             self._hold()
-        now, dead = time.time(), ""
-        if self._change(
-            FIRST_CLAIM, (task_id.bytes, self._holder, worker, now + lease_s)
-        ):  # most are, and it is cheaper
-            return Claimed(fence=1, crashes=())
+        dead = ""
         while True:
             now = time.time()
-            _, claimed = self._execute(CLAIM, (task_id.bytes, self._holder, worker, now + lease_s, now, dead))
+            claim = (task_id.bytes, self._holder, worker, now + lease_s)
+            if self._change(NEW, claim):
+                return Claimed(fence=1, crashes=())
+            _, claimed = self._execute(AGAIN, (*claim, now, dead))
             for fence, crashes in claimed:
                 return Claimed(fence, Crash.read(crashes))
             _, found = self._execute("SELECT state, holder, lease_until FROM task WHERE id = ?", (task_id.bytes,))
