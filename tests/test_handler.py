@@ -108,9 +108,6 @@ class FakeLedger:
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         raise NotImplementedError
 
-    async def finished_since(self, finished_at: float) -> list[Outcome]:
-        raise NotImplementedError
-
     async def prune(self, older_than_s: float) -> int:
         raise NotImplementedError
 

@@ -435,19 +435,6 @@ async def test_outcomes_of_any_number_of_tasks_are_those_that_are_finished(ledge
         assert abs(outcome.finished_at - time.time()) < 60
 
 
-async def test_what_finished_since_a_time_comes_in_the_order_in_which_it_finished(ledger: SqliteLedger) -> None:
-    began = time.time()
-    ids = [uuid4() for _ in range(1200)]
-    for task_id in ids:
-        await ledger.complete(task_id, (await claimed(ledger, task_id)).fence, 1, None)
-    await claimed(ledger, uuid4())
-    found = await ledger.finished_since(began)
-    assert [outcome.id for outcome in found] == ids
-    middle = found[600].finished_at
-    assert await ledger.finished_since(middle) == [outcome for outcome in found if outcome.finished_at >= middle]
-    assert await ledger.finished_since(time.time() + 1) == []
-
-
 async def test_prune_forgets_what_is_old_and_keeps_what_is_not(ledger: SqliteLedger) -> None:
     finished, running, abandoned = uuid4(), uuid4(), uuid4()
     await ledger.complete(finished, (await claimed(ledger, finished)).fence, 1, None)
@@ -458,6 +445,18 @@ async def test_prune_forgets_what_is_old_and_keeps_what_is_not(ledger: SqliteLed
     assert await ledger.outcomes([finished]) == []
     assert await ledger.complete(running, claim.fence, 1, None)
     assert (await claimed(ledger, abandoned)).crashes == ()
+
+
+async def test_prune_looks_at_every_task_however_many_there_are(ledger: SqliteLedger) -> None:
+    ids = [uuid4() for _ in range(1203)]
+    for task_id in ids:
+        fence = (await claimed(ledger, task_id)).fence
+        if task_id.int % 3:
+            await ledger.complete(task_id, fence, 1, None)
+    finished = [task_id for task_id in ids if task_id.int % 3]
+    assert await ledger.prune(0) == len(finished)
+    assert await ledger.outcomes(ids) == []
+    assert await ledger.prune(-2 * LONG_S) == len(ids) - len(finished)
 
 
 async def test_what_was_written_is_there_after_the_process_that_wrote_it(path: str) -> None:
@@ -480,7 +479,7 @@ async def test_without_a_ledger_every_claim_is_granted_and_nothing_is_remembered
         assert await ledger.complete(task_id, 0, 1, None)
         assert await ledger.bury(task_id, 0, 1, "no")
         assert await ledger.release(task_id, 0)
-    assert await ledger.outcomes([task_id]) == await ledger.finished_since(0) == []
+    assert await ledger.outcomes([task_id]) == []
     assert await ledger.prune(0) == 0
     with pytest.raises(RuntimeError, match="LEDGER_URL"):
         async with ledger.completion(task_id, 0, 1, None):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
+from itertools import islice
 from typing import Any, TextIO
 from uuid import UUID
 
@@ -18,8 +19,7 @@ from workqueue.errors import InputInvalid, NotSent, WorkQueueError
 from workqueue.ledger import Ledger, LedgerBusy, Outcome
 
 POLL_S = 0.2
-LOOK_UP_S = 2.0
-OVERLAP_S = 2.0  # an outcome may become visible a little after the time it carries
+LOOK_AT = 2000  # tasks: of the oldest, and of the others; some milliseconds in all
 
 
 class Follower(AbstractContextManager["Follower"]):
@@ -27,10 +27,10 @@ class Follower(AbstractContextManager["Follower"]):
 
     def __init__(self, ledger: Ledger, results: TextIO | None) -> None:
         self._ledger, self._results = ledger, results
-        self._pending: set[UUID] = set()
-        self._nothing_pending = asyncio.Event()
+        self._pending: dict[UUID, None] = {}  # in the order in which they were noted
+        self._all_noted = False
         self._workers: dict[str, list[int]] = {}
-        self._since, self._began = time.time() - OVERLAP_S, time.monotonic()
+        self._began = time.monotonic()
         self._console = Console(stderr=True)
         columns = TextColumn("finished"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self._progress = Progress(*columns, console=self._console, transient=True)
@@ -50,43 +50,37 @@ class Follower(AbstractContextManager["Follower"]):
         """The same tasks; each is followed from the moment it is read."""
         for task in tasks:
             if not isinstance(task, InputInvalid):
-                self._pending.add(task.id)
+                self._pending[task.id] = None
             yield task
 
     def problem(self, error: WorkQueueError) -> None:
         """Print it as a line beside the progress bar, and follow a task that was not sent no longer."""
         if isinstance(error, NotSent):
-            self._pending.discard(UUID(error.message_id))
+            self._pending.pop(UUID(error.message_id), None)
         name = os.path.basename(sys.argv[0])
         self._console.print(f"{name}: {error}", markup=False, highlight=False, soft_wrap=True)
 
     async def finish(self) -> None:
         """Return when every task is finished; none is noted any more."""
-        while self._pending:
-            self._nothing_pending.clear()
-            # Some were finished before this run, which sent them again: looked up by name, now and then.
-            with suppress(LedgerBusy):
-                self._take(await self._ledger.outcomes(list(self._pending)))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_UP_S):
-                    await self._nothing_pending.wait()
+        self._all_noted = True
+        await self._watching
 
     async def _watch(self) -> None:
-        while True:
+        start = LOOK_AT
+        while not (self._all_noted and not self._pending):
+            # The oldest are the next to finish, most often; the others have their turn, one stretch after the other.
+            oldest = list(islice(self._pending, LOOK_AT))
+            others = list(islice(self._pending, start, start + LOOK_AT))
             with suppress(LedgerBusy):  # it is asked again
-                self._take(await self._ledger.finished_since(self._since - OVERLAP_S))
-            await asyncio.sleep(POLL_S)
-
-    def _take(self, outcomes: list[Outcome]) -> None:
-        for outcome in outcomes:
-            if outcome.id in self._pending:
-                self._pending.remove(outcome.id)
-                self._record(outcome)
-            self._since = max(self._since, outcome.finished_at)
-        finished = self.done + self.dead
-        if not self._pending:
-            self._nothing_pending.set()
-        self._progress.update(self._bar, completed=finished, total=finished + len(self._pending))
+                for outcome in await self._ledger.outcomes(oldest + others):
+                    if outcome.id in self._pending:
+                        del self._pending[outcome.id]
+                        self._record(outcome)
+                start = start + LOOK_AT if others else LOOK_AT
+            finished = self.done + self.dead
+            self._progress.update(self._bar, completed=finished, total=finished + len(self._pending))
+            if self._pending or not self._all_noted:
+                await asyncio.sleep(POLL_S)
 
     def _record(self, outcome: Outcome) -> None:
         done = outcome.state == "done"

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
-from uuid import uuid4
 
 from pydantic import BaseModel
 from pydantic_core import from_json
+from uuid_utils.compat import uuid7
 
 from workqueue.codec import ModelCodec, Undecodable, for_model
 from workqueue.errors import InputInvalid
@@ -17,8 +17,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def envelope() -> dict[str, Any]:
-    """What the producer adds to a payload to make it a task: an id, and the time."""
-    return {"id": uuid4(), "created_at": datetime.now(UTC)}
+    """What the producer adds to a payload to make it a task: an id, and the time.
+
+    The id begins with the time (RFC 9562, section 5.7), so that tasks which are done at about the same time are
+    neighbours in the ledger's tree, however large that is.
+    """
+    return {"id": uuid7(), "created_at": datetime.now(UTC)}
 
 
 def files(paths: Iterable[str]) -> Iterator[Path | InputInvalid]:

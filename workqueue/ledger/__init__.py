@@ -105,10 +105,7 @@ class Ledger(Protocol):
         """Give the claim back; the task waits for the next one. False: it was lost already."""
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
-        """Those of these tasks that are finished."""
-
-    async def finished_since(self, finished_at: float) -> list[Outcome]:
-        """All that finished at this Unix time or later, the oldest first."""
+        """Those of these tasks that are finished, in no order."""
 
     async def prune(self, older_than_s: float) -> int:
         """Forget tasks that finished, or were last claimed, longer ago than this. The number forgotten."""

@@ -34,9 +34,6 @@ class NoLedger:
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         return []
 
-    async def finished_since(self, finished_at: float) -> list[Outcome]:
-        return []
-
     async def prune(self, older_than_s: float) -> int:
         return 0
 

@@ -26,7 +26,6 @@ CREATE TABLE IF NOT EXISTS workqueue_task (
     worker text NOT NULL, lease_until timestamptz NOT NULL,
     attempts integer NOT NULL DEFAULT 0, result text, error text, finished_at timestamptz
 );
-CREATE INDEX IF NOT EXISTS workqueue_task_finished ON workqueue_task (finished_at) WHERE finished_at IS NOT NULL;
 """
 SET_UP_LOCK = 0x776F726B  # "work": two processes that create the same table at once collide
 CLAIM = """
@@ -42,9 +41,9 @@ RETURNING fence, crashes
 """
 COMPLETE = "state = 'done', attempts = %s, result = %s, finished_at = clock_timestamp()"
 LOOK = "SELECT state, extract(epoch FROM lease_until - clock_timestamp())::float8 FROM workqueue_task WHERE id = %s"
-OUTCOME = """
+OUTCOMES = """
 SELECT id, state, worker, attempts, result, error, extract(epoch FROM finished_at)::float8
-FROM workqueue_task WHERE finished_at IS NOT NULL
+FROM workqueue_task WHERE finished_at IS NOT NULL AND id = ANY(%s)
 """
 
 
@@ -90,10 +89,8 @@ class PostgresLedger:
         return await self._change("state = 'waiting'", (), task_id, fence)
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
-        return await self._outcomes(" AND id = ANY(%s)", (list(ids),))
-
-    async def finished_since(self, finished_at: float) -> list[Outcome]:
-        return await self._outcomes(" AND finished_at >= to_timestamp(%s) ORDER BY finished_at", (finished_at,))
+        async with self._answering() as connection:
+            return [Outcome(*row) for row in await (await connection.execute(OUTCOMES, (list(ids),))).fetchall()]
 
     @asynccontextmanager
     async def completion(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> AsyncIterator[Any]:
@@ -135,10 +132,6 @@ class PostgresLedger:
     ) -> bool:
         statement = f"UPDATE workqueue_task SET {change} WHERE id = %s AND fence = %s AND state = 'running'"
         return (await connection.execute(statement, (*values, task_id, fence))).rowcount == 1
-
-    async def _outcomes(self, condition: str, values: tuple[Any, ...]) -> list[Outcome]:
-        async with self._answering() as connection:
-            return [Outcome(*row) for row in await (await connection.execute(OUTCOME + condition, values)).fetchall()]
 
     @asynccontextmanager
     async def _answering(self) -> AsyncIterator[AsyncConnection]:

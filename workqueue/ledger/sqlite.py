@@ -6,6 +6,7 @@ a file of its own beside the database, and the kernel drops the lock with the pr
 keeps its lock, and its claims, until their leases end.
 """
 
+import asyncio
 import fcntl
 import os
 import sqlite3
@@ -25,7 +26,7 @@ SET_UP_S = 10.0
 PAGE_BYTES = 1024  # each change writes its whole page, of rows of some 200 bytes: 4096 takes a third longer
 LOG_BYTES = 8_000_000  # of write-ahead log, before it is copied back
 LOOK_EVERY = 500  # statements, at the length of the log
-IDS_AT_ONCE = 500  # SQLite allows 999 parameters in a statement where it was built with the old limit
+AT_ONCE = 500  # tasks in a statement: SQLite allows 999 parameters where it was built with the old limit
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS task (
@@ -33,7 +34,6 @@ CREATE TABLE IF NOT EXISTS task (
     holder TEXT NOT NULL, worker TEXT NOT NULL, lease_until REAL NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, result TEXT, error TEXT, finished_at REAL
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS task_finished ON task (finished_at) WHERE finished_at IS NOT NULL;
 """
 NEW = "INSERT OR IGNORE INTO task (id, state, fence, holder, worker, lease_until) VALUES (?, 'running', 1, ?, ?, ?)"
 AGAIN = """
@@ -47,7 +47,11 @@ CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
 COMPLETE = CHANGE.format("state = 'done', attempts = ?, result = ?, finished_at = ?")
 BURY = CHANGE.format("state = 'dead', attempts = ?, error = ?, finished_at = ?")
 RENEW, RELEASE = CHANGE.format("lease_until = ?"), CHANGE.format("state = 'waiting'")
-OUTCOME = "SELECT id, state, worker, attempts, result, error, finished_at FROM task WHERE finished_at IS NOT NULL"
+OUTCOMES = """
+SELECT id, state, worker, attempts, result, error, finished_at FROM task WHERE finished_at IS NOT NULL AND id IN ({})
+"""
+STRETCH = f"SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE}"
+FORGET = "DELETE FROM task WHERE id > ? AND id <= ? AND coalesce(finished_at, lease_until) < ?"
 
 
 class SqliteLedger:
@@ -129,19 +133,22 @@ class SqliteLedger:
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         found: list[Outcome] = []
-        for start in range(0, len(ids), IDS_AT_ONCE):
-            some = [task_id.bytes for task_id in ids[start : start + IDS_AT_ONCE]]
-            found += self._outcomes(f" AND id IN ({', '.join('?' * len(some))})", some)
+        for start in range(0, len(ids), AT_ONCE):
+            some = [task_id.bytes for task_id in ids[start : start + AT_ONCE]]
+            _, rows = self._execute(OUTCOMES.format(", ".join("?" * len(some))), some)
+            found += [Outcome(UUID(bytes=row[0]), *row[1:]) for row in rows]
         return found
 
-    async def finished_since(self, finished_at: float) -> list[Outcome]:
-        return self._outcomes(" AND finished_at >= ? ORDER BY finished_at", (finished_at,))
-
     async def prune(self, older_than_s: float) -> int:
-        before = time.time() - older_than_s
-        return self._execute(
-            "DELETE FROM task WHERE finished_at < ? OR (finished_at IS NULL AND lease_until < ?)", (before, before)
-        )[0]
+        # No index by age: every completion would pay for it. Some tasks at a time: nobody waits long for the others.
+        before, last, forgotten = time.time() - older_than_s, b"", 0
+        while True:
+            _, ids = self._execute(STRETCH, (last,))
+            if not ids:
+                return forgotten
+            first, last = last, ids[-1][0]
+            forgotten += self._execute(FORGET, (first, last, before))[0]
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         self._db.close()
@@ -181,9 +188,6 @@ class SqliteLedger:
 
     def _change(self, change: str, values: Sequence[Any]) -> bool:
         return self._execute(change, values)[0] == 1
-
-    def _outcomes(self, condition: str, values: Sequence[Any]) -> list[Outcome]:
-        return [Outcome(UUID(bytes=row[0]), *row[1:]) for row in self._execute(OUTCOME + condition, values)[1]]
 
     def _hold(self) -> None:
         """Take this process's lock, once; a producer, which claims nothing, has none."""

@@ -1,0 +1,89 @@
+"""Following tasks that were sent, through a ledger that answers as it is told."""
+
+import asyncio
+import io
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from workqueue import follow
+from workqueue.errors import InputInvalid, NotSent
+from workqueue.follow import Follower
+from workqueue.ledger import LedgerBusy, Outcome
+from workqueue.ledger.none import NoLedger
+
+
+class Told(NoLedger):
+    """Knows of `finished`; is busy at first."""
+
+    def __init__(self) -> None:
+        self.finished: set[UUID] = set()
+        self.largest = self.asked = 0
+
+    async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
+        self.asked += 1
+        self.largest = max(self.largest, len(ids))
+        if self.asked == 1:
+            raise LedgerBusy
+        return [Outcome(task_id, "done", "w", 1, "{}", None, 0.0) for task_id in ids if task_id in self.finished]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "POLL_S", 0.001)
+    monkeypatch.setattr(follow, "LOOK_AT", 10)
+
+
+def tasks(count: int) -> list[Any]:
+    return [SimpleNamespace(id=uuid4()) for _ in range(count)]
+
+
+async def test_it_ends_when_all_are_finished_and_records_each_once() -> None:
+    ledger, results, sent = Told(), io.StringIO(), tasks(105)
+    ledger.finished = {task.id for task in sent}
+    with Follower(ledger, results) as follower:
+        assert list(follower.noting(iter(sent))) == sent
+        await follower.finish()
+    assert follower.done == 105
+    assert {json.loads(line)["id"] for line in results.getvalue().splitlines()} == {str(task.id) for task in sent}
+    assert ledger.largest <= 20
+
+
+async def test_tasks_that_stay_unfinished_do_not_hide_those_behind_them() -> None:
+    ledger, sent = Told(), tasks(205)
+    stuck, others = sent[:55], sent[55:]
+    ledger.finished = {task.id for task in others}
+    with Follower(ledger, None) as follower:
+        list(follower.noting(iter(sent)))
+        while follower.done < len(others):  # noqa: ASYNC110  # what is watched is not ours
+            await asyncio.sleep(0.001)
+        ledger.finished |= {task.id for task in stuck}
+        await follower.finish()
+    assert follower.done == len(sent)
+
+
+async def test_what_was_refused_is_not_waited_for() -> None:
+    ledger, sent = Told(), tasks(2)
+    ledger.finished = {sent[0].id}
+    with Follower(ledger, None) as follower:
+        list(follower.noting(iter([*sent, InputInvalid("x", "is bad")])))
+        follower.problem(NotSent(str(sent[1].id), "is too large"))
+        await follower.finish()
+    assert (follower.done, follower.dead) == (1, 0)
+
+
+async def test_an_error_of_its_own_ends_it_instead_of_the_wait_never_ending() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    ledger, sent = Told(), tasks(1)
+    ledger.finished = {sent[0].id}
+    with Follower(ledger, Full()) as follower:
+        list(follower.noting(iter(sent)))
+        with pytest.raises(OSError, match="No space left"):
+            await follower.finish()
