@@ -1,17 +1,17 @@
 """A delivery is settled once, whatever happens to its channel."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 
 from workqueue.delivery import ChannelLost, Delivery
 
-Settling = Callable[[Delivery], Awaitable[bool]]
+Settling = Callable[[Delivery], bool]
 WAYS: dict[str, Settling] = {"ack": Delivery.ack, "requeue": Delivery.requeue}
 
 
 def arrived(settled: list[bool], error: Exception | None = None) -> Delivery:
-    async def settle(ack: bool) -> None:
+    def settle(ack: bool) -> None:
         settled.append(ack)
         if error is not None:
             raise error
@@ -20,42 +20,40 @@ def arrived(settled: list[bool], error: Exception | None = None) -> Delivery:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_settling_tells_the_broker_once(way: str) -> None:
+def test_settling_tells_the_broker_once(way: str) -> None:
     told: list[bool] = []
     delivery = arrived(told)
     assert not delivery.settled
-    assert await WAYS[way](delivery)
+    assert WAYS[way](delivery)
     assert told == [way == "ack"]
     assert delivery.settled
 
 
 @pytest.mark.parametrize("first", WAYS)
 @pytest.mark.parametrize("second", WAYS)
-async def test_a_second_settlement_is_a_fault_of_the_program_and_tells_the_broker_nothing(
-    first: str, second: str
-) -> None:
+def test_a_second_settlement_is_a_fault_of_the_program_and_tells_the_broker_nothing(first: str, second: str) -> None:
     told: list[bool] = []
     delivery = arrived(told)
-    await WAYS[first](delivery)
+    WAYS[first](delivery)
     with pytest.raises(AssertionError, match="id settled twice"):
-        await WAYS[second](delivery)
+        WAYS[second](delivery)
     assert len(told) == 1
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_lost_channel_is_no_error_and_the_delivery_is_settled_all_the_same(way: str) -> None:
+def test_a_lost_channel_is_no_error_and_the_delivery_is_settled_all_the_same(way: str) -> None:
     told: list[bool] = []
     delivery = arrived(told, ChannelLost())
-    assert not await WAYS[way](delivery)
+    assert not WAYS[way](delivery)
     assert delivery.settled
     with pytest.raises(AssertionError):
-        await delivery.ack()
+        delivery.ack()
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_any_other_error_of_settling_is_not_swallowed(way: str) -> None:
+def test_any_other_error_of_settling_is_not_swallowed(way: str) -> None:
     with pytest.raises(OSError, match="disk"):
-        await WAYS[way](arrived([], OSError("disk")))
+        WAYS[way](arrived([], OSError("disk")))
 
 
 def test_what_settles_is_not_in_the_picture() -> None:

@@ -140,6 +140,7 @@ class Bench:
         self.log: list[str] = []
         self.ledger, self.outbox = FakeLedger(self.log), FakeOutbox(self.log)
         self.runs: list[Run] = []
+        self.said: list[str] = []
         self.fatal: list[BaseException] = []
 
         async def logged(task: Task, run: Run) -> Any:
@@ -149,13 +150,13 @@ class Bench:
             return await answer if asyncio.iscoroutine(answer) else answer
 
         self.guard: Guard[Task] = Guard(
-            logged, CONTRACT, receive, self.ledger, self.outbox, "w1", Settings(), self.fatal.append
+            logged, CONTRACT, receive, self.ledger, self.outbox, "w1", Settings(), self.said.append, self.fatal.append
         )
 
     def arrives(
         self, headers: dict[str, Any] | None = None, delivery_count: int = 0, readable: bool = True
     ) -> Delivery:
-        async def settle(ack: bool) -> None:
+        def settle(ack: bool) -> None:
             self.log.append("ack" if ack else "requeue")
 
         return Delivery(
@@ -449,6 +450,7 @@ async def test_a_plain_function_runs_in_a_thread_while_its_claim_is_renewed() ->
         bench.outbox,
         "w",
         Settings(),
+        bench.said.append,
         bench.fatal.append,
     )
     bench.guard = guard

@@ -245,6 +245,8 @@ async def test_a_channel_that_closes_ends_every_publish_and_takes_no_other() -> 
         await broker.publish("c")
     with pytest.raises(ConnectionError):
         broker.lane.ack(1)
+    with pytest.raises(ConnectionError):
+        broker.lane.requeue(1)
     assert broker.written == written
 
 
@@ -266,6 +268,7 @@ async def test_frames_are_those_of_the_client_library_and_no_longer_than_agreed(
     publishing = asyncio.ensure_future(broker.lane.publish("queue", PROPERTIES, body, mandatory=True))
     await asyncio.sleep(0)
     broker.lane.ack(2**40)
+    broker.lane.requeue(7)
     read, rest = [], broker.written
     while rest:
         used, number, one = frame.unmarshal(rest)
@@ -273,7 +276,7 @@ async def test_frames_are_those_of_the_client_library_and_no_longer_than_agreed(
         assert used <= 4096
         read.append(one)
         rest = rest[used:]
-    method, header, *bodies, ack = read
+    method, header, *bodies, ack, nack = read
     assert isinstance(method, Basic.Publish)
     assert (method.exchange, method.routing_key, method.mandatory) == ("", "queue", True)
     assert isinstance(header, ContentHeader)
@@ -281,6 +284,8 @@ async def test_frames_are_those_of_the_client_library_and_no_longer_than_agreed(
     assert b"".join(one.value for one in bodies if isinstance(one, ContentBody)) == body
     assert isinstance(ack, Basic.Ack)
     assert (ack.delivery_tag, ack.multiple) == (2**40, False)
+    assert isinstance(nack, Basic.Nack)
+    assert (nack.delivery_tag, nack.multiple, nack.requeue) == (7, False, True)
     publishing.cancel()
 
 

@@ -5,6 +5,9 @@ import json
 import re
 import signal
 import socket
+import sys
+from asyncio.subprocess import PIPE
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -207,6 +210,22 @@ async def test_a_second_signal_ends_a_worker_at_once_and_its_task_goes_to_anothe
     assert await worker.ended(within_s=1.0) == 130
     await site.worker("heir")
     await site.all_end(tasks)
+
+
+async def test_a_worker_whose_lines_nobody_reads_any_more_works_on(site: Site) -> None:
+    command, environment = [sys.executable, "main-worker.py", "unheard"], site._environment({})
+    worker = await asyncio.create_subprocess_exec(*command, cwd=site.project, env=environment, stderr=PIPE)
+    try:
+        assert worker.stderr is not None
+        while b"ready" not in await worker.stderr.readline():
+            pass
+        worker._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # there is no other way
+        assert (await site.send(simulate(3), "--wait")).code == 0
+        worker.terminate()
+        assert await worker.wait() == 0
+    finally:
+        with suppress(ProcessLookupError):
+            worker.kill()
 
 
 async def test_at_the_end_of_a_drain_the_task_goes_back_and_that_is_no_failed_attempt(site: Site) -> None:

@@ -7,7 +7,7 @@
 | lost    | delivers it again                   | the channel went away first: nothing can be settled    |
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +17,10 @@ class ChannelLost(Exception):
     """Settling was not possible: the channel of the delivery is closed."""
 
 
-Settle = Callable[[bool], Awaitable[None]]
+Settle = Callable[[bool], object]
 
 
-@dataclass
+@dataclass(slots=True)
 class Delivery:
     """A message that this worker has and has not settled.
 
@@ -40,24 +40,24 @@ class Delivery:
     _settle: Settle = field(repr=False)
     _settled: bool = False
 
-    async def ack(self) -> bool:
+    def ack(self) -> bool:
         """Have the broker forget the message. False: the channel is gone, and the broker delivers it again."""
-        return await self._once(True)
+        return self._once(True)
 
-    async def requeue(self) -> bool:
+    def requeue(self) -> bool:
         """Have the broker deliver the message again. False: the channel is gone, so it does that anyway."""
-        return await self._once(False)
+        return self._once(False)
 
     @property
     def settled(self) -> bool:
         return self._settled
 
-    async def _once(self, ack: bool) -> bool:
+    def _once(self, ack: bool) -> bool:
         if self._settled:
             raise AssertionError(f"message {self.message_id} settled twice")
         self._settled = True
         try:
-            await self._settle(ack)
+            self._settle(ack)
         except ChannelLost:
             return False
         return True

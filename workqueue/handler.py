@@ -147,7 +147,7 @@ class Guard(Generic[T]):
     """Wraps `handler`; `take` is for the generated application's receive operation.
 
     `in_hand` counts the messages that are being handled, `finished` those that were acked, `handed_back` those that
-    were requeued undone.
+    were requeued undone. `report` gets a line about each.
     """
 
     def __init__(
@@ -159,14 +159,15 @@ class Guard(Generic[T]):
         outbox: Outbox,
         worker: str,
         settings: Settings,
+        report: Callable[[str], object],
         fatal: Callable[[BaseException], None],
     ) -> None:
         self._handler, self._receive, self._ledger, self._outbox = handler, receive, ledger, outbox
-        self._version, self._worker, self._settings, self._fatal = contract.version, worker, settings, fatal
+        self._version, self._worker, self._settings = contract.version, worker, settings
+        self._report, self._fatal = report, fatal
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
         self._blocking = not inspect.iscoroutinefunction(handler)
         self._leashes: set[Leash] = set()
-        self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
         self._idle.set()
         self.in_hand = self.finished = self.handed_back = 0
@@ -179,8 +180,7 @@ class Guard(Generic[T]):
         try:
             said = await self._take(task, arrived)
             took_ms = (time.perf_counter() - began) * 1000
-            # Soon, not now: the broker is at work on the ack meanwhile.
-            self._loop.call_soon(_say, self._worker, said, took_ms)
+            self._report(f"{self._worker}  {said}  {took_ms:.0f} ms")
         except Exception as error:
             self._fatal(error)
             raise
@@ -219,7 +219,7 @@ class Guard(Generic[T]):
         claim = await self._ask(lambda: self._ledger.claim(task.id, self._worker, self._receive.lease_s))
         match claim:
             case Finished(state):
-                await self._ack(arrived)
+                self._ack(arrived)
                 return f"{state} already  {task.id}"
             case Taken(left_s):
                 return await self._wait_on(rung_of(left_s, self._receive.rungs), arrived, f"is taken  {task.id}")
@@ -244,7 +244,7 @@ class Guard(Generic[T]):
             await self._run(task, claim, number)
         except CutOff:
             await self._ask(lambda: self._ledger.release(task.id, claim.fence))
-            await arrived.requeue()
+            arrived.requeue()
             self.handed_back += 1
             return f"handed back  {told}"
         except ClaimLost:
@@ -256,9 +256,9 @@ class Guard(Generic[T]):
                 return await self._bury(task, arrived, claim, attempts, decision)
             await self._copy(arrived, decision.rung.queue, self._receive.message.type, {"x-attempts": attempts})
             await self._ask(lambda: self._ledger.release(task.id, claim.fence))
-            await self._ack(arrived)
+            self._ack(arrived)
             return f"failed  {told}  attempt {number}, again in {decision.rung.delay_s:g} s: {describe(error)}"
-        await self._ack(arrived)
+        self._ack(arrived)
         return f"done  {told}" + (f"  attempt {number}" if number > 1 else "")
 
     async def _run(self, task: T, claim: Claimed, number: int) -> None:
@@ -299,7 +299,7 @@ class Guard(Generic[T]):
     async def _bury(self, task: T, arrived: Delivery, claim: Claimed, attempts: list[dict[str, str]], why: Bury) -> str:
         said = await self._dead_letter(arrived, attempts, why, str(task.id), ack=False)
         await self._ask(lambda: self._ledger.bury(task.id, claim.fence, len(attempts), f"{why.reason}: {why.error}"))
-        await self._ack(arrived)
+        self._ack(arrived)
         return said
 
     async def _dead_letter(
@@ -311,17 +311,17 @@ class Guard(Generic[T]):
         }  # fmt: skip
         await self._copy(arrived, self._receive.dead, self._receive.dead_message_type, story)
         if ack:
-            await self._ack(arrived)
+            self._ack(arrived)
         return f"dead  {told}  {why.reason}: {why.error}"
 
     async def _wait_on(self, rung: Rung, arrived: Delivery, said: str) -> str:
         """Let the message come back later; no attempt is counted."""
         await self._copy(arrived, rung.queue, self._receive.message.type, {})
-        await self._ack(arrived)
+        self._ack(arrived)
         return f"{said}, again in {rung.delay_s:g} s"
 
-    async def _ack(self, arrived: Delivery) -> None:
-        await arrived.ack()
+    def _ack(self, arrived: Delivery) -> None:
+        arrived.ack()
         self.finished += 1
 
     async def _copy(self, arrived: Delivery, queue: Queue, message_type: str, headers: Mapping[str, Any]) -> None:
@@ -354,13 +354,6 @@ class Guard(Generic[T]):
                 asked += delay_s
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, LEDGER_RETRY_CAP_S)
-
-
-def _say(worker: str, said: str, took_ms: float) -> None:
-    """Log it. Not by `log.info`, which looks for its caller: a third of its time, for what no line shows."""
-    if log.isEnabledFor(logging.INFO):
-        values = (worker, said, took_ms)
-        log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "%s  %s  %.0f ms", values, None))
 
 
 def _now() -> str:

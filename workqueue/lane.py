@@ -12,7 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -29,15 +29,15 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 RETURN, DELIVER, ACK, NACK = (struct.pack(">HH", 60, method) for method in (50, 60, 80, 120))
 START_BYTES = 7  # of a frame: its type, its channel, its size; after the content comes one more
 END = 0xCE
-ACK_FRAME = struct.Struct(">BHI4sQBB")
+START = struct.Struct(">BHI")
+SETTLE_FRAME = struct.Struct(">BHI4sQBB")
 HEARTBEAT_FRAME = frame.marshal(Heartbeat(), 0)
 ALIVE_S = 1.0
-PROPERTIES: tuple[tuple[str, Callable[[bytes], tuple[int, Any]]], ...] = (
-    ("content_type", decode.short_str), ("content_encoding", decode.short_str), ("headers", decode.field_table),
-    ("delivery_mode", decode.octet), ("priority", decode.octet), ("correlation_id", decode.short_str),
-    ("reply_to", decode.short_str), ("expiration", decode.short_str), ("message_id", decode.short_str),
-)  # fmt: skip
-"""In the order in which they come. Those after the id do not matter here, and are not read."""
+PROPERTIES = {
+    "content_type": 1 << 15, "content_encoding": 1 << 14, "headers": 1 << 13, "delivery_mode": 1 << 12,
+    "priority": 1 << 11, "correlation_id": 1 << 10, "reply_to": 1 << 9, "expiration": 1 << 8, "message_id": 1 << 7,
+}  # fmt: skip
+"""With their flags, in the order in which they come. Those after the id do not matter here, and are not read."""
 
 
 class Unroutable(Exception):
@@ -58,13 +58,22 @@ class Sender(NamedTuple):
     @classmethod
     def read(cls, content: bytes) -> "Sender | None":
         """From the content of a header frame; None if a foreign client has sent what can't be read."""
-        said, at = {}, 14  # after the class, the weight, the size of the body, and the flags of what follows
+        at = 14  # after the class, the weight, the size of the body, and the flags of what follows
         flags = int.from_bytes(content[12:at], "big")
+        said: dict[str, Any] = {}
         try:
-            for number, (name, decode) in enumerate(PROPERTIES):
-                if flags & 1 << 15 - number:
-                    used, said[name] = decode(content[at:])
-                    at += used
+            for name, flag in PROPERTIES.items():
+                if not flags & flag:
+                    continue
+                start = at
+                if name in ("delivery_mode", "priority"):
+                    at += 1
+                elif name == "headers":
+                    at += 4 + int.from_bytes(content[at : at + 4], "big")
+                    said[name] = table(content[start:at])
+                else:
+                    at += 1 + content[at]
+                    said[name] = content[start + 1 : at].decode()
         except (ValueError, LookupError, struct.error):
             return None
         return cls(said.get("content_type"), said.get("headers", {}), said.get("message_id"))
@@ -100,8 +109,9 @@ class Tap(asyncio.StreamReader):
         data = self._rest + data if self._rest else bytes(data)
         at = kept = 0  # where the next frame begins; up to where all is handed over
         while len(data) - at > START_BYTES:
-            kind, start = data[at], at + START_BYTES
-            end = start + int.from_bytes(data[at + 3 : start], "big")
+            kind, _, size = START.unpack_from(data, at)
+            start = at + START_BYTES
+            end = start + size
             if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
                 end = len(data) - 1  # not a broker: aiormq has the words for it
             if end >= len(data):
@@ -174,7 +184,11 @@ class Lane:
 
     def ack(self, tag: int) -> None:
         """Raises ConnectionError."""
-        self._write(ACK_FRAME.pack(METHOD, self.channel.number, 13, ACK, tag, 0, END))
+        self._write(SETTLE_FRAME.pack(METHOD, self.channel.number, 13, ACK, tag, 0, END))
+
+    def requeue(self, tag: int) -> None:
+        """A nack that lets the broker deliver the message again. Raises ConnectionError."""
+        self._write(SETTLE_FRAME.pack(METHOD, self.channel.number, 13, NACK, tag, 2, END))
 
     async def publish(self, queue: str, properties: Basic.Properties, body: bytes, *, mandatory: bool) -> None:
         """Publish to this queue, and return once the broker has confirmed it.
@@ -227,8 +241,14 @@ class Lane:
         self._writer.write(data)
 
 
+@lru_cache(maxsize=16)
+def table(content: bytes) -> Mapping[str, Any]:
+    """Headers. Most messages have the same ones, and to read them takes as long as to read all else."""
+    return decode.field_table(content)[1]
+
+
 def frame_of(kind: int, channel: int, content: bytes) -> bytes:
-    return b"".join((struct.pack(">BHI", kind, channel, len(content)), content, b"\xce"))
+    return b"".join((START.pack(kind, channel, len(content)), content, b"\xce"))
 
 
 @cache

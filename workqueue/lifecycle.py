@@ -15,7 +15,9 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import uvloop
@@ -41,6 +43,24 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+class Report:
+    """Writes what is said of every task to standard error, each line with the time, in the form of the log.
+
+    Not by way of the log: that is a sixth of the time that a worker takes for a task in which nothing is done.
+    """
+
+    def __init__(self) -> None:
+        self._second, self._told = 0, ""
+
+    def __call__(self, line: str) -> None:
+        now_s = time.time()
+        second = int(now_s)
+        if second != self._second:
+            self._second, self._told = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
+            sys.stderr.write(f"{self._told},{int(1000 * (now_s - second)):03} {line}\n")
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:

@@ -241,7 +241,7 @@ class Incoming:
 
     async def nack(self) -> None:
         if not self._delivery.settled:
-            await self._delivery.requeue()
+            self._delivery.requeue()
 
     reject = nack
 
@@ -250,13 +250,15 @@ class Inbox:
     """What was delivered and not taken yet; None says that no more comes. For one reader.
 
     A Queue and a timeout do the same, and ask for the running loop five times a task; on Python 3.11 that is a system
-    call each.
+    call each. Here one timer is good for many waits: when it ends too early, it is set anew.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._arrived: deque[Arrival | None] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._until_s = 0.0
 
     def put(self, arrived: Arrival | None) -> None:
         self._arrived.append(arrived)
@@ -265,14 +267,20 @@ class Inbox:
     async def get(self, within_s: float) -> Arrival | None:
         """Raises TimeoutError when nothing comes."""
         if not self._arrived:
-            self._waiter, timer = self._loop.create_future(), self._loop.call_later(within_s, self._wake)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
+            self._waiter, self._until_s = self._loop.create_future(), self._loop.time() + within_s
+            if self._timer is None:
+                self._timer = self._loop.call_at(self._until_s, self._end_wait)
+            await self._waiter
             if not self._arrived:
                 raise TimeoutError
         return self._arrived.popleft()
+
+    def _end_wait(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._until_s:
+            self._timer = self._loop.call_at(self._until_s, self._end_wait)
+        else:
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -290,13 +298,10 @@ class Session:
     def over(self, *_: Any) -> None:
         self.inbox.put(None)
 
-    async def settle(self, tag: int, ack: bool) -> None:
+    def settle(self, tag: int, ack: bool) -> None:
         """Raises ChannelLost."""
         try:
-            if ack:
-                self.lane.ack(tag)
-            else:
-                await self.lane.channel.basic_nack(tag, requeue=True, wait=False)
+            self.lane.ack(tag) if ack else self.lane.requeue(tag)
         except GONE as error:
             raise ChannelLost from error
 

@@ -11,7 +11,7 @@ from workqueue import codec, contract
 from workqueue.errors import ContractInvalid
 from workqueue.handler import Guard, Handler
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
-from workqueue.lifecycle import Flags, count, on_signals, run
+from workqueue.lifecycle import Flags, Report, count, on_signals, run
 from workqueue.settings import Settings
 from workqueue.wire import Wire
 
@@ -63,7 +63,7 @@ async def _work(
         closing.push_async_callback(wire.close)
         pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
         closing.callback(pruning.cancel)
-        guard = Guard(handler, loaded, receive, ledger, wire.outbox(), name, settings, end)
+        guard = Guard(handler, loaded, receive, ledger, wire.outbox(), name, settings, Report(), end)
         for _ in range(concurrency):  # each a competing consumer of its own: one handles a message at a time
             app = application(wire)
             operation(app)(guard.take)

@@ -1,0 +1,46 @@
+"""Lines that a worker writes about its tasks: like those of the log, and no reason to stop when nobody reads them."""
+
+import io
+import logging
+import sys
+import time
+from datetime import datetime
+
+import pytest
+
+from workqueue.lifecycle import Report
+
+
+def test_a_line_looks_like_one_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1_795_600_799.0307
+    monkeypatch.setattr(time, "time", lambda: now_s)
+    told, logged = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", told)
+    log = logging.Logger("as lifecycle.run sets it up")
+    log.addHandler(logging.StreamHandler(logged))
+    log.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    report = Report()
+    for _ in range(3):
+        log.warning("w1  done")
+        report("w1  done")
+        now_s += 0.5
+    assert told.getvalue() == logged.getvalue()
+    assert len(set(told.getvalue().splitlines())) == 3
+
+
+def test_a_line_carries_the_time_at_which_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    before = datetime.now()
+    Report()("said")
+    stamp, _, said = capsys.readouterr().err.rpartition(" ")
+    assert said == "said\n"
+    assert abs((datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f") - before).total_seconds()) < 60
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device"), ValueError("closed")])
+def test_a_line_that_cannot_be_written_is_dropped(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    Report()("said")
