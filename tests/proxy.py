@@ -10,6 +10,7 @@ import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from ssl import SSLContext
 from typing import Self
 
 NAME = b"connection_nameS"  # in connection.start-ok, a key of a table, its type, then its length in four bytes
@@ -57,17 +58,20 @@ def name_in(start: bytes) -> str:
 
 
 class Proxy:
-    """Listens on a port of loopback, and passes everything on to `port` there. To be used as a context."""
+    """Listens on a port of loopback, and passes everything on to `port` there. To be used as a context.
 
-    def __init__(self, port: int) -> None:
-        self._target = port
+    With `tls` its clients speak TLS to it.
+    """
+
+    def __init__(self, port: int, tls: SSLContext | None = None) -> None:
+        self._target, self._tls = port, tls
         self.flows: set[Flow] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._passing = asyncio.Event()
         self._passing.set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -5,14 +5,18 @@ import json
 import re
 import signal
 import socket
+import ssl
 import sys
 from asyncio.subprocess import PIPE
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import trustme
 
 from tests.harness import Site, simulate, task, until
+from tests.proxy import Proxy
 
 
 @pytest.fixture
@@ -107,6 +111,26 @@ async def test_a_wrong_password_is_one_line_and_exit_3(site: Site) -> None:
     worker = await site.worker("w", ready=False, AMQP_URI=wrong)
     assert await worker.ended() == 3
     one_line(worker.text(), "refused", "***")
+
+
+async def test_by_tls_tasks_are_done_and_a_certificate_of_nobodys_is_one_line_and_exit_3(site: Site) -> None:
+    trusted, stranger = trustme.CA(), trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trusted.issue_cert("127.0.0.1").configure_cert(tls)
+    for name, authority in (("trusted", trusted), ("stranger", stranger)):
+        authority.cert_pem.write_to_path(site.folder / name)
+    plain = urlsplit(site.uri)
+    async with Proxy(plain.port or 0, tls) as proxy:
+        secure = site.uri.replace("amqp:", "amqps:").replace(f":{plain.port}/", f":{proxy.port}/")
+        good, bad = (f"{secure}?cafile={site.folder / name}" for name in ("trusted", "stranger"))
+        await site.worker("w", AMQP_URI=good)
+        assert (await site.producer("--simulate", "20", "--wait", AMQP_URI=good)).code == 0
+        assert len(proxy.flows) == 1  # the worker's; the producer's has ended
+        for unknown in (bad, secure):
+            produced = await site.producer("--simulate", "1", AMQP_URI=unknown)
+            assert produced.code == 3
+            one_line(produced.err, "certificate", "***")
+        site.stop()
 
 
 async def test_of_several_brokers_the_first_that_answers_is_used(site: Site, nowhere: Site) -> None:
