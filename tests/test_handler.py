@@ -468,8 +468,9 @@ async def kept() -> bool:
 
 
 async def held(leash: Leash, inside: Any = None) -> None:
-    async with asyncio.timeout(WAIT_S), leash:
-        await (inside or asyncio.Event().wait())
+    async with asyncio.timeout(WAIT_S):
+        with leash:
+            await (inside or asyncio.Event().wait())
 
 
 async def test_a_leash_lets_what_ends_in_time_go_and_leaves_nothing_running() -> None:
@@ -492,6 +493,37 @@ async def test_a_leash_passes_on_what_the_handler_raises_itself() -> None:
 
     with pytest.raises(TimeoutError, match=r"^the other side$"):
         await held(Leash(10, 10, kept), slow())
+
+
+async def test_a_handler_may_answer_a_time_limit_but_not_a_pull() -> None:
+    async def stubborn(error: Exception | None) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if error is not None:
+                raise error from None
+
+    await held(Leash(0.01, 10, kept), stubborn(None))
+    with pytest.raises(ValueError, match="mine"):
+        await held(Leash(0.01, 10, kept), stubborn(ValueError("mine")))
+    for error in (None, ValueError("mine")):
+        leash = Leash(10, 10, kept)
+        asyncio.get_running_loop().call_soon(leash.pull, CutOff())
+        with pytest.raises(CutOff):
+            await held(leash, stubborn(error))
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_a_task_that_somebody_else_cancels_too_stays_cancelled() -> None:
+    leash = Leash(0.01, 10, kept)
+    holding = asyncio.ensure_future(held(leash))
+    await asyncio.sleep(0)
+    leash.pull(CutOff())
+    holding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
 
 
 async def test_a_pulled_leash_raises_what_it_was_pulled_with_first() -> None:
