@@ -182,7 +182,7 @@ class Broker:
         self.written, self.number = b"", 1
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connection = SimpleNamespace(connection_tune=SimpleNamespace(frame_max=4096))
-        self.writer: Any = SimpleNamespace(write=self._write, is_closing=lambda: False)
+        self.transport: Any = SimpleNamespace(write=self._write, is_closing=lambda: False)
         self.tap = SimpleNamespace(lane=None)
         me: Any = self
         self.lane = Lane(me, me)
@@ -370,7 +370,7 @@ async def test_a_message_whose_properties_cannot_be_read_is_dead_lettered_and_co
         for properties, right, wrong in UNREADABLE.values():
             header = frame.marshal(ContentHeader(0, len(b"{}"), Basic.Properties(**properties)), 1)
             assert right in header
-            socket.writer.write(
+            socket.transport.write(
                 frame.marshal(Basic.Publish(exchange="", routing_key="task-queue"), 1)
                 + header.replace(right, wrong)
                 + frame.marshal(ContentBody(b"{}"), 1)

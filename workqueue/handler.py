@@ -169,15 +169,13 @@ class Guard(Generic[T]):
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
         self._blocking = not inspect.iscoroutinefunction(handler)
         self._leashes: set[Leash] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._emptied: asyncio.Future[None] | None = None
         self.in_hand = self.finished = self.handed_back = 0
 
     async def take(self, task: T) -> None:
         """Handle and settle the delivery that is current. An error of the guard's own ends the worker."""
         arrived, began = delivery.current.get(), time.perf_counter()
         self.in_hand += 1
-        self._idle.clear()
         try:
             said = await self._take(task, arrived)
             took_ms = (time.perf_counter() - began) * 1000
@@ -187,17 +185,15 @@ class Guard(Generic[T]):
             raise
         finally:
             self.in_hand -= 1
-            if not self.in_hand:
-                self._idle.set()
+            if not self.in_hand and self._emptied is not None and not self._emptied.done():
+                self._emptied.set_result(None)
 
     async def idle(self, within_s: float) -> bool:
         """Wait until nothing is in hand. False: something still was after this time."""
-        try:
-            async with asyncio.timeout(within_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        if self.in_hand:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._emptied], timeout=within_s)
+        return not self.in_hand
 
     def cut_off(self) -> None:
         """Stop the running handlers; their messages go back to the broker."""

@@ -173,7 +173,7 @@ class Lane:
     """The short way of one channel, which is in confirm mode. `deliver` gets each message that is delivered."""
 
     def __init__(self, socket: "Socket", channel: Channel) -> None:
-        self.channel, self._writer, self._loop = channel, socket.writer, asyncio.get_running_loop()
+        self.channel, self._transport, self._loop = channel, socket.transport, asyncio.get_running_loop()
         self.deliver: Callable[[Arrival], object] = lambda arrived: None
         self._body_bytes = channel.connection.connection_tune.frame_max - START_BYTES - 1
         self._published = 0
@@ -236,9 +236,9 @@ class Lane:
 
     def _write(self, data: bytes) -> None:
         # Not by the channel's `closing`: each look at that makes one more future, which lives as long as the channel.
-        if self.channel.is_closed or self._writer.is_closing():
+        if self.channel.is_closed or self._transport.is_closing():
             raise ConnectionError("the channel is closed")
-        self._writer.write(data)
+        self._transport.write(data)
 
 
 @lru_cache(maxsize=16)
@@ -257,21 +257,20 @@ def publish_frame(queue: str, mandatory: bool, channel: int) -> bytes:
 
 
 class Socket(TransportFactory):
-    """Opens the socket of one connection; `tap` and `writer` are its two ends."""
+    """Opens the socket of one connection; `tap` and `transport` are its two ends."""
 
     tap: Tap
-    writer: asyncio.StreamWriter
+    transport: asyncio.Transport
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         contexts: SSLContextProvider = kwargs.pop("ssl_context_provider")
         ssl = await contexts.get_context() if url.scheme == "amqps" else None
         loop, self.tap = asyncio.get_running_loop(), Tap()
         protocol = asyncio.StreamReaderProtocol(self.tap)
-        transport, _ = await loop.create_connection(
+        self.transport, _ = await loop.create_connection(
             lambda: protocol, str(url.host), int(url.port or 0), ssl=ssl, **kwargs
         )
-        self.writer = asyncio.StreamWriter(transport, protocol, self.tap, loop)
-        return self.tap, self.writer
+        return self.tap, asyncio.StreamWriter(self.transport, protocol, self.tap, loop)
 
 
 async def connect(url: URL, name: str, timeout_s: float) -> tuple[aio_pika.Connection, Socket]:
