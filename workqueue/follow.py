@@ -69,6 +69,7 @@ class Follower(AbstractContextManager["Follower"]):
         start = LOOK_AT
         while not (self._all_noted and not self._pending):
             # The oldest are the next to finish, most often; the others have their turn, one stretch after the other.
+            # Each list is made in one go, by no step of Python: tasks are noted in another thread.
             oldest = list(islice(self._pending, LOOK_AT))
             others = list(islice(self._pending, start, start + LOOK_AT))
             with suppress(LedgerBusy):  # it is asked again
