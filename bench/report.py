@@ -188,7 +188,7 @@ def plot(results: Results, path: Path) -> None:
         ),
         (
             "makespan / ideal, tasks of 10 ms, quorum (less is better)",
-            {f"{size} workers": ("quorum", f"makespan_{size}") for size in (1, 2, 3, 8)},
+            {f"workers: {size}": ("quorum", f"makespan_{size}") for size in (1, 2, 3, 8)},
         ),
         (
             "latency on an idle system, ms, quorum (less is better)",
@@ -204,7 +204,8 @@ def plot(results: Results, path: Path) -> None:
         if not any(results.cell(name, *place) for place in series.values() for name in results.contenders):
             ax.set_axis_off()  # not measured in this run
             continue
-        end = max(longest_bar(results, queue, metric) for queue, metric in series.values())
+        end = reach = max(longest_bar(results, queue, metric) for queue, metric in series.values())
+        small = 6 if len(series) > 2 else 9
         for number, (label, (queue, metric)) in enumerate(series.items()):
             cells = [results.cell(name, queue, metric) for name in results.contenders]
             places = [place + number * height for place, cell in enumerate(cells) if cell]
@@ -213,14 +214,16 @@ def plot(results: Results, path: Path) -> None:
             high = [max(cell.values) - cell.median for cell in cells if cell]
             bars = ax.barh(places, medians, height, xerr=(low, high), label=label, error_kw={"lw": 0.8, "alpha": 0.6})
             texts = [f"{median:,.{METRICS[metric].digits}f}" for median in medians]
-            ax.bar_label(bars, [text if m <= end else "" for m, text in zip(medians, texts, strict=True)], padding=3)
+            shown = [text if median <= end else "" for median, text in zip(medians, texts, strict=True)]
+            ax.bar_label(bars, shown, padding=3, fontsize=small)
+            reach = max(reach, *(median + more for median, more in zip(medians, high, strict=True) if median <= end))
             for place, median, text in zip(places, medians, texts, strict=True):
                 if median > end:
                     ax.text(end, place, f"{text} →", ha="right", va="center", color="white")
-        ax.set_xlim(0, end * 1.15 or None)
+        ax.set_xlim(0, reach * 1.12 or None)
         ax.set_yticks([place + 0.4 - height / 2 for place in range(len(results.contenders))], results.contenders)
         ax.invert_yaxis()
         ax.set_title(title, fontsize=10)
         if len(series) > 1:
-            ax.legend(fontsize=8)
+            ax.legend(fontsize=8, ncols=len(series), loc="upper center", bbox_to_anchor=(0.5, -0.05), frameon=False)
     figure.savefig(path, dpi=110)

@@ -46,7 +46,7 @@ METRICS = {
     "consume_3": Metric("consume, 3 workers", "tasks/s", "more"),
     "startup_s": Metric("start-up", "s", "less", 2),
     "memory_mib": Metric("memory of a worker", "MiB", "less", 1),
-    **{f"makespan_{size}": Metric(f"makespan / ideal, {size} workers", "", "less", 2) for size in (1, 2, 3, 8)},
+    **{f"makespan_{size}": Metric(f"makespan / ideal, workers: {size}", "", "less", 2) for size in (1, 2, 3, 8)},
     "gap_ms": Metric("idle gap between tasks", "ms", "less", 2),
     "latency_p50_ms": Metric("latency, p50", "ms", "less", 2),
     "latency_p99_ms": Metric("latency, p99", "ms", "less", 2),
