@@ -354,7 +354,9 @@ async def test_a_task_that_is_cut_off_goes_back_to_the_broker_once_its_claim_is_
     await until(lambda: bench.log[-1:] == ["run"])
     assert not await bench.guard.idle(0.01)
     bench.guard.cut_off()
+    began = time.monotonic()
     assert await bench.guard.idle(WAIT_S)
+    assert time.monotonic() - began < WAIT_S / 2  # it is told, and does not just wait
     assert await taking == ["claim", "run", "release", "requeue"]
     assert (bench.guard.finished, bench.guard.handed_back, bench.outbox.copies) == (0, 1, [])
 
@@ -478,6 +480,19 @@ async def test_a_leash_lets_what_ends_in_time_go_and_leaves_nothing_running() ->
         await held(Leash(limit_s, 0.003, kept), asyncio.sleep(0.01))
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_leash_that_was_left_in_time_touches_nothing_any_more() -> None:
+    renewals: list[float] = []
+
+    async def renew() -> bool:
+        renewals.append(time.monotonic())
+        return False
+
+    await held(Leash(0.02, 0.03, renew), asyncio.sleep(0))
+    await held(Leash(None, 0.03, renew), asyncio.sleep(0))
+    await asyncio.sleep(0.06)
+    assert renewals == []
 
 
 async def test_a_leash_ends_what_takes_too_long_and_says_how_long_that_is() -> None:
