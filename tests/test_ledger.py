@@ -454,7 +454,18 @@ async def test_prune_looks_at_every_task_however_many_there_are(ledger: SqliteLe
         if task_id.int % 3:
             await ledger.complete(task_id, fence, 1, None)
     finished = [task_id for task_id in ids if task_id.int % 3]
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    meanwhile = asyncio.ensure_future(others())
     assert await ledger.prune(0) == len(finished)
+    meanwhile.cancel()
+    assert turns >= 3  # it holds nobody up for long
     assert await ledger.outcomes(ids) == []
     assert await ledger.prune(-2 * LONG_S) == len(ids) - len(finished)
 
