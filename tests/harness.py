@@ -214,10 +214,10 @@ class Site:
     def record(self) -> list[Note]:
         """What the handlers wrote, in the order of its writing."""
         try:
-            lines = (self.folder / "record").read_text().splitlines()
+            whole, _, _ = (self.folder / "record").read_text().rpartition("\n")  # one may be half written just now
         except FileNotFoundError:
             return []
-        fields = map(str.split, lines)
+        fields = map(str.split, whole.splitlines())
         return [Note(word, id, worker, int(pid), float(at)) for word, id, worker, pid, at in fields]
 
     def ended(self) -> Counter[str]:
