@@ -238,12 +238,26 @@ async def test_a_second_signal_ends_a_worker_at_once_and_its_task_goes_to_anothe
 
 async def test_a_worker_whose_lines_nobody_reads_any_more_works_on(site: Site) -> None:
     command, environment = [sys.executable, "main-worker.py", "unheard"], site._environment({})
+    environment.pop("PYTHONUNBUFFERED", None)  # else the interpreter has nothing left to write at its end
     worker = await asyncio.create_subprocess_exec(*command, cwd=site.project, env=environment, stderr=PIPE)
     try:
         assert worker.stderr is not None
         while b"ready" not in await worker.stderr.readline():
             pass
         worker._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # there is no other way
+        await asyncio.sleep(0.1)
+        assert (await site.send(simulate(3), "--wait")).code == 0
+        worker.terminate()
+        assert await worker.wait() == 0
+    finally:
+        with suppress(ProcessLookupError):
+            worker.kill()
+
+
+async def test_a_worker_without_a_standard_error_works_all_the_same(site: Site) -> None:
+    command, environment = f"exec {sys.executable} main-worker.py mute 2>&-", site._environment({})
+    worker = await asyncio.create_subprocess_shell(command, cwd=site.project, env=environment)
+    try:
         assert (await site.send(simulate(3), "--wait")).code == 0
         worker.terminate()
         assert await worker.wait() == 0

@@ -64,7 +64,12 @@ class Report:
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run `main` on a uvloop and return its exit code, or the one of the failure it raised."""
+    """Run `main` on a uvloop and return its exit code, or the one of the failure it raised.
+
+    That standard error is closed, or that its reader has gone, changes neither.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.INFO)
     # The wire reports every loss of a connection itself, in words that say what follows from it.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
@@ -77,6 +82,11 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:  # the interpreter would try again at its end, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def on_signals(first: Callable[[], object]) -> None:
