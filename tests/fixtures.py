@@ -1,5 +1,6 @@
 """The private brokers that tests run on. Each is started by the run that uses it, on loopback, and ended with it."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from tests.harness import Site, fast_copy, vhost
 from tools.broker import ensure_installed
 from tools.node import Node
 from tools.postgres import Postgres
+
+
+def pytest_configure() -> None:
+    """A run that is told to end takes down what it started, as it does after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -183,3 +183,18 @@ def test_a_process_that_has_got_the_number_of_the_node_is_not_ended(tmp_path: Pa
     (tmp_path / "pid").write_text(str(os.getpid()))
     assert not node.running()
     node.kill()  # we live on
+
+
+@needs_server
+def test_a_test_run_that_is_told_to_end_takes_its_broker_down_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "node0"
+    options = ["-k", "fair_share", "--basetemp", str(folder.parent), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "test_workqueue.py", *options]
+    with subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL) as run:
+        assert until((folder / "booted").exists, 60)
+        node = Node(folder)
+        assert node.running()
+        run.terminate()
+        assert run.wait(60) != 0
+    assert not node.running()
+    assert no_epmd(node)
