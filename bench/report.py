@@ -216,7 +216,7 @@ def plot(results: Results, path: Path) -> None:
             texts = [f"{median:,.{METRICS[metric].digits}f}" for median in medians]
             shown = [text if median <= end else "" for median, text in zip(medians, texts, strict=True)]
             ax.bar_label(bars, shown, padding=3, fontsize=small)
-            reach = max(reach, *(median + more for median, more in zip(medians, high, strict=True) if median <= end))
+            reach = max([reach, *(median + more for median, more in zip(medians, high, strict=True) if median <= end)])
             for place, median, text in zip(places, medians, texts, strict=True):
                 if median > end:
                     ax.text(end, place, f"{text} →", ha="right", va="center", color="white")

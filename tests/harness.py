@@ -26,9 +26,8 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from tools.node import Node
-from tools.project import copy_project
+from tools.project import ROOT, copy_project
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
 PRODUCER_S = 110.0  # below the time limit of a test, so that what was running is stopped
 WAIT_S = 30.0  # generous: a deadline, not a time

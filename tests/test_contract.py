@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tools.project import ROOT
 from workqueue import contract
 from workqueue.contract import Queue
 from workqueue.errors import ContractInvalid
 
-ROOT = Path(__file__).parent.parent
 COMMON = yaml.safe_load((ROOT / "spec/common.asyncapi.yaml").read_text())
 WORKER_SPEC = yaml.safe_load((ROOT / "spec/worker.asyncapi.yaml").read_text())
 PRODUCER_SPEC = yaml.safe_load((ROOT / "spec/producer.asyncapi.yaml").read_text())

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from asyncapi_python_codegen.generators.templates import TemplateRenderer
 
-ROOT = Path(__file__).parent.parent
+from tools.project import ROOT
+
 COMMON, WORKER = "spec/common.asyncapi.yaml", "spec/worker.asyncapi.yaml"
 
 # What the generator uses is deprecated here and there. Python says so by default in no program, but in every test.

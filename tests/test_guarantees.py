@@ -15,9 +15,10 @@ import aio_pika
 import psycopg
 import pytest
 
-from tests.harness import ROOT, Site, Worker, simulate, task, until, vhost
+from tests.harness import Site, Worker, simulate, task, until, vhost
 from tools.node import Node
 from tools.postgres import Postgres
+from tools.project import ROOT
 
 LARGEST = 16_000_000  # bytes of a body: RabbitMQ 4 itself refuses one of more than 16 MiB
 WORKERS = ROOT / "tests" / "workers"

@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from tools.project import ROOT
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, ClaimLost, Finished, LedgerBusy, Outcome, Taken, open_ledger
 from workqueue.ledger import sqlite as store
@@ -24,7 +25,6 @@ from workqueue.ledger.none import NoLedger
 from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.settings import Settings
 
-ROOT = Path(__file__).parent.parent
 LONG_S = 3600.0
 NOW_S = -1.0  # a lease that has ended when it begins
 

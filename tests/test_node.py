@@ -15,6 +15,7 @@ import pytest
 
 from tools import node as module
 from tools.node import BrokerError, Node, epmd, find_server, speaks_amqp, until
+from tools.project import ROOT
 
 HOST = "127.0.0.1"
 needs_server = pytest.mark.skipif(
@@ -190,7 +191,7 @@ def test_a_test_run_that_is_told_to_end_takes_its_broker_down_with_it(tmp_path: 
     folder = tmp_path / "run" / "node0"
     options = ["-k", "fair_share", "--basetemp", str(folder.parent), "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "test_workqueue.py", *options]
-    with subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL) as run:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as run:
         assert until((folder / "booted").exists, 60)
         node = Node(folder)
         assert node.running()

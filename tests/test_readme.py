@@ -1,11 +1,11 @@
 """The README names the test that proves a claim: each of them is there, and so is every file and make target."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tools.project import ROOT
+
 TEXT = (ROOT / "README.md").read_text()
 PROSE = re.sub(r"(?ms)^ *```.*?^ *```$", "", TEXT)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, Site, Worker, simulate, until, vhost
+from tests.harness import Site, Worker, simulate, until, vhost
 from tests.proxy import Proxy
 from tools.node import Node
+from tools.project import ROOT
 from workqueue.contract import load
 from workqueue.errors import WorkQueueError
 from workqueue.lane import Lane

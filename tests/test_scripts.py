@@ -8,7 +8,8 @@ import socket
 import ssl
 import sys
 from asyncio.subprocess import PIPE
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -236,34 +237,35 @@ async def test_a_second_signal_ends_a_worker_at_once_and_its_task_goes_to_anothe
     await site.all_end(tasks)
 
 
+@asynccontextmanager
+async def at_work(site: Site, worker: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """At the end of the block this worker does what is sent, and exits with 0 when it is told to end."""
+    try:
+        yield
+        assert (await site.send(simulate(3), "--wait")).code == 0
+        worker.terminate()
+        assert await worker.wait() == 0
+    finally:
+        with suppress(ProcessLookupError):
+            worker.kill()
+
+
 async def test_a_worker_whose_lines_nobody_reads_any_more_works_on(site: Site) -> None:
     command, environment = [sys.executable, "main-worker.py", "unheard"], site._environment({})
     environment.pop("PYTHONUNBUFFERED", None)  # else the interpreter has nothing left to write at its end
     worker = await asyncio.create_subprocess_exec(*command, cwd=site.project, env=environment, stderr=PIPE)
-    try:
+    async with at_work(site, worker):
         assert worker.stderr is not None
         while b"ready" not in await worker.stderr.readline():
             pass
         worker._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined]  # there is no other way
         await asyncio.sleep(0.1)
-        assert (await site.send(simulate(3), "--wait")).code == 0
-        worker.terminate()
-        assert await worker.wait() == 0
-    finally:
-        with suppress(ProcessLookupError):
-            worker.kill()
 
 
 async def test_a_worker_without_a_standard_error_works_all_the_same(site: Site) -> None:
     command, environment = f"exec {sys.executable} main-worker.py mute 2>&-", site._environment({})
-    worker = await asyncio.create_subprocess_shell(command, cwd=site.project, env=environment)
-    try:
-        assert (await site.send(simulate(3), "--wait")).code == 0
-        worker.terminate()
-        assert await worker.wait() == 0
-    finally:
-        with suppress(ProcessLookupError):
-            worker.kill()
+    async with at_work(site, await asyncio.create_subprocess_shell(command, cwd=site.project, env=environment)):
+        pass
 
 
 async def test_at_the_end_of_a_drain_the_task_goes_back_and_that_is_no_failed_attempt(site: Site) -> None:

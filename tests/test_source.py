@@ -13,10 +13,10 @@ from uuid import UUID
 import pytest
 
 from generated.producer.messages.json import Checksum, Simulate, Task
+from tools.project import ROOT
 from workqueue.errors import InputInvalid
 from workqueue.source import envelope, files, lines
 
-ROOT = Path(__file__).parent.parent
 SIMULATE = {"kind": "simulate", "seconds": 0.5}
 WHOLE = {
     "id": "6a0e1c1e-3c53-4a3c-9c9b-2f2f4c9c0f01",

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tools.broker import BrokerError, start_private, stop_private
+from tools.project import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".demo"
 LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}  # not its own files, or changing while it is used

@@ -67,7 +67,7 @@ class Follower(AbstractContextManager["Follower"]):
 
     async def _watch(self) -> None:
         start = LOOK_AT
-        while not (self._all_noted and not self._pending):
+        while True:
             # The oldest are the next to finish, most often; the others have their turn, one stretch after the other.
             # Each list is made in one go, by no step of Python: tasks are noted in another thread.
             oldest = list(islice(self._pending, LOOK_AT))
@@ -80,8 +80,9 @@ class Follower(AbstractContextManager["Follower"]):
                 start = start + LOOK_AT if others else LOOK_AT
             finished = self.done + self.dead
             self._progress.update(self._bar, completed=finished, total=finished + len(self._pending))
-            if self._pending or not self._all_noted:
-                await asyncio.sleep(POLL_S)
+            if self._all_noted and not self._pending:
+                return
+            await asyncio.sleep(POLL_S)
 
     def _record(self, outcome: Outcome) -> None:
         done = outcome.state == "done"

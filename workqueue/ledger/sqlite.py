@@ -50,7 +50,7 @@ RENEW, RELEASE = CHANGE.format("lease_until = ?"), CHANGE.format("state = 'waiti
 OUTCOMES = """
 SELECT id, state, worker, attempts, result, error, finished_at FROM task WHERE finished_at IS NOT NULL AND id IN ({})
 """
-STRETCH = f"SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE}"
+STRETCH_END = f"SELECT max(id) FROM (SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE})"
 FORGET = "DELETE FROM task WHERE id > ? AND id <= ? AND coalesce(finished_at, lease_until) < ?"
 
 
@@ -143,11 +143,11 @@ class SqliteLedger:
         # No index by age: every completion would pay for it. Some tasks at a time: nobody waits long for the others.
         before, last, forgotten = time.time() - older_than_s, b"", 0
         while True:
-            _, ids = self._execute(STRETCH, (last,))
-            if not ids:
+            _, ((end,),) = self._execute(STRETCH_END, (last,))
+            if end is None:
                 return forgotten
-            first, last = last, ids[-1][0]
-            forgotten += self._execute(FORGET, (first, last, before))[0]
+            forgotten += self._execute(FORGET, (last, end, before))[0]
+            last = end
             await asyncio.sleep(0)
 
     async def close(self) -> None:
