@@ -13,9 +13,9 @@ from typing import assert_never
 
 from generated.worker import Application
 from generated.worker.messages.json import Checksum, ChecksumResult, Simulate, SimulateResult, Task
-from workqueue.blocking import in_thread
 from workqueue.errors import GiveUp
-from workqueue.handler import Run
+from workqueue.tasks.context import Run
+from workqueue.tasks.threads import in_thread
 from workqueue.worker import run_worker
 
 

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, os.getcwd())
 
 from workqueue import worker
-from workqueue.handler import Run
+from workqueue.tasks.context import Run
 
 record = os.open(os.environ["RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 run_worker = worker.run_worker

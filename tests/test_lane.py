@@ -20,8 +20,8 @@ from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
 from tests.harness import Site, simulate
-from workqueue import lane
-from workqueue.lane import Arrival, Lane, Nacked, Sender, Tap, Unroutable, connect
+from workqueue.amqp import lane
+from workqueue.amqp.lane import Arrival, Lane, Nacked, Sender, Tap, Unroutable, connect
 
 HEARTBEAT = frame.marshal(Heartbeat(), 0)
 OTHERS = [

@@ -4,19 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workqueue.amqp.connection import RECONNECT_CAP_S, RECONNECT_FIRST_S, reconnect_delay_s
 from workqueue.contract import Queue, Rung
 from workqueue.errors import GiveUp, RetryAfter
-from workqueue.policy import (
-    ERROR_LIMIT,
-    RECONNECT_CAP_S,
-    RECONNECT_FIRST_S,
-    Bury,
-    Retry,
-    after_failure,
-    describe,
-    reconnect_delay_s,
-    rung_of,
-)
+from workqueue.tasks.policy import ERROR_LIMIT, Bury, Retry, after_failure, describe, rung_of
 
 RUNGS = tuple(Rung(Queue(f"wait-{s}", True, False, False, {}), s) for s in (0.5, 4.0, 60.0))
 

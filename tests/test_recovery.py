@@ -14,11 +14,12 @@ from tests.harness import Site, Worker, simulate, until, vhost
 from tests.proxy import Proxy
 from tools.node import Node
 from tools.project import ROOT
+from workqueue.amqp.connection import Link
+from workqueue.amqp.consumer import Consumer
+from workqueue.amqp.lane import Lane
 from workqueue.contract import load
 from workqueue.errors import WorkQueueError
-from workqueue.lane import Lane
 from workqueue.settings import Settings
-from workqueue.wire import Consumer, Link
 
 BACK_S = 10.0  # never alive and idle for longer than this once the broker is back
 

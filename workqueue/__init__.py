@@ -2,5 +2,5 @@
 
 Imports point one way, from right to left (the import contract in pyproject.toml holds it):
 
-    errors <- settings contract <- codec policy ledger delivery <- wire submit <- handler <- worker producer <- scripts
+    errors <- settings contract <- codec ledger delivery <- tasks amqp <- worker producer <- scripts
 """

@@ -10,7 +10,9 @@
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from workqueue.contract import Queue
 
 
 class ChannelLost(Exception):
@@ -65,3 +67,20 @@ class Delivery:
 
 current: ContextVar[Delivery] = ContextVar("delivery")
 """The delivery whose body the generated application is handing to its handler: that gets the payload alone."""
+
+
+class Publisher(Protocol):
+    """What publishes a copy of a message, and returns once the broker has stored it."""
+
+    async def send(
+        self,
+        queue: Queue,
+        body: bytes,
+        *,
+        message_id: str | None,
+        message_type: str,
+        content_type: str | None,
+        headers: Mapping[str, Any],
+        deadline_s: float,
+    ) -> None:
+        """Raises NotSent, SendUnknown, BrokerUnreachable."""

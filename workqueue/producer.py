@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 from typing import Any, TextIO
 
 from workqueue import codec, contract
+from workqueue.amqp.wire import Wire
 from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, SettingInvalid, WorkQueueError
 from workqueue.ledger import open_ledger
 from workqueue.lifecycle import Flags, count, on_signals, run
 from workqueue.settings import Settings
 from workqueue.submit import Account, submit
-from workqueue.wire import Wire
 
 Tasks = Callable[[argparse.Namespace], Iterable[Any]]
 

@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 from workqueue import codec, contract
+from workqueue.amqp.wire import Wire
 from workqueue.errors import ContractInvalid
-from workqueue.handler import Guard, Handler
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import Flags, Report, count, on_signals, run
 from workqueue.settings import Settings
-from workqueue.wire import Wire
+from workqueue.tasks.processor import Guard, Handler
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ async def _work(
         closing.push_async_callback(wire.close)
         pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
         closing.callback(pruning.cancel)
-        guard = Guard(handler, loaded, receive, ledger, wire.outbox(), name, settings, Report(), end)
+        guard = Guard(handler, loaded, receive, ledger, wire.publisher(), name, settings, Report(), end)
         for _ in range(concurrency):  # each a competing consumer of its own: one handles a message at a time
             app = application(wire)
             operation(app)(guard.take)

@@ -16,8 +16,8 @@ from bench.protocol import Plan, work
 from generated.worker import Application
 from generated.worker.messages.json import Simulate, Task
 from workqueue import producer
-from workqueue.handler import Run
 from workqueue.submit import submit
+from workqueue.tasks.context import Run
 from workqueue.worker import run_worker
 
 

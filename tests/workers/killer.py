@@ -6,7 +6,7 @@ import sys
 
 from generated.worker import Application
 from generated.worker.messages.json import Simulate, SimulateResult, Task
-from workqueue.handler import Run
+from workqueue.tasks.context import Run
 from workqueue.worker import run_worker
 
 

@@ -21,9 +21,8 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
@@ -31,19 +30,19 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from workqueue import delivery
-from workqueue.blocking import in_thread
 from workqueue.codec import ERROR_LIMIT, ResultCodec, Schema, Undecodable
 from workqueue.contract import Contract, Queue, Receive, Rung
-from workqueue.delivery import Delivery
+from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import GiveUp, NotSent, SendUnknown
 from workqueue.ledger import Claimed, ClaimLost, Finished, Ledger, LedgerBusy, Taken
-from workqueue.policy import Bury, after_failure, describe, rung_of
 from workqueue.settings import Settings
-from workqueue.wire import Outbox
+from workqueue.tasks.context import Run
+from workqueue.tasks.policy import Bury, after_failure, describe, rung_of
+from workqueue.tasks.scope import CutOff, Leash
+from workqueue.tasks.threads import in_thread
 
 log = logging.getLogger(__name__)
 
-RENEWALS = 3  # in a lease: one that fails or is late does not lose the claim
 LEDGER_RETRY_S = 0.005  # between two tries at a busy ledger, doubling up to the cap
 LEDGER_RETRY_CAP_S = 1.0
 LEDGER_SILENT_S = 1.0  # a lock of another process's transaction is not worth a line; one this long is
@@ -59,89 +58,9 @@ class TaskLike(Protocol):
     payload: Any
 
 
-@dataclass
-class Run:
-    """One attempt at a task, as its handler sees it. `attempt` counts from 1."""
-
-    worker: str
-    attempt: int
-    settings: Settings
-    _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Any]] = field(repr=False)
-    _completed: bool = False
-
-    @asynccontextmanager
-    async def completion(self, result: BaseModel | None = None) -> AsyncIterator[Any]:
-        """For an effect in the ledger's own database: a transaction that holds both the effect and the completion.
-
-        Gives the database's connection (sqlite3.Connection, psycopg.AsyncConnection). When the block ends, both are
-        committed; when it raises, neither. Nothing else may follow in the handler. Keep it short: on SQLite no other
-        task of this machine is claimed or completed meanwhile.
-        """
-        async with self._complete(result) as connection:
-            yield connection
-        self._completed = True
-
-
 A = TypeVar("A")
 T = TypeVar("T", bound=TaskLike)
 Handler = Callable[[T, Run], Awaitable[BaseModel | None] | BaseModel | None]
-
-
-class CutOff(Exception):
-    """The handler was stopped at the end of a drain."""
-
-
-class Leash:
-    """A context around a running handler that can end it: at its time limit, when its claim is lost, by `pull`.
-
-    It renews the claim meanwhile. Leaving it raises TimeoutError at the limit, or what it was pulled with. It does by
-    itself what `asyncio.timeout` does, to which a handler that ends in time is no cheaper than one that does not.
-    """
-
-    def __init__(self, limit_s: float | None, lease_s: float, renew: Callable[[], Awaitable[bool]]) -> None:
-        self._limit_s, self._every_s, self._renew = limit_s, lease_s / RENEWALS, renew
-        self._why: Exception | None = None
-        self._renewing: asyncio.Task[None] | None = None
-
-    def pull(self, why: Exception) -> None:
-        if self._why is None:
-            self._why = why
-            self._task.cancel()
-
-    def __enter__(self) -> None:
-        task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
-        self._task, self._cancelled_before, self._began = task, task.cancelling(), self._loop.time()
-        self._timer = self._loop.call_later(min(self._every_s, self._limit_s or self._every_s), self._tighten)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self._timer.cancel()
-        if self._renewing is not None:
-            self._renewing.cancel()
-        if self._why is None:
-            return
-        if self._task.uncancel() > self._cancelled_before:
-            return  # somebody else cancels the task too
-        # A handler may answer a time limit with a result, or an error of its own; a claim that is lost is lost.
-        if kind is asyncio.CancelledError or not isinstance(self._why, TimeoutError):
-            raise self._why
-
-    def _tighten(self) -> None:
-        """Set the time limit, and start to renew. Most handlers have ended before, and cost one timer, not two."""
-        if self._limit_s is not None:
-            late = TimeoutError(f"it took longer than its limit of {self._limit_s:g} s")
-            self._timer = self._loop.call_at(self._began + self._limit_s, self.pull, late)
-        if self._limit_s is None or self._limit_s > self._every_s:
-            self._renewing = asyncio.ensure_future(self._keep_renewing())
-
-    async def _keep_renewing(self) -> None:
-        while True:
-            try:
-                if not await self._renew():
-                    return self.pull(ClaimLost())
-            except Exception as error:  # noqa: BLE001  # whatever it is, the next try may succeed before the lease ends
-                log.warning("a claim could not be renewed: %s", describe(error))
-            await asyncio.sleep(self._every_s)
 
 
 class Guard(Generic[T]):
@@ -157,13 +76,13 @@ class Guard(Generic[T]):
         contract: Contract,
         receive: Receive,
         ledger: Ledger,
-        outbox: Outbox,
+        publisher: Publisher,
         worker: str,
         settings: Settings,
         report: Callable[[str], object],
         fatal: Callable[[BaseException], None],
     ) -> None:
-        self._handler, self._receive, self._ledger, self._outbox = handler, receive, ledger, outbox
+        self._handler, self._receive, self._ledger, self._publisher = handler, receive, ledger, publisher
         self._version, self._worker, self._settings = contract.version, worker, settings
         self._report, self._fatal = report, fatal
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
@@ -326,7 +245,7 @@ class Guard(Generic[T]):
         kept = {name: value for name, value in arrived.headers.items() if not name.startswith(BROKER_HEADERS)}
         while True:
             try:
-                return await self._outbox.send(
+                return await self._publisher.send(
                     queue,
                     arrived.body,
                     message_id=arrived.message_id,

@@ -1,6 +1,6 @@
 """The guard around a handler: the exact order of its effects for each row of its table, and the leash.
 
-The ledger, the outbox and the broker's side of a delivery are fakes that write down what is asked of them.
+The ledger, the publisher and the broker's side of a delivery are fakes that write down what is asked of them.
 """
 
 import asyncio
@@ -19,15 +19,17 @@ import jsonschema
 import pytest
 
 from generated.worker.messages.json import Simulate, SimulateResult, Task
-from workqueue import contract, delivery, handler
+from workqueue import contract, delivery
 from workqueue.codec import Undecodable
 from workqueue.contract import Queue, Receive
-from workqueue.delivery import Delivery
+from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import BrokerUnreachable, GiveUp, NotSent, RetryAfter, SendUnknown
-from workqueue.handler import CutOff, Guard, Leash, Run
 from workqueue.ledger import Claimed, ClaimLost, Crash, Finished, LedgerBusy, Outcome, Taken
 from workqueue.settings import Settings
-from workqueue.wire import Outbox
+from workqueue.tasks import processor
+from workqueue.tasks.context import Run
+from workqueue.tasks.processor import Guard
+from workqueue.tasks.scope import CutOff, Leash
 
 WAIT_S = 20.0
 CONTRACT = contract.load("generated.worker")
@@ -115,7 +117,7 @@ class FakeLedger:
         raise NotImplementedError
 
 
-class FakeOutbox(Outbox):
+class FakePublisher(Publisher):
     """Confirms a copy some turns of the loop after it was published, unless it is told to refuse it."""
 
     def __init__(self, log: list[str]) -> None:
@@ -138,7 +140,7 @@ class Bench:
 
     def __init__(self, handle: Callable[..., Any] = lambda *_: RETURNED, receive: Receive = RECEIVE) -> None:
         self.log: list[str] = []
-        self.ledger, self.outbox = FakeLedger(self.log), FakeOutbox(self.log)
+        self.ledger, self.publisher = FakeLedger(self.log), FakePublisher(self.log)
         self.runs: list[Run] = []
         self.said: list[str] = []
         self.fatal: list[BaseException] = []
@@ -150,7 +152,15 @@ class Bench:
             return await answer if asyncio.iscoroutine(answer) else answer
 
         self.guard: Guard[Task] = Guard(
-            logged, CONTRACT, receive, self.ledger, self.outbox, "w1", Settings(), self.said.append, self.fatal.append
+            logged,
+            CONTRACT,
+            receive,
+            self.ledger,
+            self.publisher,
+            "w1",
+            Settings(),
+            self.said.append,
+            self.fatal.append,
         )
 
     def arrives(
@@ -193,13 +203,13 @@ RUNGS = [copy_to(rung.queue) for rung in RECEIVE.rungs]
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler, "LEDGER_RETRY_CAP_S", 0.01)
-    monkeypatch.setattr(handler, "COPY_RETRY_S", 0.01)
+    monkeypatch.setattr(processor, "LEDGER_RETRY_CAP_S", 0.01)
+    monkeypatch.setattr(processor, "COPY_RETRY_S", 0.01)
 
 
 def story_of(bench: Bench, reason: str, *, attempts: int) -> dict[str, Any]:
     """The headers of the one dead letter, after a look at all that every dead letter must have."""
-    (copy,) = bench.outbox.copies
+    (copy,) = bench.publisher.copies
     told: dict[str, Any] = copy["headers"]
     STORY.validate(told)
     assert (copy["queue"], copy["body"], copy["message_id"]) == (RECEIVE.dead, BODY, "m1")
@@ -258,7 +268,7 @@ async def test_a_task_that_somebody_has_waits_as_long_and_no_attempt_is_counted(
     bench = Bench()
     bench.ledger.claim_answer = Taken(left_s)
     assert await bench.take(headers={"x-attempts": [FAILED]}) == ["claim", RUNGS[rung], "ack"]
-    (copy,) = bench.outbox.copies
+    (copy,) = bench.publisher.copies
     assert copy["headers"] == {"x-attempts": [FAILED]}
     assert (copy["body"], copy["message_id"], copy["message_type"]) == (BODY, "m1", RECEIVE.message.type)
 
@@ -293,7 +303,7 @@ async def test_a_task_that_returns_is_recorded_with_its_result_and_then_acked() 
     assert bench.ledger.values[0] == ("claim", TASK.id, "w1", RECEIVE.lease_s)
     assert bench.ledger.values[1] == ("complete", TASK.id, 5, 3, '{"kind":"simulate","attempt":1}')
     assert (bench.runs[0].worker, bench.runs[0].attempt) == ("w1", 3)
-    assert bench.outbox.copies == []
+    assert bench.publisher.copies == []
     assert (bench.guard.finished, bench.guard.in_hand, bench.guard.handed_back) == (1, 0, 0)
 
 
@@ -313,7 +323,7 @@ async def test_a_task_that_fails_goes_to_the_next_rung_then_its_claim_back_then_
     before = [FAILED] * failed
     headers = {"x-attempts": before, "x-contract": "0.9", "x-death": [1], "x-delivery-count": 3, "x-acquired-count": 4}
     assert await bench.take(headers=headers) == ["claim", "run", RUNGS[failed], "release", "ack"]
-    (copy,) = bench.outbox.copies
+    (copy,) = bench.publisher.copies
     assert set(copy["headers"]) == {"x-attempts", "x-contract"}  # what the broker noted was of another message
     HEADERS.validate(copy["headers"])
     *kept, added = copy["headers"]["x-attempts"]
@@ -358,21 +368,21 @@ async def test_a_task_that_is_cut_off_goes_back_to_the_broker_once_its_claim_is_
     assert await bench.guard.idle(WAIT_S)
     assert time.monotonic() - began < WAIT_S / 2  # it is told, and does not just wait
     assert await taking == ["claim", "run", "release", "requeue"]
-    assert (bench.guard.finished, bench.guard.handed_back, bench.outbox.copies) == (0, 1, [])
+    assert (bench.guard.finished, bench.guard.handed_back, bench.publisher.copies) == (0, 1, [])
 
 
 async def test_a_task_whose_claim_was_lost_while_it_ran_waits_on_a_rung_and_no_attempt_is_counted() -> None:
     bench = Bench(never, replace(RECEIVE, lease_s=0.03))
     bench.ledger.kept = False
     assert await bench.take(headers={"x-attempts": [FAILED]}) == ["claim", "run", "renew", RUNGS[0], "ack"]
-    assert bench.outbox.copies[0]["headers"] == {"x-attempts": [FAILED]}
+    assert bench.publisher.copies[0]["headers"] == {"x-attempts": [FAILED]}
 
 
 async def test_a_task_whose_claim_turns_out_to_be_lost_at_its_end_is_not_acked_as_done() -> None:
     bench = Bench()
     bench.ledger.kept = False
     assert await bench.take() == ["claim", "run", "complete", RUNGS[0], "ack"]
-    assert bench.outbox.copies[0]["headers"] == {}
+    assert bench.publisher.copies[0]["headers"] == {}
 
 
 async def test_a_process_that_ends_gives_the_claim_back_and_settles_nothing() -> None:
@@ -413,13 +423,13 @@ async def test_a_busy_ledger_delays_the_ack_and_not_the_copy_which_is_made_once(
 @pytest.mark.parametrize("error", [NotSent("m1", "queue full"), SendUnknown("m1", 60)])
 async def test_a_copy_that_is_not_confirmed_is_made_again_before_anything_else_happens(error: Exception) -> None:
     bench = Bench(raising(ValueError("no")))
-    bench.outbox.errors = [error] * 3
+    bench.publisher.errors = [error] * 3
     assert await bench.take() == ["claim", "run", *["copy refused"] * 3, RUNGS[0], "release", "ack"]
 
 
 async def test_an_error_of_the_guards_own_ends_the_worker_and_leaves_the_message_unsettled() -> None:
     bench = Bench(raising(ValueError("no")))
-    bench.outbox.errors = [BrokerUnreachable("amqp://host", "refused")]
+    bench.publisher.errors = [BrokerUnreachable("amqp://host", "refused")]
     with pytest.raises(BrokerUnreachable):
         await bench.take()
     assert bench.log == ["claim", "run", "copy refused"]
@@ -433,7 +443,7 @@ async def test_an_error_of_the_guards_own_ends_the_worker_and_leaves_the_message
 async def test_a_task_that_takes_longer_than_its_contract_allows_has_failed() -> None:
     bench = Bench(never, replace(RECEIVE, time_limits_s={Simulate.__name__: 0.02}))
     assert await bench.take() == ["claim", "run", RUNGS[0], "release", "ack"]
-    (attempt,) = bench.outbox.copies[0]["headers"]["x-attempts"]
+    (attempt,) = bench.publisher.copies[0]["headers"]["x-attempts"]
     assert attempt["error"] == "TimeoutError: it took longer than its limit of 0.02 s"
 
 
@@ -449,7 +459,7 @@ async def test_a_plain_function_runs_in_a_thread_while_its_claim_is_renewed() ->
         CONTRACT,
         replace(RECEIVE, lease_s=0.03),
         bench.ledger,
-        bench.outbox,
+        bench.publisher,
         "w",
         Settings(),
         bench.said.append,

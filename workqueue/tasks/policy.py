@@ -9,7 +9,7 @@
 | workers died with it as often as the limit says | Bury, "crashed"                                             |
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +19,6 @@ from workqueue.errors import GiveUp, RetryAfter
 Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed"]
 
 ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
-
-RECONNECT_FIRST_S = 0.1  # a broker that merely dropped a connection is back at once
-RECONNECT_CAP_S = 5.0  # and a restarted one within this of being up: a worker must not sleep through it
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,3 @@ def describe(error: BaseException) -> str:
     if not isinstance(error, (GiveUp, RetryAfter)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:ERROR_LIMIT]
-
-
-def reconnect_delay_s(failures: int, random: Callable[[], float]) -> float:
-    """How long to wait after the `failures`th failed connection in a row: doubling to a cap, with full jitter
-    in the upper half, so that a fleet does not come back in step. `random` gives [0, 1)."""
-    ceiling_s: float = min(RECONNECT_CAP_S, RECONNECT_FIRST_S * 2.0 ** min(failures, 10))
-    return ceiling_s * (0.5 + 0.5 * random())

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from workqueue.lane import Arrival
-from workqueue.wire import Inbox
+from workqueue.amqp.consumer import Inbox
+from workqueue.amqp.lane import Arrival
 
 WAIT_S = 20.0
 
