@@ -38,13 +38,15 @@ def either(request: pytest.FixtureRequest, node: Node, tmp_path: Path, fast_proj
     here.stop()
 
 
-async def keep_alive(site: Site, count: int, script: str = "main-worker.py") -> None:
+async def keep_alive(site: Site, count: int, script: str = "main-worker.py", *flags: str) -> None:
     """Have this many workers running, as a supervisor does, until cancelled."""
     running: list[Worker] = []
     while True:
         running = [one for one in running if one.process.poll() is None]
         missing = count - len(running)
-        running += [await site.worker(script=script, ready=False) for _ in range(missing)]  # it may die before that
+        running += [
+            await site.worker("", *flags, script=script, ready=False) for _ in range(missing)
+        ]  # it may die before that
         await asyncio.sleep(0.05)
 
 

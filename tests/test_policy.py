@@ -27,7 +27,7 @@ def test_a_wish_for_later_is_rounded_up_to_a_rung_and_down_to_the_longest(
     assert rung_of(asked_s, RUNGS) == RUNGS[rung]
 
 
-def test_a_wish_for_later_does_not_buy_another_attempt() -> None:
+def test_retry_after_does_not_add_an_attempt() -> None:
     assert after_failure(len(RUNGS) + 1, RetryAfter(0.1, "busy"), RUNGS) == Bury("failed", "busy")
 
 

@@ -24,9 +24,9 @@ from workqueue.codec import Undecodable
 from workqueue.contract import Queue, Receive
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import BrokerUnreachable, GiveUp, NotSent, RetryAfter, SendUnknown
-from workqueue.ledger import Claimed, ClaimLost, Crash, Finished, LedgerBusy, Outcome, Taken
+from workqueue.ledger import Claimed, ClaimLost, Conflict, Crash, Finished, LedgerBusy, Outcome, Taken
 from workqueue.settings import Settings
-from workqueue.tasks import processor
+from workqueue.tasks import asking, copies, processor
 from workqueue.tasks.context import Run
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.scope import CutOff, Leash
@@ -51,7 +51,7 @@ TASK = Task.model_validate(
         "payload": {"kind": "simulate", "seconds": 0},
     }
 )
-BODY = b"the body, untouched"
+BODY = TASK.model_dump_json(indent=1).encode()  # not as our codec writes it
 FAILED = {"worker": "w0", "at": "2026-11-25T09:30:00Z", "error": "ValueError: no"}
 RETURNED = SimulateResult(kind="simulate", attempt=1)
 
@@ -62,15 +62,23 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.001)
 
 
+def claimed(
+    crashes: tuple[Crash, ...] | None = (), *, fence: int = 5, noticed: bool = False, attempts: int = 0
+) -> Claimed:
+    return Claimed(fence=fence, crashes=crashes, noticed=noticed, attempts=attempts)
+
+
 class FakeLedger:
     """Answers what it is told to; `busy` counts how often each method is busy first."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
-        self.claim_answer: Claimed | Taken | Finished = Claimed(fence=5, crashes=())
+        self.claim_answer: Claimed | Taken | Finished | Conflict = claimed()
+        self.after_revival: Claimed | Finished = claimed()
         self.kept = True
         self.busy: dict[str, int] = {}
         self.values: list[tuple[Any, ...]] = []
+        self.alone: list[bool] = []
 
     def _asked(self, name: str, *values: Any) -> None:
         if self.busy.get(name, 0) > 0:
@@ -80,9 +88,17 @@ class FakeLedger:
         self.log.append(name)
         self.values.append((name, *values))
 
-    async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
+    async def claim(
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+    ) -> Claimed | Taken | Finished | Conflict:
         self._asked("claim", task_id, worker, lease_s)
+        self.alone.append(alone)
         return self.claim_answer
+
+    async def revive(self, task_id: UUID, fence: int) -> bool:
+        self._asked("revive", task_id, fence)
+        self.claim_answer = self.after_revival
+        return True
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
         self._asked("renew", task_id, fence, lease_s)
@@ -103,8 +119,10 @@ class FakeLedger:
         self._asked("bury", task_id, fence, attempts, error)
         return self.kept
 
-    async def release(self, task_id: UUID, fence: int) -> bool:
-        self._asked("release", task_id, fence)
+    async def release(
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+    ) -> bool:
+        self._asked("release", task_id, fence, attempts, error, next_s)
         return self.kept
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
@@ -138,7 +156,9 @@ class FakePublisher(Publisher):
 class Bench:
     """A guard between fakes, and the log of all their effects in order."""
 
-    def __init__(self, handle: Callable[..., Any] = lambda *_: RETURNED, receive: Receive = RECEIVE) -> None:
+    def __init__(
+        self, handle: Callable[..., Any] = lambda *_: RETURNED, receive: Receive = RECEIVE, *, single: bool = True
+    ) -> None:
         self.log: list[str] = []
         self.ledger, self.publisher = FakeLedger(self.log), FakePublisher(self.log)
         self.runs: list[Run] = []
@@ -161,6 +181,7 @@ class Bench:
             Settings(),
             self.said.append,
             self.fatal.append,
+            single=single,
         )
 
     def arrives(
@@ -197,14 +218,14 @@ def copy_to(queue: Queue) -> str:
     return f"copy to {queue.name}"
 
 
-DEAD = copy_to(RECEIVE.dead)
+DEAD, TASKS = copy_to(RECEIVE.dead), copy_to(RECEIVE.queue)
 RUNGS = [copy_to(rung.queue) for rung in RECEIVE.rungs]
 
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "LEDGER_RETRY_CAP_S", 0.01)
-    monkeypatch.setattr(processor, "COPY_RETRY_S", 0.01)
+    monkeypatch.setattr(asking, "RETRY_CAP_S", 0.01)
+    monkeypatch.setattr(copies, "COPY_RETRY_S", 0.01)
 
 
 def story_of(bench: Bench, reason: str, *, attempts: int) -> dict[str, Any]:
@@ -259,7 +280,7 @@ async def test_the_story_of_headers_that_are_not_the_contracts_keeps_the_contrac
 @pytest.mark.parametrize("state", ["done", "dead"])
 async def test_a_task_that_is_finished_is_acked_and_nothing_else(state: Any) -> None:
     bench = Bench()
-    bench.ledger.claim_answer = Finished(state)
+    bench.ledger.claim_answer = Finished(state, 5)
     assert await bench.take() == ["claim", "ack"]
 
 
@@ -273,12 +294,12 @@ async def test_a_task_that_somebody_has_waits_as_long_and_no_attempt_is_counted(
     assert (copy["body"], copy["message_id"], copy["message_type"]) == (BODY, "m1", RECEIVE.message.type)
 
 
-CRASHES = tuple(Crash(f"w{number}", "2026-11-25T09:30:00Z") for number in range(RECEIVE.crash_limit))
+CRASHES = tuple(Crash(f"w{number}", "2026-11-25T09:30:00Z", True) for number in range(RECEIVE.crash_limit))
 
 
 async def test_a_task_that_keeps_killing_workers_is_not_run_but_buried_with_the_names_of_the_dead() -> None:
     bench = Bench()
-    bench.ledger.claim_answer = Claimed(5, CRASHES)
+    bench.ledger.claim_answer = claimed(CRASHES)
     assert await bench.take(headers={"x-attempts": [FAILED]}) == ["claim", DEAD, "bury", "ack"]
     told = story_of(bench, "crashed", attempts=1 + len(CRASHES))
     assert [attempt["worker"] for attempt in told["x-attempts"]] == ["w0", *(crash.worker for crash in CRASHES)]
@@ -286,15 +307,143 @@ async def test_a_task_that_keeps_killing_workers_is_not_run_but_buried_with_the_
 
 async def test_one_crash_less_is_one_more_chance() -> None:
     bench = Bench()
-    bench.ledger.claim_answer = Claimed(5, CRASHES[1:])
+    bench.ledger.claim_answer = claimed(CRASHES[1:])
     assert await bench.take() == ["claim", "run", "complete", "ack"]
 
 
 async def test_where_nobody_counts_crashes_the_brokers_count_is_taken() -> None:
-    for count, expected in ((RECEIVE.crash_limit, [DEAD, "bury"]), (RECEIVE.crash_limit - 1, ["run", "complete"])):
+    limit = RECEIVE.crash_limit
+    for headers, count, expected in (
+        ({}, limit, [DEAD, "bury"]),
+        ({"x-crashes": 1}, limit - 1, [DEAD, "bury"]),
+        ({}, limit - 1, ["release", RUNGS[limit - 2]]),
+        ({"x-crashes": limit - 1}, 0, ["run", "complete"]),
+    ):
         bench = Bench()
-        bench.ledger.claim_answer = Claimed(0, None)
-        assert await bench.take(delivery_count=count) == ["claim", *expected, "ack"]
+        bench.ledger.claim_answer = claimed(None, fence=0)
+        assert await bench.take(headers=headers, delivery_count=count) == ["claim", *expected, "ack"]
+        if expected[0] == "release":
+            assert bench.publisher.copies[0]["headers"] == {"x-crashes": limit - 1}
+
+
+async def test_a_task_whose_worker_died_waits_before_it_is_tried_again_and_longer_each_time() -> None:
+    for deaths in (1, 2):
+        bench = Bench()
+        bench.ledger.claim_answer = claimed(CRASHES[:deaths], noticed=True)
+        assert await bench.take(headers={"x-attempts": [FAILED]}) == ["claim", "release", RUNGS[deaths - 1], "ack"]
+        assert bench.publisher.copies[0]["headers"] == {"x-attempts": [FAILED]}
+
+
+async def test_a_death_that_others_in_the_process_may_have_caused_convicts_nobody() -> None:
+    bench = Bench()
+    bench.ledger.claim_answer = claimed(tuple(replace(crash, alone=False) for crash in CRASHES * 3))
+    assert await bench.take() == ["claim", "run", "complete", "ack"]
+
+
+@pytest.mark.parametrize(("deaths", "alone"), [(1, [False]), (2, [False, True])])
+async def test_from_the_second_death_on_a_task_runs_alone(deaths: int, alone: list[bool]) -> None:
+    release, beside, together = asyncio.Event(), asyncio.Event(), 0
+
+    async def handle(task: Task, run: Run) -> SimulateResult:
+        nonlocal together
+        together = max(together, bench.guard.in_hand)
+        if not beside.is_set():
+            beside.set()
+            await release.wait()
+        return RETURNED
+
+    bench = Bench(handle, single=False)
+    first = asyncio.ensure_future(bench.take())
+    await beside.wait()
+    bench.ledger.claim_answer = claimed(CRASHES[:deaths])
+    second = asyncio.ensure_future(bench.take())
+    if deaths > 1:
+        await until(lambda: "release" in bench.log)
+        assert bench.log.count("run") == 1
+    else:
+        await second
+    release.set()
+    await asyncio.gather(first, second)
+    assert bench.ledger.alone == [False, *alone]
+    assert bench.log.count("run") == 2
+
+
+async def test_a_task_that_is_to_run_alone_and_can_not_soon_waits_on_a_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "ALONE_WAIT_S", 0.02)
+    bench, release = Bench(lambda *_: release.wait(), single=False), asyncio.Event()
+    first = asyncio.ensure_future(bench.take())
+    await until(lambda: bench.log[-1:] == ["run"])
+    bench.ledger.claim_answer = claimed(CRASHES[:2])
+    await bench.take()
+    assert bench.log == ["claim", "run", "claim", "release", RUNGS[0], "ack"]
+    assert "must run alone" in bench.said[0]
+    first.cancel()
+
+
+async def test_a_task_that_has_not_begun_when_the_worker_drains_goes_back_and_is_not_claimed() -> None:
+    bench = Bench()
+    bench.guard.drain()
+    assert await bench.take(headers={"x-attempts": [FAILED]}) == [TASKS, "ack"]
+    assert bench.publisher.copies[0]["headers"] == {"x-attempts": [FAILED]}
+    assert (bench.guard.finished, bench.guard.handed_back) == (0, 1)
+
+
+async def test_a_task_that_waits_for_a_ledger_out_of_reach_goes_back_when_the_worker_drains() -> None:
+    bench = Bench()
+    bench.ledger.busy = {"claim": 10**6}
+    taking = asyncio.ensure_future(bench.take())
+    await until(lambda: len(bench.log) > 3)
+    bench.guard.drain()
+    assert [effect for effect in await taking if effect != "claim busy"] == [TASKS, "ack"]
+
+
+async def test_a_message_that_was_delivered_very_often_is_copied_before_the_broker_drops_it() -> None:
+    bench = Bench()
+    assert await bench.take(delivery_count=processor.DELIVERIES) == [RUNGS[0], "ack"]
+
+
+async def test_an_id_that_is_known_with_another_payload_becomes_a_dead_letter() -> None:
+    bench = Bench()
+    bench.ledger.claim_answer = Conflict()
+    assert await bench.take(headers={"x-attempts": [FAILED]}) == ["claim", DEAD, "ack"]
+    assert bench.publisher.copies[0]["headers"]["x-reason"] == "conflict"
+
+
+async def test_attempts_that_the_ledger_knows_of_count_where_a_copy_does_not_tell_them() -> None:
+    bench = Bench(raising(ValueError("no")))
+    bench.ledger.claim_answer = claimed(attempts=3)
+    assert await bench.take() == ["claim", "run", RUNGS[3], "release", "ack"]
+    bench = Bench(raising(ValueError("no")))
+    bench.ledger.claim_answer = claimed(attempts=5)
+    assert await bench.take() == ["claim", "run", DEAD, "bury", "ack"]
+
+
+SENT_BACK = {"x-reason": "failed", "x-died-at": "2026-11-25T09:30:00Z", "x-attempts": [FAILED] * 6, "x-burial": 5}
+
+
+@pytest.mark.parametrize("burial", [{}, {"x-burial": 5}], ids=["of the version before", "of this version"])
+async def test_a_dead_letter_that_is_sent_back_is_revived_and_begins_anew(burial: dict[str, int]) -> None:
+    bench = Bench()
+    bench.ledger.claim_answer = Finished("dead", 5)
+    headers = {name: value for name, value in SENT_BACK.items() if name != "x-burial"} | burial
+    assert await bench.take(headers=headers) == ["claim", "revive", "claim", "run", "complete", "ack"]
+    assert bench.runs[0].attempt == 1
+
+
+async def test_a_letter_of_another_burial_and_a_task_that_is_just_sent_again_revive_nothing() -> None:
+    for headers in ({**SENT_BACK, "x-burial": 4}, {"x-contract": "1.0.0"}):
+        bench = Bench()
+        bench.ledger.claim_answer = Finished("dead", 5)
+        assert await bench.take(headers=headers) == ["claim", "ack"]
+
+
+async def test_a_dead_letter_that_is_sent_back_too_often_waits_for_the_longest_delay_first() -> None:
+    bench = Bench()
+    assert await bench.take(headers={**SENT_BACK, "x-returns": processor.RETURNS_AT_ONCE}) == [RUNGS[-1], "ack"]
+    (copy,) = bench.publisher.copies
+    assert copy["headers"]["x-returns"] == processor.RETURNS_AT_ONCE + 1
+    bench.log.clear()
+    assert await bench.take(headers=copy["headers"]) == ["claim", "run", "complete", "ack"]
 
 
 async def test_a_task_that_returns_is_recorded_with_its_result_and_then_acked() -> None:
@@ -330,7 +479,8 @@ async def test_a_task_that_fails_goes_to_the_next_rung_then_its_claim_back_then_
     assert kept == before
     assert (added["worker"], added["error"]) == ("w1", "ValueError: no")
     assert (copy["body"], copy["message_id"], copy["message_type"]) == (BODY, "m1", RECEIVE.message.type)
-    assert bench.ledger.values[-1] == ("release", TASK.id, 5)
+    delay_s = RECEIVE.rungs[failed].delay_s
+    assert bench.ledger.values[-1] == ("release", TASK.id, 5, failed + 1, "ValueError: no", 0.8 * delay_s)
 
 
 async def test_a_task_that_asks_for_later_waits_on_a_long_enough_rung() -> None:
@@ -367,8 +517,10 @@ async def test_a_task_that_is_cut_off_goes_back_to_the_broker_once_its_claim_is_
     began = time.monotonic()
     assert await bench.guard.idle(WAIT_S)
     assert time.monotonic() - began < WAIT_S / 2  # it is told, and does not just wait
-    assert await taking == ["claim", "run", "release", "requeue"]
-    assert (bench.guard.finished, bench.guard.handed_back, bench.publisher.copies) == (0, 1, [])
+    assert await taking == ["claim", "run", "release", TASKS, "ack"]
+    assert (bench.guard.finished, bench.guard.handed_back) == (0, 1)
+    (copy,) = bench.publisher.copies
+    assert (copy["body"], copy["headers"], copy["message_id"]) == (BODY, {}, "m1")
 
 
 async def test_a_task_whose_claim_was_lost_while_it_ran_waits_on_a_rung_and_no_attempt_is_counted() -> None:
@@ -627,7 +779,7 @@ async def test_a_handler_that_answers_its_cut_off_with_another_error_is_handed_b
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["run"])
     bench.guard.cut_off()
-    assert await taking == ["claim", "run", "release", "requeue"]
+    assert await taking == ["claim", "run", "release", TASKS, "ack"]
 
 
 async def test_a_renewal_that_fails_in_a_way_nobody_expected_is_tried_again() -> None:

@@ -63,7 +63,9 @@ async def _work(
         closing.push_async_callback(wire.close)
         pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
         closing.callback(pruning.cancel)
-        guard = Guard(handler, loaded, receive, ledger, wire.publisher(), name, settings, Report(), end)
+        guard = Guard(
+            handler, loaded, receive, ledger, wire.publisher(), name, settings, Report(), end, single=concurrency == 1
+        )
         for _ in range(concurrency):  # each a competing consumer of its own: one handles a message at a time
             app = application(wire)
             operation(app)(guard.take)
@@ -73,6 +75,7 @@ async def _work(
         log.info("%s  ready  takes %d at a time from %s", name, concurrency, receive.queue.name)
         await ended
         log.info("%s  stops  finishes what it has in hand: %d", name, guard.in_hand)
+        guard.drain()
         await wire.drain()
         if not await guard.idle(settings.drain_s):
             guard.cut_off()

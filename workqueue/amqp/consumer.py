@@ -133,10 +133,10 @@ class Consumer:
     async def recv(self) -> AsyncGenerator[Incoming, None]:
         """Yields a message and, once it is asked for the next one, expects that to be settled. Ends when drained."""
         try:
-            while not self._draining:
+            while self._session is not None or not self._draining:
                 session = self._session or await self._resume()
                 message = await self._next(session)
-                if message is None or self._draining:
+                if message is None:
                     await self._leave(session)
                     if not self._draining and time.monotonic() - session.began < BRIEF_S:
                         await asyncio.sleep(BRIEF_PAUSE_S)
@@ -148,7 +148,8 @@ class Consumer:
             self._fatal(error)
 
     async def drain(self) -> None:
-        """Take no new message. One that is in a handler goes on; one that waits here goes back to the broker."""
+        """Take no new message. One that is in a handler goes on; one that waits here is still yielded, for who handles
+        it to hand back: what a closed channel gives back counts as a delivery."""
         self._draining = True
         if self._session is not None:
             session = self._session

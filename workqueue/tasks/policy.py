@@ -1,4 +1,18 @@
-"""What happens after an attempt: pure decisions, no I/O, no clock, no broker.
+"""What happens before and after an attempt: pure decisions, no I/O, no clock, no broker.
+
+Before:
+
+| what is known of the task                                      | decision                                          |
+|----------------------------------------------------------------|---------------------------------------------------|
+| it is done, or dead                                            | Skip                                              |
+| somebody else has a claim on it, or its next attempt is not due | Wait as long                                      |
+| its id is known with another payload                           | Bury, "conflict"                                  |
+| `crash_limit` workers died while they had nothing else in hand | Bury, "crashed"                                   |
+| the claim before this one ended without a word                 | Wait, longer each time                            |
+| two claims or more ended without a word                        | Try it, alone in the process                      |
+| any other                                                      | Try it                                            |
+
+After:
 
 | what the attempt came to                        | decision                                                    |
 |-------------------------------------------------|-------------------------------------------------------------|
@@ -6,7 +20,6 @@
 | RetryAfter(s) and a rung is left                | the same, but on a rung of at least s (the longest, if none)  |
 | it failed and no rung is left                   | Bury, "failed"                                              |
 | GiveUp                                          | Bury, "gave-up"                                             |
-| workers died with it as often as the limit says | Bury, "crashed"                                             |
 """
 
 from collections.abc import Sequence
@@ -15,10 +28,34 @@ from typing import Literal
 
 from workqueue.contract import Rung
 from workqueue.errors import GiveUp, RetryAfter
+from workqueue.ledger import Claimed, Conflict, Finished, Taken
 
-Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed"]
+Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"]
 
 ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
+ALONE_FROM = 2  # deaths of a worker that had the task: one may have been any of its neighbours' fault
+
+
+@dataclass(frozen=True)
+class Try:
+    """Try the task now; `alone`: while nothing else runs in this process, so that a death tells whose fault it is."""
+
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Nothing is left to do: the task is done, or dead."""
+
+    state: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Come back later; no attempt is counted. `why` is in words."""
+
+    rung: Rung
+    why: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +71,38 @@ class Bury:
 
     reason: Reason
     error: str
+
+
+def before_attempt(
+    answer: Claimed | Taken | Finished | Conflict, rungs: Sequence[Rung], crash_limit: int
+) -> Try | Skip | Wait | Bury:
+    """Decide by what the ledger answered to a claim. `rungs` go from short to long."""
+    match answer:
+        case Finished():
+            return Skip(answer.state)
+        case Taken():
+            return Wait(rung_of(answer.left_s, rungs), "is taken")
+        case Conflict():
+            return Bury("conflict", "its id is known with another payload; a task of its own needs an id of its own")
+    crashes = answer.crashes or ()
+    if sum(crash.alone for crash in crashes) >= crash_limit:
+        return Bury("crashed", f"{crash_limit} workers died, or lost their claim, while they had it and nothing else")
+    if answer.noticed:
+        return after_crash(len(crashes), rungs)
+    return Try(alone=len(crashes) >= ALONE_FROM)
+
+
+def without_ledger(deaths: int, new: bool, rungs: Sequence[Rung], crash_limit: int) -> Try | Wait | Bury:
+    """The same where only the broker counts: `deaths` are deliveries that ended without an ack, which a lost
+    connection does too; `new`: the last of them was this message's last delivery."""
+    if deaths >= crash_limit:
+        return Bury("crashed", f"{deaths} workers died, or lost their connection, while they had it")
+    return after_crash(deaths, rungs) if new else Try(alone=deaths > 0)
+
+
+def after_crash(deaths: int, rungs: Sequence[Rung]) -> Wait:
+    """The pause after the `deaths`th worker that died with a task."""
+    return Wait(rungs[min(deaths, len(rungs)) - 1], f"its worker died, or lost its claim ({deaths})")
 
 
 def after_failure(attempt: int, error: BaseException, rungs: Sequence[Rung]) -> Retry | Bury:

@@ -3,14 +3,20 @@
 | what arrives                         | what the guard does, in this order; the ack is always last                    |
 |--------------------------------------|------------------------------------------------------------------------------|
 | not the contract's, or not readable  | dead letter                                                                  |
+| a dead letter that was sent back     | its story becomes history, and it is a task again; too often: copy to the    |
+|                                      | longest rung first; ack                                                      |
 | a task that is done or dead          | ack                                                                          |
+| a task that is dead, and was sent back | revive it in the ledger, then as any other                                 |
+| a task whose id is another payload's | dead letter                                                                  |
 | a task that somebody has a claim on  | copy to a rung, no attempt counted; ack                                      |
+| a task whose worker died             | release the claim; copy to a rung, no attempt counted; ack                   |
 | a task that keeps killing workers    | dead letter; record as dead; ack                                             |
+| any task while the worker drains     | copy to the tasks; ack                                                       |
 | any other                            | claim it, run the handler, renew the claim meanwhile; then one of these:      |
 | - it returned                        | record as done, with the result; ack                                         |
 | - it raised, attempts are left       | copy to a rung with one attempt more in its headers; release the claim; ack  |
 | - it raised, none is left or GiveUp  | dead letter; record as dead; ack                                             |
-| - it was cut off at the end of a drain | release the claim; requeue                                                 |
+| - it was cut off at the end of a drain | release the claim; copy to the tasks; ack                                  |
 | - its claim was lost                 | copy to a rung, no attempt counted: the next claim decides; ack              |
 
 Every copy is confirmed before the step after it. A step that is cut short leaves the message with the broker, which
@@ -21,34 +27,46 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from workqueue import delivery
+from workqueue import codec, delivery
 from workqueue.codec import ERROR_LIMIT, ResultCodec, Schema, Undecodable
-from workqueue.contract import Contract, Queue, Receive, Rung
+from workqueue.contract import Contract, Receive, Rung
 from workqueue.delivery import Delivery, Publisher
-from workqueue.errors import GiveUp, NotSent, SendUnknown
-from workqueue.ledger import Claimed, ClaimLost, Finished, Ledger, LedgerBusy, Taken
+from workqueue.errors import GiveUp
+from workqueue.ledger import Claimed, ClaimLost, Conflict, Finished, Ledger, LedgerBusy, Taken
 from workqueue.settings import Settings
+from workqueue.tasks import story
+from workqueue.tasks.asking import Asking
 from workqueue.tasks.context import Run
-from workqueue.tasks.policy import Bury, after_failure, describe, rung_of
+from workqueue.tasks.copies import Copies, now
+from workqueue.tasks.policy import (
+    Bury,
+    Skip,
+    Try,
+    Wait,
+    after_failure,
+    before_attempt,
+    describe,
+    rung_of,
+    without_ledger,
+)
+from workqueue.tasks.room import Closed, Room
 from workqueue.tasks.scope import CutOff, Leash
 from workqueue.tasks.threads import in_thread
 
 log = logging.getLogger(__name__)
 
-LEDGER_RETRY_S = 0.005  # between two tries at a busy ledger, doubling up to the cap
-LEDGER_RETRY_CAP_S = 1.0
-LEDGER_SILENT_S = 1.0  # a lock of another process's transaction is not worth a line; one this long is
-COPY_RETRY_S = 1.0
-BROKER_HEADERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
-"""The broker's own record of a message; on a copy it would speak of another message."""
+ALONE_WAIT_S = 10.0  # for the other tasks of the process to end; meanwhile none begins
+NEXT_SHARE = 0.8  # of a delay, before which no other copy of the task may be tried; the delay itself has its own clock
+RETURNS_AT_ONCE = 3  # how often a dead letter that is sent back is tried at once: something may send it back for ever
+DELIVERIES = 10  # after which a copy is made, which begins to count anew: the broker drops a message at its limit
 
 
 class TaskLike(Protocol):
@@ -58,16 +76,30 @@ class TaskLike(Protocol):
     payload: Any
 
 
-A = TypeVar("A")
 T = TypeVar("T", bound=TaskLike)
 Handler = Callable[[T, Run], Awaitable[BaseModel | None] | BaseModel | None]
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[T]):
+    """A task that is claimed and may be tried; `failed` are the attempts that its message tells of."""
+
+    task: T
+    arrived: Delivery
+    claim: Claimed
+    failed: list[dict[str, str]]
+
+    @property
+    def number(self) -> int:
+        """Counted from 1. The ledger knows of attempts that another copy of the message has in its headers."""
+        return max(len(self.failed), self.claim.attempts) + 1
 
 
 class Guard(Generic[T]):
     """Wraps `handler`; `take` is for the generated application's receive operation.
 
     `in_hand` counts the messages that are being handled, `finished` those that were acked, `handed_back` those that
-    were requeued undone. `report` gets a line about each.
+    went back undone. `report` gets a line about each. `single`: no other task runs in this process.
     """
 
     def __init__(
@@ -81,14 +113,18 @@ class Guard(Generic[T]):
         settings: Settings,
         report: Callable[[str], object],
         fatal: Callable[[BaseException], None],
+        *,
+        single: bool = True,
     ) -> None:
-        self._handler, self._receive, self._ledger, self._publisher = handler, receive, ledger, publisher
-        self._version, self._worker, self._settings = contract.version, worker, settings
-        self._report, self._fatal = report, fatal
+        self._handler, self._receive, self._ledger, self._single = handler, receive, ledger, single
+        self._worker, self._settings, self._report, self._fatal = worker, settings, report, fatal
+        self._copies = Copies(contract, receive, publisher, worker, settings.send_s)
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
         self._blocking = not inspect.iscoroutinefunction(handler)
+        self._ask, self._room = Asking(worker), Room()
         self._leashes: set[Leash] = set()
         self._emptied: asyncio.Future[None] | None = None
+        self._draining = False
         self.in_hand = self.finished = self.handed_back = 0
 
     async def take(self, task: T) -> None:
@@ -107,6 +143,11 @@ class Guard(Generic[T]):
             if not self.in_hand and self._emptied is not None and not self._emptied.done():
                 self._emptied.set_result(None)
 
+    def drain(self) -> None:
+        """Begin no task any more: what has not begun goes back to the tasks."""
+        self._draining = True
+        self._room.close()
+
     async def idle(self, within_s: float) -> bool:
         """Wait until nothing is in hand. False: something still was after this time."""
         if self.in_hand:
@@ -122,58 +163,135 @@ class Guard(Generic[T]):
     async def _take(self, task: T | Undecodable, arrived: Delivery) -> str:
         """Returns what became of the message, in words."""
         if not arrived.readable:
-            unreadable = Bury("undecodable", "its properties can't be read")
-            return await self._dead_letter(arrived, [], unreadable, "a message")
+            return await self._dead_letter(arrived, Bury("undecodable", "its properties can't be read"), "message")
+        if story.came_back(arrived.headers):
+            arrived.headers = story.revived(arrived.headers)
+            if arrived.headers["x-returns"] > RETURNS_AT_ONCE:
+                often = f"sent back  {arrived.message_id}  for the {arrived.headers['x-returns']}th time"
+                return await self._delay(arrived, self._receive.rungs[-1], often)
         if isinstance(task, Undecodable):
-            return await self._dead_letter(arrived, [], Bury(task.reason, task.error), str(arrived.message_id))
-        attempts = arrived.headers.get("x-attempts", [])
-        problem = self._headers.problem({"x-attempts": attempts}) if attempts != [] else None
-        if problem is not None:
-            return await self._dead_letter(
-                arrived, [], Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT]), str(task.id)
-            )
-        claim = await self._ask(lambda: self._ledger.claim(task.id, self._worker, self._receive.lease_s))
-        match claim:
-            case Finished(state):
-                self._ack(arrived)
-                return f"{state} already  {task.id}"
-            case Taken(left_s):
-                return await self._wait_on(rung_of(left_s, self._receive.rungs), arrived, f"is taken  {task.id}")
+            return await self._dead_letter(arrived, Bury(task.reason, task.error), f"message  {arrived.message_id}")
+        told = f"{getattr(task.payload, 'kind', 'task')}  {task.id}"
+        if problem := self._problem(arrived.headers):
+            return await self._dead_letter(arrived, Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT]), told)
+        if arrived.delivery_count >= DELIVERIES:
+            often = f"was delivered  {told}  {arrived.delivery_count} times without an ack"
+            return await self._delay(arrived, self._receive.rungs[0], often)
         try:
-            return await self._attempt(task, arrived, claim, attempts)
+            return await self._begin(task, arrived, told)
+        except Closed:
+            return await self._hand_back(arrived, told)
+
+    def _problem(self, headers: Mapping[str, Any]) -> str | None:
+        """What is wrong with those of a message's headers that are read again; a foreign client may send anything."""
+        given = {name: headers[name] for name in story.OURS & headers.keys()}
+        return self._headers.problem(given) if given else None
+
+    async def _begin(self, task: T, arrived: Delivery, told: str) -> str:
+        """Try the task beside others, or alone where it is under suspicion. Raises Closed if the worker drains."""
+        await self._room.enter()
+        try:
+            said = await self._claim(task, arrived, told, alone=self._single)
+        finally:
+            self._room.leave()
+        if said is not None:
+            return said
+        if not await self._room.enter_alone(ALONE_WAIT_S):
+            return await self._delay(arrived, rung_of(ALONE_WAIT_S, self._receive.rungs), f"must run alone  {told}")
+        try:
+            return await self._claim(task, arrived, told, alone=True) or ""
+        finally:
+            self._room.leave_alone()
+
+    async def _claim(self, task: T, arrived: Delivery, told: str, *, alone: bool) -> str | None:
+        """Claim the task and do what follows from the answer. None: it is to run alone, and is not claimed."""
+        answer = await self._answer(task, arrived, alone)
+        decision = self._decide(answer, arrived)
+        if isinstance(decision, Skip):
+            self._ack(arrived)
+            return f"{decision.state} already  {told}"
+        if not isinstance(answer, Claimed):
+            if isinstance(decision, Bury):
+                return await self._dead_letter(arrived, decision, told)
+            assert isinstance(decision, Wait)
+            return await self._delay(arrived, decision.rung, f"{decision.why}  {told}")
+        if isinstance(decision, Bury):
+            deaths = [
+                {"worker": crash.worker, "at": crash.noticed_at, "error": "died, or lost its claim"}
+                for crash in answer.crashes or ()
+            ]
+            attempt = Attempt(task, arrived, answer, [*arrived.headers.get("x-attempts", []), *deaths])
+            return await self._bury(attempt, decision, told)
+        if isinstance(decision, Wait):
+            await self._release(task, answer)
+            more = {} if answer.crashes is not None else {"x-crashes": self._deaths(arrived)}
+            return await self._delay(arrived, decision.rung, f"{decision.why}  {told}", more)
+        if decision.alone and not alone:
+            await self._release(task, answer)
+            return None
+        try:
+            return await self._attempt(Attempt(task, arrived, answer, arrived.headers.get("x-attempts", [])), told)
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
-                await self._ledger.release(task.id, claim.fence)
+                await self._ledger.release(task.id, answer.fence)
             raise
 
-    async def _attempt(self, task: T, arrived: Delivery, claim: Claimed, attempts: list[dict[str, str]]) -> str:
-        number, told = len(attempts) + 1, f"{getattr(task.payload, 'kind', 'task')}  {task.id}"
-        crashes = arrived.delivery_count if claim.crashes is None else len(claim.crashes)
-        if crashes >= self._receive.crash_limit:
-            why = Bury("crashed", f"{crashes} workers died, or lost their claim, while they had it")
-            died = [
-                {"worker": c.worker, "at": c.noticed_at, "error": "died, or lost its claim"}
-                for c in claim.crashes or ()
-            ]
-            return await self._bury(task, arrived, claim, [*attempts, *died], why)
+    async def _answer(self, task: T, arrived: Delivery, alone: bool) -> Claimed | Taken | Finished | Conflict:
+        """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
+        digest, kind = codec.digest(arrived.body), str(getattr(task.payload, "kind", "task"))
+
+        async def claim() -> Claimed | Taken | Finished | Conflict:
+            return await self._ledger.claim(
+                task.id, self._worker, self._receive.lease_s, kind=kind, digest=digest, alone=alone
+            )
+
+        try:
+            answer = await self._ask(claim, until=lambda: self._draining)
+            if isinstance(answer, Finished) and answer.state == "dead" and "x-returns" in arrived.headers:
+                fence = answer.fence
+                if arrived.headers.get("x-burial", fence) == fence:
+                    await self._ask(lambda: self._ledger.revive(task.id, fence))
+                    answer = await self._ask(claim, until=lambda: self._draining)
+        except LedgerBusy as error:
+            raise Closed from error
+        return answer
+
+    def _decide(self, answer: Claimed | Taken | Finished | Conflict, arrived: Delivery) -> Try | Skip | Wait | Bury:
+        receive = self._receive
+        if isinstance(answer, Claimed) and answer.crashes is None:
+            limit = receive.crash_limit + (not self._single)  # the first may have been a neighbour's fault
+            return without_ledger(self._deaths(arrived), _is_again(arrived), receive.rungs, limit)
+        return before_attempt(answer, receive.rungs, receive.crash_limit)
+
+    def _deaths(self, arrived: Delivery) -> int:
+        """How many workers died with the message, as far as it and the broker tell."""
+        now = max(arrived.delivery_count, int(_is_again(arrived)))
+        return story.count(arrived.headers, "x-crashes") + now
+
+    async def _attempt(self, attempt: Attempt[T], told: str) -> str:
+        task, arrived, claim, number = attempt.task, attempt.arrived, attempt.claim, attempt.number
         try:
             await self._run(task, claim, number)
         except CutOff:
-            await self._ask(lambda: self._ledger.release(task.id, claim.fence))
-            arrived.requeue()
-            self.handed_back += 1
-            return f"handed back  {told}"
+            await self._release(task, claim)
+            return await self._hand_back(arrived, told)
         except ClaimLost:
-            return await self._wait_on(self._receive.rungs[0], arrived, f"lost its claim  {told}")
+            return await self._delay(arrived, self._receive.rungs[0], f"lost its claim  {told}")
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
-            attempts = [*attempts, {"worker": self._worker, "at": _now(), "error": describe(error)}]
+            said, failed = describe(error), attempt.failed
+            attempt = Attempt(task, arrived, claim, [*failed, {"worker": self._worker, "at": now(), "error": said}])
             decision = after_failure(number, error, self._receive.rungs)
             if isinstance(decision, Bury):
-                return await self._bury(task, arrived, claim, attempts, decision)
-            await self._copy(arrived, decision.rung.queue, self._receive.message.type, {"x-attempts": attempts})
-            await self._ask(lambda: self._ledger.release(task.id, claim.fence))
+                return await self._bury(attempt, decision, told)
+            delay_s = decision.rung.delay_s
+            await self._copies.delay(arrived, decision.rung, {"x-attempts": attempt.failed})
+            await self._ask(
+                lambda: self._ledger.release(
+                    task.id, claim.fence, attempts=number, error=said, next_s=NEXT_SHARE * delay_s
+                )
+            )
             self._ack(arrived)
-            return f"failed  {told}  attempt {number}, again in {decision.rung.delay_s:g} s: {describe(error)}"
+            return f"failed  {told}  attempt {number}, again in {delay_s:g} s: {said}"
         self._ack(arrived)
         return f"done  {told}" + (f"  attempt {number}" if number > 1 else "")
 
@@ -212,65 +330,41 @@ class Guard(Generic[T]):
         except ValueError as error:
             raise GiveUp(str(error)) from error
 
-    async def _bury(self, task: T, arrived: Delivery, claim: Claimed, attempts: list[dict[str, str]], why: Bury) -> str:
-        said = await self._dead_letter(arrived, attempts, why, str(task.id), ack=False)
-        await self._ask(lambda: self._ledger.bury(task.id, claim.fence, len(attempts), f"{why.reason}: {why.error}"))
-        self._ack(arrived)
-        return said
-
-    async def _dead_letter(
-        self, arrived: Delivery, attempts: list[dict[str, str]], why: Bury, told: str, *, ack: bool = True
-    ) -> str:
-        story = {
-            "x-reason": why.reason, "x-error": why.error, "x-queue": arrived.queue, "x-contract": self._version,
-            "x-died-at": _now(), "x-attempts": attempts[-self._receive.dead_max_attempts :],
-        }  # fmt: skip
-        await self._copy(arrived, self._receive.dead, self._receive.dead_message_type, story)
-        if ack:
-            self._ack(arrived)
+    async def _bury(self, attempt: Attempt[T], why: Bury, told: str) -> str:
+        task, claim = attempt.task, attempt.claim
+        more = {} if claim.crashes is None else {"x-burial": claim.fence}
+        await self._copies.bury(attempt.arrived, why, attempt.failed, more)
+        await self._ask(
+            lambda: self._ledger.bury(task.id, claim.fence, len(attempt.failed), f"{why.reason}: {why.error}")
+        )
+        self._ack(attempt.arrived)
         return f"dead  {told}  {why.reason}: {why.error}"
 
-    async def _wait_on(self, rung: Rung, arrived: Delivery, said: str) -> str:
+    async def _dead_letter(self, arrived: Delivery, why: Bury, told: str) -> str:
+        """Of what was not claimed."""
+        await self._copies.bury(arrived, why, [])
+        self._ack(arrived)
+        return f"dead  {told}  {why.reason}: {why.error}"
+
+    async def _delay(self, arrived: Delivery, rung: Rung, said: str, headers: Mapping[str, Any] | None = None) -> str:
         """Let the message come back later; no attempt is counted."""
-        await self._copy(arrived, rung.queue, self._receive.message.type, {})
+        await self._copies.delay(arrived, rung, headers)
         self._ack(arrived)
         return f"{said}, again in {rung.delay_s:g} s"
+
+    async def _hand_back(self, arrived: Delivery, told: str) -> str:
+        await self._copies.hand_back(arrived)
+        arrived.ack()
+        self.handed_back += 1
+        return f"handed back  {told}"
+
+    async def _release(self, task: T, claim: Claimed) -> None:
+        await self._ask(lambda: self._ledger.release(task.id, claim.fence))
 
     def _ack(self, arrived: Delivery) -> None:
         arrived.ack()
         self.finished += 1
 
-    async def _copy(self, arrived: Delivery, queue: Queue, message_type: str, headers: Mapping[str, Any]) -> None:
-        """Publish the message's body to `queue` with its headers, changed by these, and don't return unconfirmed."""
-        kept = {name: value for name, value in arrived.headers.items() if not name.startswith(BROKER_HEADERS)}
-        while True:
-            try:
-                return await self._publisher.send(
-                    queue,
-                    arrived.body,
-                    message_id=arrived.message_id,
-                    message_type=message_type,
-                    content_type=arrived.content_type,
-                    headers={**kept, **headers},
-                    deadline_s=self._settings.send_s,
-                )
-            except (NotSent, SendUnknown) as error:
-                log.warning("%s  can't copy to %s, and keeps trying: %s", self._worker, queue.name, error)
-                await asyncio.sleep(COPY_RETRY_S)
 
-    async def _ask(self, call: Callable[[], Coroutine[Any, Any, A]]) -> A:
-        """Ask the ledger until it answers: no task runs, and none is settled, without it."""
-        delay_s, asked = LEDGER_RETRY_S, 0.0
-        while True:
-            try:
-                return await call()
-            except LedgerBusy as error:
-                if asked < LEDGER_SILENT_S <= asked + delay_s:
-                    log.warning("%s  waits for the ledger: %s", self._worker, error)
-                asked += delay_s
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, LEDGER_RETRY_CAP_S)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _is_again(arrived: Delivery) -> bool:
+    return arrived.delivery_count > 0 or arrived.redelivered

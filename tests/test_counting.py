@@ -1,0 +1,98 @@
+"""What counts as a crash, and what does not: only a worker that died with one task alone speaks against that task."""
+
+import asyncio
+import json
+import signal
+import time
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.harness import Site, simulate, until
+from tests.test_guarantees import WORKERS, keep_alive
+
+KILLER = str(WORKERS / "killer.py")
+TASKS = "task-queue"
+
+
+@pytest.mark.timeout(180)
+async def test_a_task_that_kills_its_worker_convicts_no_task_beside_it(fast: Site) -> None:
+    supervisor = asyncio.ensure_future(keep_alive(fast, 3, KILLER, "--concurrency", "5"))
+    killers, good = simulate(3, failures=13), simulate(30, seconds=0.5)
+    mixed = [one for three in zip(good[::10], killers, good[1::10], strict=False) for one in three]
+    try:
+        lines = {line["id"]: line for line in await fast.run([*mixed, *(one for one in good if one not in mixed)])}
+    finally:
+        supervisor.cancel()
+    assert {lines[one["id"]]["state"] for one in good} == {"done"}
+    assert {lines[one["id"]]["state"] for one in killers} == {"dead"}
+    starts = Counter(note.id for note in fast.record() if note.word == "start")
+    assert all(3 <= starts[one["id"]] <= 6 for one in killers), starts
+    letters = await fast.dead_letters(3)
+    assert {letter.headers["x-reason"] for letter in letters} == {"crashed"}
+
+
+async def test_a_task_that_kills_its_worker_waits_before_each_next_try(fast: Site) -> None:
+    workers = [await fast.worker(script=KILLER) for _ in range(3)]
+    (killer,) = simulate(1, failures=13)
+    await fast.send([killer])
+    await until(lambda: sum(one.process.poll() is not None for one in workers) == 3, "it has killed all three")
+    starts = [note.at for note in fast.record() if note.word == "start"]
+    pauses = [later - sooner for sooner, later in pairwise(starts)]
+    assert all(pause >= delay for pause, delay in zip(pauses, (0.1, 0.15), strict=True)), pauses
+
+
+@pytest.mark.parametrize("ledger", ["sqlite", "none"])
+async def test_a_task_that_is_handed_back_again_and_again_is_neither_crashed_nor_failed(
+    fast: Site, ledger: str
+) -> None:
+    if ledger == "none":
+        fast.environment["LEDGER_URL"] = "none"
+    (long,) = simulate(1, seconds=5.0)
+    await fast.send([long])
+    for turn in range(4):
+        worker = await fast.worker(WORKQUEUE_DRAIN_S="0.1")
+        await until(lambda: sum(note.word == "start" for note in fast.record()) > turn, "it runs")  # noqa: B023
+        worker.signal(signal.SIGTERM)
+        assert await worker.ended() == 0
+        assert worker.says("handed back"), worker.text()
+    await until(lambda: fast.depth_is(1), "it waits")
+    async with fast.amqp() as channel:
+        queue = await channel.declare_queue(TASKS, passive=True)
+        message: Any = await queue.get()
+        assert not message.redelivered
+        assert not {"x-attempts", "x-crashes"} & message.headers.keys()
+        assert not message.headers.get("x-delivery-count")
+        await message.nack(requeue=True)
+
+
+async def test_a_task_that_fails_and_is_sent_four_times_has_the_attempts_of_one(fast: Site) -> None:
+    for _ in range(3):
+        await fast.worker()
+    (failing,) = simulate(1, failures=100)
+    await fast.send([failing] * 4)
+    (letter,) = await fast.dead_letters(1)
+    await asyncio.sleep(1.5)  # longer than any delay: whatever there is of it has come back
+    starts = [note.at for note in fast.record() if note.word == "start"]
+    assert len(starts) == 6
+    pauses = [later - sooner for sooner, later in pairwise(starts)]
+    assert all(pause >= 0.8 * delay for pause, delay in zip(pauses, (0.1, 0.15, 0.2, 0.25, 0.3), strict=True)), pauses
+    assert json.loads(letter.body) == failing
+    await fast.dead_letters(0)
+
+
+async def test_a_worker_that_drains_gives_back_what_it_has_not_begun(fast: Site) -> None:
+    (long,), others = simulate(1, seconds=2.0), simulate(5)
+    worker = await fast.worker()
+    await fast.send([long])
+    await until(lambda: fast.record(), "the long one runs")
+    worker.signal(signal.SIGTERM)
+    await fast.send(others)
+    began = time.monotonic()
+    assert await worker.ended() == 0
+    assert time.monotonic() - began < 10
+    assert fast.ended() == {long["id"]: 1}
+    await fast.worker()
+    await fast.all_end([long, *others])

@@ -1,0 +1,92 @@
+"""Who runs in a process: many side by side, or one alone."""
+
+import asyncio
+
+import pytest
+
+from workqueue.tasks.room import Closed, Room
+
+SOON_S = 20.0
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_any_number_run_side_by_side() -> None:
+    room = Room()
+    async with asyncio.timeout(SOON_S):
+        for _ in range(300):
+            await room.enter()
+
+
+async def test_one_that_runs_alone_begins_when_the_others_have_left_and_keeps_new_ones_out() -> None:
+    room = Room()
+    await room.enter()
+    await room.enter()
+    alone = asyncio.ensure_future(room.enter_alone(SOON_S))
+    await settled()
+    late = asyncio.ensure_future(room.enter())
+    await settled()
+    room.leave()
+    await settled()
+    assert not alone.done()
+    room.leave()
+    assert await alone
+    await settled()
+    assert not late.done()
+    room.leave_alone()
+    async with asyncio.timeout(SOON_S):
+        await late
+
+
+async def test_two_that_run_alone_do_so_one_after_the_other() -> None:
+    room = Room()
+    assert await room.enter_alone(SOON_S)
+    second = asyncio.ensure_future(room.enter_alone(SOON_S))
+    await settled()
+    assert not second.done()
+    room.leave_alone()
+    assert await second
+
+
+async def test_one_that_waits_too_long_gives_way_and_others_enter_again() -> None:
+    room = Room()
+    await room.enter()
+    late = asyncio.ensure_future(asyncio.wait_for(room.enter_alone(0.05), SOON_S))
+    await settled()
+    waiting = asyncio.ensure_future(room.enter())
+    assert not await late
+    async with asyncio.timeout(SOON_S):
+        await waiting
+    room.leave()
+    room.leave()
+    assert await room.enter_alone(SOON_S)
+
+
+async def test_one_that_is_cancelled_while_it_waits_holds_nothing() -> None:
+    room = Room()
+    await room.enter()
+    waiting = asyncio.ensure_future(room.enter_alone(SOON_S))
+    await settled()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    async with asyncio.timeout(SOON_S):
+        await room.enter()
+
+
+async def test_a_closed_room_lets_nobody_in_and_tells_those_who_wait() -> None:
+    room = Room()
+    await room.enter()
+    alone = asyncio.ensure_future(room.enter_alone(SOON_S))
+    await settled()
+    beside = asyncio.ensure_future(room.enter())
+    await settled()
+    room.close()
+    for waiting in (alone, beside):
+        with pytest.raises(Closed):
+            await asyncio.wait_for(waiting, SOON_S)
+    with pytest.raises(Closed):
+        await room.enter()

@@ -1,0 +1,54 @@
+"""What a message tells of itself in its headers: its failed attempts, and why it was a dead letter.
+
+| header       | on          | says                                                                       |
+|--------------|-------------|----------------------------------------------------------------------------|
+| x-attempts   | both        | the attempts that failed, the oldest first                                 |
+| x-crashes    | a task      | how many workers died with it, where there is no ledger to count them      |
+| x-reason ... | a dead letter | the story: why it is one, since when, from which queue                   |
+| x-burial     | a dead letter | the fence under which the ledger recorded it as dead                     |
+| x-returns    | both        | how often it was a dead letter and was sent back                           |
+| x-story      | both        | what it was a dead letter for before, the oldest first                     |
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+OURS = frozenset({"x-attempts", "x-crashes", "x-returns", "x-story", "x-burial"})
+"""Those that are read again."""
+TOLD = ("x-reason", "x-error", "x-queue", "x-died-at", "x-traceback", "x-attempts")
+"""The story of one burial."""
+BROKER = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
+"""The broker's own record of a message; on a copy it would speak of another message."""
+
+BURIALS = 10  # in x-story: headers must fit into one frame
+
+
+def came_back(headers: Mapping[str, Any]) -> bool:
+    """Whether this is a dead letter that somebody sent back to the tasks, with the headers that it had."""
+    return isinstance(headers.get("x-reason"), str) and "x-died-at" in headers
+
+
+def revived(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers with which a dead letter that came back is a task again: its story is history, its attempts begin
+    anew."""
+    earlier, attempts = headers.get("x-story"), headers.get("x-attempts")
+    burial = {
+        "reason": str(headers["x-reason"]),
+        "error": str(headers.get("x-error", ""))[:200],
+        "died_at": str(headers["x-died-at"]),
+        "attempts": len(attempts) if isinstance(attempts, list) else 0,
+    }
+    kept = {name: value for name, value in headers.items() if name not in TOLD}
+    stories = [*(earlier if isinstance(earlier, list) else []), burial][-BURIALS:]
+    return {**kept, "x-returns": count(headers, "x-returns") + 1, "x-story": stories}
+
+
+def count(headers: Mapping[str, Any], name: str) -> int:
+    """A number in a header; 0 where there is none, or something else: a foreign client may send anything."""
+    value = headers.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def without_brokers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers that a copy keeps."""
+    return {name: value for name, value in headers.items() if not name.startswith(BROKER)}
