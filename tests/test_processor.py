@@ -24,7 +24,18 @@ from workqueue.codec import Undecodable
 from workqueue.contract import Queue, Receive
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import BrokerUnreachable, GiveUp, NotSent, RetryAfter, SendUnknown
-from workqueue.ledger import Claimed, ClaimLost, Crash, Finished, LedgerBusy, Outcome, Taken
+from workqueue.ledger import (
+    Claimed,
+    ClaimLost,
+    Conflict,
+    Crash,
+    Finished,
+    LedgerBusy,
+    Outcome,
+    Rows,
+    Taken,
+    Transaction,
+)
 from workqueue.settings import Settings
 from workqueue.tasks import processor
 from workqueue.tasks.context import Run
@@ -62,12 +73,21 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def no_statement(statement: str, values: Any) -> Rows:
+    raise NotImplementedError
+
+
+TRANSACTION = Transaction(no_statement)
+
+
 class FakeLedger:
     """Answers what it is told to; `busy` counts how often each method is busy first."""
 
+    identity, place = 7, "nowhere"
+
     def __init__(self, log: list[str]) -> None:
         self.log = log
-        self.claim_answer: Claimed | Taken | Finished = Claimed(fence=5, crashes=())
+        self.claim_answer: Claimed | Taken | Finished | Conflict = Claimed(fence=5, crashes=())
         self.kept = True
         self.busy: dict[str, int] = {}
         self.values: list[tuple[Any, ...]] = []
@@ -80,32 +100,44 @@ class FakeLedger:
         self.log.append(name)
         self.values.append((name, *values))
 
-    async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
+    async def claim(
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+    ) -> Claimed | Taken | Finished | Conflict:
         self._asked("claim", task_id, worker, lease_s)
         return self.claim_answer
 
-    async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+    async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
         self._asked("renew", task_id, fence, lease_s)
         return self.kept
+
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        raise NotImplementedError
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         self._asked("complete", task_id, fence, attempts, result)
         return self.kept
 
     @asynccontextmanager
-    async def completion(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> AsyncIterator[Any]:
+    async def completion(
+        self, task_id: UUID, fence: int, attempts: int, result: str | None
+    ) -> AsyncIterator[Transaction]:
         if not self.kept:
             raise ClaimLost
-        yield "the connection"
+        yield TRANSACTION
         self._asked("complete", task_id, fence, attempts, result)
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
         self._asked("bury", task_id, fence, attempts, error)
         return self.kept
 
-    async def release(self, task_id: UUID, fence: int) -> bool:
+    async def release(
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+    ) -> bool:
         self._asked("release", task_id, fence)
         return self.kept
+
+    async def revive(self, task_id: UUID, fence: int) -> bool:
+        raise NotImplementedError
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         raise NotImplementedError
@@ -259,7 +291,7 @@ async def test_the_story_of_headers_that_are_not_the_contracts_keeps_the_contrac
 @pytest.mark.parametrize("state", ["done", "dead"])
 async def test_a_task_that_is_finished_is_acked_and_nothing_else(state: Any) -> None:
     bench = Bench()
-    bench.ledger.claim_answer = Finished(state)
+    bench.ledger.claim_answer = Finished(state, 5)
     assert await bench.take() == ["claim", "ack"]
 
 
@@ -309,8 +341,8 @@ async def test_a_task_that_returns_is_recorded_with_its_result_and_then_acked() 
 
 async def test_a_handler_may_record_its_completion_itself_and_it_is_recorded_once() -> None:
     async def complete(_: Task, run: Run) -> None:
-        async with run.completion(RETURNED) as connection:
-            assert connection == "the connection"
+        async with run.completion(RETURNED) as db:
+            assert db is TRANSACTION
 
     bench = Bench(complete)
     assert await bench.take() == ["claim", "run", "complete", "ack"]

@@ -34,7 +34,7 @@ from workqueue.codec import ERROR_LIMIT, ResultCodec, Schema, Undecodable
 from workqueue.contract import Contract, Queue, Receive, Rung
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import GiveUp, NotSent, SendUnknown
-from workqueue.ledger import Claimed, ClaimLost, Finished, Ledger, LedgerBusy, Taken
+from workqueue.ledger import Claimed, ClaimLost, Conflict, Finished, Ledger, LedgerBusy, Taken, Transaction
 from workqueue.settings import Settings
 from workqueue.tasks.context import Run
 from workqueue.tasks.policy import Bury, after_failure, describe, rung_of
@@ -132,7 +132,12 @@ class Guard(Generic[T]):
             return await self._dead_letter(
                 arrived, [], Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT]), str(task.id)
             )
-        claim = await self._ask(lambda: self._ledger.claim(task.id, self._worker, self._receive.lease_s))
+        kind, alone = getattr(task.payload, "kind", ""), self.in_hand == 1
+        claim = await self._ask(
+            lambda: self._ledger.claim(task.id, self._worker, self._receive.lease_s, kind=kind, digest=b"", alone=alone)
+        )
+        if isinstance(claim, Conflict):
+            claim = Taken(0.0)
         match claim:
             case Finished(state):
                 self._ack(arrived)
@@ -181,7 +186,7 @@ class Guard(Generic[T]):
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
         limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
 
-        def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Any]:
+        def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
             return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
 
         run = Run(self._worker, number, self._settings, complete)
