@@ -35,24 +35,32 @@ async def is_empty(site: Site) -> bool:
     return all([await site.depth_is(0, name) for name in names if name != DEAD])
 
 
+class Broken:
+    """What makes the worker fail, until it is mended."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        file.touch()
+
+    def mend(self) -> None:
+        self._file.unlink()
+
+
 @pytest.fixture
-def broken(fast: Site) -> Path:
-    """The file that makes the worker fail."""
+def broken(fast: Site) -> Broken:
     fast.environment["BROKEN"] = str(fast.folder / "broken")
-    broken = fast.folder / "broken"
-    broken.touch()
-    return broken
+    return Broken(fast.folder / "broken")
 
 
 @pytest.mark.parametrize("times", [1, 5])
 async def test_a_dead_letter_that_is_sent_back_is_done_once_when_its_cause_is_gone(
-    fast: Site, broken: Path, times: int
+    fast: Site, broken: Broken, times: int
 ) -> None:
     worker = await fast.worker(script=MOODY)
     tasks = simulate(5)
     await fast.send(tasks)
     letters = await fast.dead_letters(5)
-    broken.unlink()
+    broken.mend()
     for letter in letters:
         await moved(fast, letter, times)
     await until(lambda: len(fast.ended()) == 5, f"all five are done: {worker.text()}")
@@ -63,7 +71,7 @@ async def test_a_dead_letter_that_is_sent_back_is_done_once_when_its_cause_is_go
 
 
 async def test_a_dead_letter_that_is_sent_back_with_its_cause_still_there_is_dead_again_with_both_stories(
-    fast: Site, broken: Path
+    fast: Site, broken: Broken
 ) -> None:
     await fast.worker(script=MOODY)
     (one,) = simulate(1)
@@ -101,7 +109,7 @@ async def test_a_shovel_that_never_stops_loses_nothing_and_makes_no_hot_loop(fas
     (letter,) = await fast.dead_letters(1)
 
 
-async def test_a_letter_of_a_burial_that_was_revived_since_is_not_done_again(fast: Site, broken: Path) -> None:
+async def test_a_letter_of_a_burial_that_was_revived_since_is_not_done_again(fast: Site, broken: Broken) -> None:
     worker = await fast.worker(script=MOODY)
     (one,) = simulate(1)
     await fast.send([one])
@@ -110,7 +118,7 @@ async def test_a_letter_of_a_burial_that_was_revived_since_is_not_done_again(fas
     (second,) = await fast.dead_letters(1)
     await moved(fast, first)  # doubled, and late
     await until(lambda: worker.says("dead already"), "the late one is dropped")
-    broken.unlink()
+    broken.mend()
     await moved(fast, second)
     await until(lambda: fast.ended()[one["id"]] == 1, "the right one is done")
 

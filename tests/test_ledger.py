@@ -26,6 +26,7 @@ from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.settings import Settings
 
 LONG_S = 3600.0
+ASKED: dict[str, Any] = {"kind": "simulate", "digest": b"one", "alone": False}
 NOW_S = -1.0  # a lease that has ended when it begins
 
 
@@ -69,6 +70,8 @@ from uuid import UUID
 from workqueue.ledger import Claimed, LedgerBusy
 from workqueue.ledger.sqlite import SqliteLedger
 
+ASKED = {"kind": "simulate", "digest": b"one", "alone": False}
+
 def say(word):
     print(word, flush=True)
 
@@ -87,7 +90,7 @@ def tell(process: subprocess.Popen[str]) -> None:
 
 
 async def claimed(ledger: SqliteLedger, task_id: UUID, lease_s: float = LONG_S, worker: str = "w") -> Claimed:
-    claim = await ledger.claim(task_id, worker, lease_s)
+    claim = await ledger.claim(task_id, worker, lease_s, **ASKED)
     assert isinstance(claim, Claimed), claim
     return claim
 
@@ -116,7 +119,7 @@ async def test_a_task_is_claimed_by_one_at_a_time(ledger: SqliteLedger, path: st
     task_id, other = uuid4(), SqliteLedger(path)
     first = await claimed(ledger, task_id)
     for asked in (ledger, other):  # the one that has it is no exception: the broker delivers twice to one worker too
-        taken = await asked.claim(task_id, "w", LONG_S)
+        taken = await asked.claim(task_id, "w", LONG_S, **ASKED)
         assert isinstance(taken, Taken)
         assert LONG_S - 60 < taken.left_s <= LONG_S
     assert first.crashes == ()
@@ -127,8 +130,8 @@ async def test_a_finished_task_is_never_claimed_again(ledger: SqliteLedger) -> N
     done, dead = uuid4(), uuid4()
     assert await ledger.complete(done, (await claimed(ledger, done)).fence, 1, '{"a":1}')
     assert await ledger.bury(dead, (await claimed(ledger, dead)).fence, 6, "failed: no")
-    assert await ledger.claim(done, "w", LONG_S) == Finished("done")
-    assert await ledger.claim(dead, "w", LONG_S) == Finished("dead")
+    assert await ledger.claim(done, "w", LONG_S, **ASKED) == Finished("done", 1)
+    assert await ledger.claim(dead, "w", LONG_S, **ASKED) == Finished("dead", 1)
 
 
 async def test_release_makes_a_task_free_at_once_and_is_no_crash(ledger: SqliteLedger) -> None:
@@ -192,14 +195,14 @@ async def test_a_claim_that_is_finished_or_released_can_do_nothing_more(ledger: 
 async def test_a_lease_that_ended_may_complete_while_nobody_else_has_claimed(ledger: SqliteLedger) -> None:
     task_id = uuid4()
     assert await ledger.complete(task_id, (await claimed(ledger, task_id, NOW_S)).fence, 1, None)
-    assert await ledger.claim(task_id, "w", LONG_S) == Finished("done")
+    assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Finished("done", 1)
 
 
 async def test_renewing_makes_the_lease_longer_and_a_renewed_claim_is_not_taken_over(ledger: SqliteLedger) -> None:
     task_id = uuid4()
     claim = await claimed(ledger, task_id, NOW_S)
     assert await ledger.renew(task_id, claim.fence, LONG_S)
-    taken = await ledger.claim(task_id, "x", LONG_S)
+    taken = await ledger.claim(task_id, "x", LONG_S, **ASKED)
     assert isinstance(taken, Taken)
     assert taken.left_s > LONG_S - 60
 
@@ -209,11 +212,11 @@ async def test_an_effect_and_its_completion_are_one(ledger: SqliteLedger, path: 
     claim = await claimed(ledger, task_id)
     with suppress(ZeroDivisionError):
         async with ledger.completion(task_id, claim.fence, 1, None) as db:
-            db.execute("CREATE TABLE effect (n)")
+            await db.execute("CREATE TABLE effect (n)")
             raise ZeroDivisionError
     assert await ledger.outcomes([task_id]) == []
     async with ledger.completion(task_id, claim.fence, 1, "{}") as db:
-        db.execute("CREATE TABLE effect (n)")
+        await db.execute("CREATE TABLE effect (n)")
         assert await ledger.outcomes([task_id]) == []
     (outcome,) = await ledger.outcomes([task_id])
     assert (outcome.state, outcome.result) == ("done", "{}")
@@ -227,7 +230,7 @@ async def test_an_effect_and_its_completion_are_one(ledger: SqliteLedger, path: 
 CLAIM_AND_WAIT = """
 async def main():
     ledger = SqliteLedger(sys.argv[1])
-    await ledger.claim(UUID(int=1), "victim", float({lease_s}))
+    await ledger.claim(UUID(int=1), "victim", float({lease_s}), **ASKED)
     say("claimed")
     sys.stdin.readline()
 asyncio.run(main())
@@ -239,7 +242,7 @@ async def test_the_claim_of_a_killed_process_is_free_at_once_and_counts_as_a_cra
 ) -> None:
     process = python(CLAIM_AND_WAIT.format(lease_s=LONG_S))
     assert line(process) == "claimed"
-    assert isinstance(await ledger.claim(UUID(int=1), "w", LONG_S), Taken)
+    assert isinstance(await ledger.claim(UUID(int=1), "w", LONG_S, **ASKED), Taken)
     process.send_signal(signal.SIGKILL)
     process.wait(20)
     claim = await claimed(ledger, UUID(int=1))
@@ -254,13 +257,13 @@ async def test_the_claim_of_a_stopped_process_is_its_own_until_the_lease_ends(
     process = python(CLAIM_AND_WAIT.format(lease_s=lease_s))
     assert line(process) == "claimed"
     stop(process)
-    began, answer = time.monotonic(), await ledger.claim(UUID(int=1), "w", LONG_S)
+    began, answer = time.monotonic(), await ledger.claim(UUID(int=1), "w", LONG_S, **ASKED)
     assert isinstance(answer, Taken)
     assert 0 < answer.left_s <= lease_s
     while isinstance(answer, Taken):
         assert time.monotonic() - began < 10
         await asyncio.sleep(answer.left_s)
-        left_s, answer = answer.left_s, await ledger.claim(UUID(int=1), "w", LONG_S)
+        left_s, answer = answer.left_s, await ledger.claim(UUID(int=1), "w", LONG_S, **ASKED)
         assert isinstance(answer, Taken) or left_s < lease_s
     assert isinstance(answer, Claimed)
     assert len(answer.crashes or ()) == 1
@@ -276,7 +279,7 @@ async def main():
     for number in random.sample(range(2000), 2000):  # each in an order of its own, so that each is first somewhere
         while True:
             try:
-                claim = await ledger.claim(UUID(int=number), "racer", 3600)
+                claim = await ledger.claim(UUID(int=number), "racer", 3600, **ASKED)
                 break
             except LedgerBusy:
                 pass
@@ -310,7 +313,7 @@ async def main():
     opened = [SqliteLedger(f"{sys.argv[1]}-{number}") for number in range(15)]
     while True:
         try:
-            claim = await opened[-1].claim(UUID(int=1), "w", 3600)
+            claim = await opened[-1].claim(UUID(int=1), "w", 3600, **ASKED)
             break
         except LedgerBusy:
             pass
@@ -364,7 +367,7 @@ async def test_a_locked_database_is_busy_and_nothing_was_changed(ledger: SqliteL
     fence = (await claimed(ledger, mine)).fence
     before = rows(path)
     calls: dict[str, Callable[[], Any]] = {
-        "claim": lambda: ledger.claim(free, "w", LONG_S),
+        "claim": lambda: ledger.claim(free, "w", LONG_S, **ASKED),
         "renew": lambda: ledger.renew(mine, fence, 2 * LONG_S),
         "complete": lambda: ledger.complete(mine, fence, 1, None),
         "bury": lambda: ledger.bury(mine, fence, 1, "no"),
@@ -408,7 +411,7 @@ def test_a_file_that_is_no_database_is_unreachable_and_left_alone(path: str) -> 
 async def test_a_folder_of_holders_that_went_away_is_busy_and_not_the_end(ledger: SqliteLedger, path: str) -> None:
     shutil.rmtree(f"{path}.holders")
     with suppress(LedgerBusy):
-        assert isinstance(await ledger.claim(uuid4(), "w", LONG_S), Claimed)
+        assert isinstance(await ledger.claim(uuid4(), "w", LONG_S, **ASKED), Claimed)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -476,7 +479,7 @@ async def test_what_was_written_is_there_after_the_process_that_wrote_it(path: s
     await ledger.close()
     again = SqliteLedger(path)
     (outcome,) = await again.outcomes([task_id])
-    assert outcome == Outcome(task_id, "done", "w", 1, "{}", None, outcome.finished_at)
+    assert outcome == Outcome(task_id, "done", "w", 1, "{}", None, outcome.finished_at, "simulate")
     await again.close()
 
 
@@ -485,7 +488,7 @@ async def test_without_a_ledger_every_claim_is_granted_and_nothing_is_remembered
     assert isinstance(ledger, NoLedger)
     task_id = uuid4()
     for _ in range(2):
-        assert await ledger.claim(task_id, "w", LONG_S) == Claimed(0, None)
+        assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Claimed(0, None)
         assert await ledger.renew(task_id, 0, LONG_S)
         assert await ledger.complete(task_id, 0, 1, None)
         assert await ledger.bury(task_id, 0, 1, "no")
@@ -500,7 +503,7 @@ async def test_without_a_ledger_every_claim_is_granted_and_nothing_is_remembered
 
 async def test_a_ledger_may_be_closed_twice(tmp_path: Path) -> None:
     ledger = SqliteLedger(str(tmp_path / "twice.db"))
-    await ledger.claim(UUID(int=1), "w", 1)
+    await ledger.claim(UUID(int=1), "w", 1, **ASKED)
     await ledger.close()
     await ledger.close()
 
@@ -515,7 +518,7 @@ async def test_the_log_of_a_sqlite_file_stays_short_and_a_reader_merely_delays_t
 
     async def work(count: int) -> int:
         for ledger in (one, other) * count:
-            claim = await ledger.claim(task_id := uuid4(), "worker", 60)
+            claim = await ledger.claim(task_id := uuid4(), "worker", 60, **ASKED)
             assert isinstance(claim, Claimed)
             assert await ledger.complete(task_id, claim.fence, 1, None)
         return log.stat().st_size

@@ -24,7 +24,18 @@ from workqueue.codec import Undecodable
 from workqueue.contract import Queue, Receive
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import BrokerUnreachable, GiveUp, NotSent, RetryAfter, SendUnknown
-from workqueue.ledger import Claimed, ClaimLost, Conflict, Crash, Finished, LedgerBusy, Outcome, Taken
+from workqueue.ledger import (
+    Claimed,
+    ClaimLost,
+    Conflict,
+    Crash,
+    Finished,
+    LedgerBusy,
+    Outcome,
+    Rows,
+    Taken,
+    Transaction,
+)
 from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor
 from workqueue.tasks.context import Run
@@ -68,8 +79,17 @@ def claimed(
     return Claimed(fence=fence, crashes=crashes, noticed=noticed, attempts=attempts)
 
 
+async def no_statement(statement: str, values: Any) -> Rows:
+    raise NotImplementedError
+
+
+TRANSACTION = Transaction(no_statement)
+
+
 class FakeLedger:
     """Answers what it is told to; `busy` counts how often each method is busy first."""
+
+    identity, place = 7, "nowhere"
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -100,19 +120,24 @@ class FakeLedger:
         self.claim_answer = self.after_revival
         return True
 
-    async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+    async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
         self._asked("renew", task_id, fence, lease_s)
         return self.kept
+
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        raise NotImplementedError
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         self._asked("complete", task_id, fence, attempts, result)
         return self.kept
 
     @asynccontextmanager
-    async def completion(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> AsyncIterator[Any]:
+    async def completion(
+        self, task_id: UUID, fence: int, attempts: int, result: str | None
+    ) -> AsyncIterator[Transaction]:
         if not self.kept:
             raise ClaimLost
-        yield "the connection"
+        yield TRANSACTION
         self._asked("complete", task_id, fence, attempts, result)
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
@@ -458,8 +483,8 @@ async def test_a_task_that_returns_is_recorded_with_its_result_and_then_acked() 
 
 async def test_a_handler_may_record_its_completion_itself_and_it_is_recorded_once() -> None:
     async def complete(_: Task, run: Run) -> None:
-        async with run.completion(RETURNED) as connection:
-            assert connection == "the connection"
+        async with run.completion(RETURNED) as db:
+            assert db is TRANSACTION
 
     bench = Bench(complete)
     assert await bench.take() == ["claim", "run", "complete", "ack"]

@@ -58,6 +58,16 @@ class LedgerUnreachable(WorkQueueError):
         self.url, self.cause = url, cause
 
 
+class LedgerLost(WorkQueueError):
+    """The ledger is not the one any more that this process opened: what it recorded may be gone, so it can't go on."""
+
+    exit_code = 3
+
+    def __init__(self, place: str, cause: str) -> None:
+        super().__init__(f"the ledger {place} was lost: {cause}; put back what belongs there, and start again")
+        self.place, self.cause = place, cause
+
+
 class NotSent(WorkQueueError):
     """The broker refused a message (no queue takes it, or a full one did not), or the message breaks the contract."""
 

@@ -1,7 +1,6 @@
 """A worker whose handler writes its effect in the ledger's own transaction: both are there, or neither is."""
 
 import asyncio
-import inspect
 import sys
 
 from generated.worker import Application
@@ -15,10 +14,8 @@ async def handle(task: Task, run: Run) -> SimulateResult:
     if isinstance(task.payload, Simulate):
         await asyncio.sleep(task.payload.seconds)
     async with run.completion(result) as db:
-        for statement in ("CREATE TABLE IF NOT EXISTS effect (id text)", f"INSERT INTO effect VALUES ('{task.id}')"):
-            executed = db.execute(statement)  # at once by sqlite3, to be awaited by psycopg
-            if inspect.isawaitable(executed):
-                await executed
+        await db.execute("CREATE TABLE IF NOT EXISTS effect (id text)")
+        await db.execute(f"INSERT INTO effect VALUES ('{task.id}')")
     return result
 
 

@@ -10,7 +10,7 @@ from workqueue.tasks.context import Run
 from workqueue.worker import run_worker
 
 
-async def handle(task: Task, run: Run) -> SimulateResult:
+def handle(task: Task, run: Run) -> SimulateResult:
     if Path(os.environ["BROKEN"]).exists():
         raise RuntimeError("it is broken")
     return SimulateResult(kind="simulate", attempt=run.attempt)

@@ -3,9 +3,9 @@
 | state   | means                            | who moves it on                                     |
 |---------|----------------------------------|-----------------------------------------------------|
 | running | a worker has claimed it          | that worker; the next `claim`, once its lease ended |
-| waiting | nobody has: between two attempts | the next `claim`                                    |
+| waiting | nobody has: between two attempts | the next `claim`, once `next_at` has passed         |
 | done    | completed, with the result       | nobody; pruned when old                             |
-| dead    | given up, with the error         | nobody; pruned when old                             |
+| dead    | given up, with the error         | `revive`; pruned when old                           |
 
 A task that was never claimed has no row. Each claim has a fence, a number that grows with every claim on the task;
 whoever acts on a claim names its fence, and one that is no longer the latest changes nothing. A claim whose lease
@@ -15,14 +15,24 @@ ended may still complete as long as nobody else has claimed the task: its work w
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
+from workqueue.ledger.transaction import Rows, Transaction
 from workqueue.settings import Settings
+
+__all__ = [
+    "ClaimLost", "Claimed", "Conflict", "Crash", "Finished", "Ledger", "LedgerBusy", "Outcome", "Rows", "Taken",
+    "Transaction", "open_ledger",
+]  # fmt: skip
+
+SCHEMA_VERSION = (1, 1)
+"""Major and minor. A minor one only adds columns and tables, so that workers of the one before go on beside it; a
+store of another major version is refused."""
 
 
 class LedgerBusy(Exception):
-    """The store can't answer now (locked, restarting). Nothing was changed; try again."""
+    """The store can't answer now (locked, restarting, out of reach). Try again: every method may be repeated."""
 
 
 class ClaimLost(Exception):
@@ -30,44 +40,67 @@ class ClaimLost(Exception):
 
 
 @dataclass(frozen=True)
-class Claimed:
-    """The task is this worker's until the lease ends. `crashes` are the claims on it that ended without a word, the
-    oldest first; None where nobody counts them."""
-
-    fence: int
-    crashes: tuple["Crash", ...] | None
-
-
-@dataclass(frozen=True)
 class Crash:
-    """A claim whose worker died, or lost it: who had it, and when that was noticed (RFC 3339)."""
+    """A claim that was never completed, buried or released: its worker died, or lost it. `noticed_at` is RFC 3339.
+    `alone`: no other task was in that process, so that it was this one that killed it."""
 
     worker: str
     noticed_at: str
+    alone: bool = False
 
-    @staticmethod
-    def read(log: str) -> tuple["Crash", ...]:
-        """From a store's column: a line for each, `noticed_at worker`."""
-        return tuple(Crash(worker, at) for at, worker in (line.split(" ", 1) for line in log.splitlines()))
+
+@dataclass(frozen=True)
+class Claimed:
+    """The task is this worker's until the lease ends.
+
+    `crashes`, the oldest first; None where nobody counts them. `noticed`: this claim has found the latest of them.
+    `attempts`: those that failed, as far as the ledger knows.
+    """
+
+    fence: int
+    crashes: tuple[Crash, ...] | None
+    noticed: bool = False
+    attempts: int = 0
+
+    @classmethod
+    def read(cls, fence: int, crash_log: str, attempts: int) -> "Claimed":
+        """From a store's columns. The log has a line for each crash: `noticed_at worker`, and after a tab the fence of
+        the claim that ended so, and `alone`. The version before this one writes, and expects, no more than the former.
+        """
+        crashes, last_fence = [], ""
+        for line in crash_log.splitlines():
+            who, _, claim = line.partition("\t")
+            noticed_at, _, worker = who.partition(" ")
+            last_fence, _, alone = claim.partition(" ")
+            crashes.append(Crash(worker, noticed_at, alone == "alone"))
+        return cls(fence, tuple(crashes), last_fence == str(fence - 1), attempts)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Another claim on the task is alive for `left_s` more seconds, unless it is renewed."""
+    """Another claim on the task is alive, or its next attempt is not due, for `left_s` more seconds (unless the claim
+    is renewed)."""
 
     left_s: float
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The task is done or dead already."""
+    """The task is done or dead already, by the claim with this fence."""
 
     state: Literal["done", "dead"]
+    fence: int
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """The id is known with another digest: it names another task."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task. `result` is JSON by the contract's result schema; `finished_at` Unix time."""
+    """What became of a task. `result` is JSON by the contract's result schema; `finished_at` Unix time. `last_error` is
+    that of the last attempt that failed and was followed by another."""
 
     id: UUID
     state: Literal["done", "dead"]
@@ -76,33 +109,61 @@ class Outcome:
     result: str | None
     error: str | None
     finished_at: float
+    kind: str | None = None
+    last_error: str | None = None
 
 
 class Ledger(Protocol):
-    """Every method is atomic and durable when it returns, and raises LedgerBusy when the store can't answer now."""
+    """Every method is atomic and durable when it returns. It raises LedgerBusy when the store can't answer now, and
+    LedgerLost when the store is no longer the one that was opened."""
 
-    async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
-        """Claim the task, if nobody has a claim that is alive and it is not finished."""
+    @property
+    def identity(self) -> int:
+        """A random number of 31 bits, at least 2, made with the store: two ledgers differ in it. 1 for none."""
 
-    async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
-        """Let the lease end `lease_s` from now. False: the claim is not the latest any more."""
+    @property
+    def place(self) -> str:
+        """Where it is, for people: an absolute path, or a URL without its password."""
+
+    async def claim(
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+    ) -> Claimed | Taken | Finished | Conflict:
+        """Claim the task, if nobody has a claim that is alive, its next attempt is due, and it is not finished.
+
+        `digest` is that of the payload, kept from the first claim on; empty where it is not known. `alone` says that
+        no other task is in this process, see `Crash`.
+        """
+
+    async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
+        """Let the lease end `lease_s` from now; say anew whether the task is alone, unless None. False: the claim is
+        not the latest any more."""
+
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        """`renew` for any thread, on a connection of its own, while the event loop is blocked."""
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         """The task is done, by its `attempts`th attempt. False: the claim was lost, and nothing was changed."""
 
     def completion(
         self, task_id: UUID, fence: int, attempts: int, result: str | None
-    ) -> AbstractAsyncContextManager[Any]:
+    ) -> AbstractAsyncContextManager[Transaction]:
         """A transaction in which the task is completed, and with it whatever the block writes: both, or neither when
-        it raises. Gives the store's connection (sqlite3.Connection, psycopg.AsyncConnection). Raises ClaimLost before
-        the block when the claim was lost, and the store's own error when the commit fails.
+        it raises. Raises ClaimLost before the block when the claim was lost, LedgerBusy when the store could not be
+        had for a minute, and the store's own error when the commit fails.
         """
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
         """The task is dead. False: the claim was lost, and nothing was changed."""
 
-    async def release(self, task_id: UUID, fence: int) -> bool:
-        """Give the claim back; the task waits for the next one. False: it was lost already."""
+    async def release(
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+    ) -> bool:
+        """Give the claim back; the task waits for the next one, which is granted after `next_s` at the earliest.
+        `attempts` and `error` say what failed, unless None. False: the claim was lost already."""
+
+    async def revive(self, task_id: UUID, fence: int) -> bool:
+        """A task that was buried by the claim with this fence waits again; attempts and crashes are counted anew.
+        False: it is not dead, or was buried by another claim. So it happens once for each burial."""
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         """Those of these tasks that are finished, in no order."""
@@ -127,3 +188,10 @@ async def open_ledger(settings: Settings) -> Ledger:
     from workqueue.ledger.sqlite import SqliteLedger
 
     return SqliteLedger(settings.ledger_url.removeprefix("sqlite:"))
+
+
+def text_of(text: str) -> str:
+    """The text as every store can keep it: without NUL, which PostgreSQL can't, and halves of surrogates."""
+    if text.isprintable():  # true of nearly all, and quick; no surrogate is
+        return text
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

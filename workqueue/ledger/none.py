@@ -2,34 +2,48 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 from uuid import UUID
 
-from workqueue.ledger import Claimed, Finished, Outcome, Taken
+from workqueue.ledger import Claimed, Conflict, Finished, Outcome, Taken, Transaction
 
 
 class NoLedger:
     """See `Ledger`."""
 
-    async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
+    identity = 1
+    place = "none"
+
+    async def claim(
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+    ) -> Claimed | Taken | Finished | Conflict:
         return Claimed(fence=0, crashes=None)
 
-    async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+    async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
+        return True
+
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
         return True
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         return True
 
     @asynccontextmanager
-    async def completion(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> AsyncIterator[Any]:
+    async def completion(
+        self, task_id: UUID, fence: int, attempts: int, result: str | None
+    ) -> AsyncIterator[Transaction]:
         raise RuntimeError("an effect can be one with its completion only where there is a ledger; set LEDGER_URL")
         yield
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
         return True
 
-    async def release(self, task_id: UUID, fence: int) -> bool:
+    async def release(
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+    ) -> bool:
         return True
+
+    async def revive(self, task_id: UUID, fence: int) -> bool:
+        return False
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         return []

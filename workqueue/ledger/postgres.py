@@ -5,156 +5,194 @@ statement that got no answer may have been carried out, and all of them may be r
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection
 
-from workqueue.errors import LedgerUnreachable
-from workqueue.ledger import Claimed, ClaimLost, Crash, Finished, LedgerBusy, Outcome, Taken
-from workqueue.settings import hide_password
+from workqueue.errors import LedgerLost, LedgerUnreachable
+from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
+from workqueue.ledger.postgres_block import Blocks
+from workqueue.ledger.postgres_schema import IDENTITY, migrate
+from workqueue.ledger.postgres_server import ANSWER_S, Server, answering
 
-CONNECT_S = 5
-STATEMENT_MS = 10_000  # a server that takes longer is out of reach; the worker stops taking tasks until it is back
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS workqueue_task (
-    id uuid PRIMARY KEY, state text NOT NULL, fence bigint NOT NULL, crashes text NOT NULL DEFAULT '',
-    worker text NOT NULL, lease_until timestamptz NOT NULL,
-    attempts integer NOT NULL DEFAULT 0, result text, error text, finished_at timestamptz
-);
-"""
-SET_UP_LOCK = 0x776F726B  # "work": two processes that create the same table at once collide
 CLAIM = """
-INSERT INTO workqueue_task AS task (id, state, fence, worker, lease_until)
-VALUES (%(id)s, 'running', 1, %(worker)s, clock_timestamp() + %(lease)s * interval '1 second')
+INSERT INTO workqueue_task AS task
+    (id, state, fence, worker, lease_until, kind, digest, alone, created_at, claimed_at)
+VALUES (%(id)s, 'running', 1, %(worker)s, clock_timestamp() + %(lease)s * interval '1 second',
+    %(kind)s, %(digest)s, CASE WHEN %(alone)s THEN 1 END, clock_timestamp(), clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET state = 'running', fence = task.fence + 1,
     crashes = task.crashes || CASE WHEN task.state = 'running' THEN
-        to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' ' || task.worker || chr(10)
+        to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' ' || task.worker
+        || chr(9) || task.fence || CASE WHEN task.alone = task.fence THEN ' alone' ELSE '' END || chr(10)
         ELSE '' END,
-    worker = excluded.worker, lease_until = excluded.lease_until
-WHERE task.state = 'waiting' OR (task.state = 'running' AND task.lease_until < clock_timestamp())
-RETURNING fence, crashes
+    worker = excluded.worker, lease_until = excluded.lease_until, kind = excluded.kind,
+    digest = coalesce(task.digest, excluded.digest),
+    alone = CASE WHEN excluded.alone = 1 THEN task.fence + 1 END, claimed_at = excluded.claimed_at, next_at = NULL
+WHERE (task.digest IS NULL OR excluded.digest IS NULL OR task.digest = excluded.digest) AND CASE task.state
+    WHEN 'running' THEN task.lease_until < clock_timestamp()
+    WHEN 'waiting' THEN task.next_at IS DISTINCT FROM task.lease_until OR task.lease_until < clock_timestamp()
+END
+RETURNING fence, crashes, attempts
 """
-COMPLETE = "state = 'done', attempts = %s, result = %s, finished_at = clock_timestamp()"
-LOOK = "SELECT state, extract(epoch FROM lease_until - clock_timestamp())::float8 FROM workqueue_task WHERE id = %s"
+SEEK = """
+SELECT state, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest
+FROM workqueue_task WHERE id = %s
+"""
+CHANGE = "UPDATE workqueue_task SET {} WHERE id = %s AND fence = %s AND state = 'running'"
+COMPLETE = CHANGE.format("state = 'done', attempts = %s, result = %s, finished_at = clock_timestamp()")
+BURY = CHANGE.format("state = 'dead', attempts = %s, error = %s, finished_at = clock_timestamp()")
+LATER = "statement_timestamp() + %s * interval '1 second'"
+RENEW = CHANGE.format(f"lease_until = {LATER}")
+RENEW_ALONE = CHANGE.format(f"lease_until = {LATER}, alone = CASE WHEN %s THEN fence END")
+FAILED = "state = 'waiting', attempts = coalesce(%s, attempts), last_error = coalesce(%s, last_error)"
+RELEASE = CHANGE.format(FAILED)
+RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = {LATER}, lease_until = {LATER}")  # the same instant in both
+REVIVE = """
+UPDATE workqueue_task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', last_error = error,
+    error = NULL, finished_at = NULL, next_at = NULL, lease_until = clock_timestamp()
+WHERE id = %s AND fence = %s AND state = 'dead'
+"""
 OUTCOMES = """
-SELECT id, state, worker, attempts, result, error, extract(epoch FROM finished_at)::float8
+SELECT id, state, worker, attempts, result, error, extract(epoch FROM finished_at)::float8, kind, last_error
 FROM workqueue_task WHERE finished_at IS NOT NULL AND id = ANY(%s)
+"""
+PRUNE = """
+DELETE FROM workqueue_task WHERE coalesce(finished_at, lease_until) < clock_timestamp() - %s * interval '1 second'
 """
 
 
 class PostgresLedger:
-    """See `Ledger`. Its table is created if it does not exist."""
+    """See `Ledger`. Its tables are created if they do not exist."""
+
+    identity: int
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        self._connections: dict[str, AsyncConnection] = {}
-        self._lock, self._completing = asyncio.Lock(), asyncio.Lock()
+        self._server = Server(url)
+        self.place = self._server.place
+        self._connection: AsyncConnection | None = None
+        self._blocks = Blocks(self._connect)
+        self._lock = asyncio.Lock()
+        self._failed_s, self._failure = 0.0, ""
 
     async def set_up(self) -> "PostgresLedger":
+        """Raises LedgerUnreachable."""
         try:
-            async with await self._connect() as connection, connection.transaction():
-                await connection.execute("SELECT pg_advisory_xact_lock(%s)", (SET_UP_LOCK,))
-                await connection.execute(SCHEMA)
-        except psycopg.Error as error:
-            raise LedgerUnreachable(hide_password(self._url), " ".join(str(error).split())) from error
+            async with await self._server.connect() as connection, answering(connection):
+                self.identity = await migrate(connection)
+        except (psycopg.Error, OSError) as error:
+            raise LedgerUnreachable(self.place, self._server.words(error)) from error
         return self
 
-    async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
+    async def claim(
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+    ) -> Claimed | Taken | Finished | Conflict:
+        claim = {
+            "id": task_id, "worker": text_of(worker), "lease": lease_s, "kind": text_of(kind),
+            "digest": digest or None, "alone": alone,
+        }  # fmt: skip
         while True:
-            row = await self._one(CLAIM, {"id": task_id, "worker": worker, "lease": lease_s})
-            if row is not None:
-                return Claimed(fence=row[0], crashes=Crash.read(row[1]))
-            row = await self._one(LOOK, (task_id,))
-            if row is None or (row[0] == "waiting"):
-                continue  # it was pruned, or released, in between
-            return Finished(row[0]) if row[0] != "running" else Taken(max(0.0, row[1]))
+            for row in await self._rows(CLAIM, claim):
+                return Claimed.read(*row)
+            for state, fence, left_s, waits, known in await self._rows(SEEK, (task_id,)):
+                if known is not None and digest and known != digest:
+                    return Conflict()
+                if state in ("done", "dead"):
+                    return Finished(state, fence)
+                if state == "running" or (waits and left_s > 0):
+                    return Taken(max(0.0, left_s))
+            # It was pruned, or released, in between.
 
-    async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
-        change = "lease_until = clock_timestamp() + %s * interval '1 second'"
-        return await self._change(change, (lease_s,), task_id, fence)
+    async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
+        if alone is None:
+            return await self._change(RENEW, (lease_s, task_id, fence))
+        return await self._change(RENEW_ALONE, (lease_s, alone, task_id, fence))
+
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        with self._server.busy(), closing(self._server.connect_blocking()) as connection:
+            return connection.execute(RENEW, (lease_s, task_id, fence)).rowcount == 1
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        return await self._change(COMPLETE, (attempts, result), task_id, fence)
+        return await self._change(COMPLETE, (attempts, result, task_id, fence))
+
+    @asynccontextmanager
+    async def completion(
+        self, task_id: UUID, fence: int, attempts: int, result: str | None
+    ) -> AsyncIterator[Transaction]:
+        async with self._blocks.begin(COMPLETE, (attempts, result, task_id, fence)) as transaction:
+            yield transaction
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
-        change = "state = 'dead', attempts = %s, error = %s, finished_at = clock_timestamp()"
-        return await self._change(change, (attempts, error), task_id, fence)
+        return await self._change(BURY, (attempts, text_of(error), task_id, fence))
 
-    async def release(self, task_id: UUID, fence: int) -> bool:
-        return await self._change("state = 'waiting'", (), task_id, fence)
+    async def release(
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+    ) -> bool:
+        failed = (attempts, None if error is None else text_of(error))
+        if next_s <= 0:
+            return await self._change(RELEASE, (*failed, task_id, fence))
+        return await self._change(RELEASE_UNTIL, (*failed, next_s, next_s, task_id, fence))
+
+    async def revive(self, task_id: UUID, fence: int) -> bool:
+        return await self._change(REVIVE, (task_id, fence))
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
-        async with self._answering() as connection:
-            return [Outcome(*row) for row in await (await connection.execute(OUTCOMES, (list(ids),))).fetchall()]
-
-    @asynccontextmanager
-    async def completion(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> AsyncIterator[Any]:
-        async with self._completing:
-            connection = await self._connection("completing")
-            try:
-                async with connection.transaction():
-                    # First, and with its lock: a claim that was lost must not begin an effect.
-                    if not await self._changed(connection, COMPLETE, (attempts, result), task_id, fence):
-                        raise ClaimLost
-                    yield connection
-            except psycopg.OperationalError:
-                await self._drop("completing")
-                raise
+        return [Outcome(*row) for row in await self._rows(OUTCOMES, (list(ids),))]
 
     async def prune(self, older_than_s: float) -> int:
-        async with self._answering() as connection:
-            cursor = await connection.execute(
-                "DELETE FROM workqueue_task WHERE coalesce(finished_at, lease_until)"
-                " < clock_timestamp() - %s * interval '1 second'",
-                (older_than_s,),
-            )
-            return cursor.rowcount
+        return (await self._execute(PRUNE, (older_than_s,))).rowcount
 
     async def close(self) -> None:
-        for name in list(self._connections):
-            await self._drop(name)
+        await self._blocks.close()
+        await self._drop()
 
-    async def _one(self, statement: str, values: Any) -> tuple[Any, ...] | None:
-        async with self._answering() as connection:
-            return await (await connection.execute(statement, values)).fetchone()
+    async def _rows(self, statement: str, values: Any) -> list[tuple[Any, ...]]:
+        return await (await self._execute(statement, values)).fetchall()
 
-    async def _change(self, change: str, values: tuple[Any, ...], task_id: UUID, fence: int) -> bool:
-        async with self._answering() as connection:
-            return await self._changed(connection, change, values, task_id, fence)
+    async def _change(self, statement: str, values: Sequence[Any]) -> bool:
+        return (await self._execute(statement, values)).rowcount == 1
 
-    async def _changed(
-        self, connection: AsyncConnection, change: str, values: tuple[Any, ...], task_id: UUID, fence: int
-    ) -> bool:
-        statement = f"UPDATE workqueue_task SET {change} WHERE id = %s AND fence = %s AND state = 'running'"
-        return (await connection.execute(statement, (*values, task_id, fence))).rowcount == 1
-
-    @asynccontextmanager
-    async def _answering(self) -> AsyncIterator[AsyncConnection]:
-        async with self._lock:
-            try:
-                yield await self._connection("statements")
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:  # gone, restarting, too slow, locked
-                await self._drop("statements")
-                raise LedgerBusy(" ".join(str(error).split())) from error
-
-    async def _connection(self, name: str) -> AsyncConnection:
-        if name not in self._connections:
-            self._connections[name] = await self._connect()
-        return self._connections[name]
+    async def _execute(self, statement: str, values: Any) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+        asked_s = time.monotonic()
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise LedgerBusy(f"others have been waiting for its answer for {ANSWER_S:g} s") from None
+        try:
+            if self._failed_s > asked_s:  # while this statement waited for its turn: it would find the same
+                raise LedgerBusy(self._failure)
+            with self._server.busy():
+                if self._connection is None:
+                    self._connection = await self._connect()
+                async with answering(self._connection):
+                    return await self._connection.execute(statement, values)
+        except LedgerBusy as error:
+            self._failed_s, self._failure = time.monotonic(), str(error)
+            await self._drop()
+            raise
+        finally:
+            self._lock.release()
 
     async def _connect(self) -> AsyncConnection:
-        options = f"-c statement_timeout={STATEMENT_MS} -c lock_timeout={STATEMENT_MS}"
-        return await AsyncConnection.connect(
-            self._url, autocommit=True, connect_timeout=CONNECT_S, options=options, application_name="workqueue"
-        )
+        """Raises LedgerLost if another ledger is there now."""
+        connection = await self._server.connect()
+        try:
+            async with answering(connection):
+                found = await (await connection.execute(IDENTITY)).fetchone()
+        except BaseException:
+            await connection.close()
+            raise
+        if found is not None and int(found[0]) != self.identity:
+            await connection.close()
+            raise LedgerLost(self.place, "another one was put in its place")
+        return connection
 
-    async def _drop(self, name: str) -> None:
-        connection = self._connections.pop(name, None)
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(psycopg.Error):
-                await connection.close()
+            await connection.close()

@@ -3,7 +3,8 @@
 Statements run on the event loop's own thread: one takes some 10 microseconds, a hop to a thread several times that.
 A process that dies without a word is noticed at once, not at the end of its lease: while it lives it holds a lock on
 a file of its own beside the database, and the kernel drops the lock with the process. One that is merely frozen
-keeps its lock, and its claims, until their leases end.
+keeps its lock, and its claims, until their leases end. Leases are measured by a clock that nobody sets; the wall
+clock's times beside them are for people, for pruning, and for workers of the version before, which know no other.
 """
 
 import asyncio
@@ -13,42 +14,62 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from workqueue.errors import LedgerUnreachable
-from workqueue.ledger import Claimed, ClaimLost, Crash, Finished, LedgerBusy, Outcome, Taken
+from workqueue.errors import LedgerLost
+from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
+from workqueue.ledger.clock import boot, steady_s
+from workqueue.ledger.sqlite_block import Blocks
+from workqueue.ledger.sqlite_file import SqliteFile
 
 BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy
+SPIN_S = 0.002  # of these without letting others on the event loop act: nearly every transaction is over by then
 LOOK_AGAIN_S = 20e-6  # between two tries: a transaction takes about as long; SQLite itself would wait 1 ms, then more
-SET_UP_S = 10.0
-PAGE_BYTES = 1024  # each change writes its whole page, of rows of some 200 bytes: 4096 takes a third longer
+BLOCK_S = 5.0  # how long a statement waits for a `completion` of its own process
 LOG_BYTES = 8_000_000  # of write-ahead log, before it is copied back
 LOOK_EVERY = 500  # statements, at the length of the log
+LOOK_EVERY_S = 0.1  # at the file: it takes some 10 microseconds
 AT_ONCE = 500  # tasks in a statement: SQLite allows 999 parameters where it was built with the old limit
+PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM,
+           sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL}  # fmt: skip
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS task (
-    id BLOB PRIMARY KEY, state TEXT NOT NULL, fence INTEGER NOT NULL, crashes TEXT NOT NULL DEFAULT '',
-    holder TEXT NOT NULL, worker TEXT NOT NULL, lease_until REAL NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, result TEXT, error TEXT, finished_at REAL
-) WITHOUT ROWID;
+NEW = """
+INSERT OR IGNORE INTO task
+    (id, state, fence, holder, worker, lease_until, ends_at, kind, digest, alone, created_at, claimed_at)
+VALUES (?1, 'running', 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)
 """
-NEW = "INSERT OR IGNORE INTO task (id, state, fence, holder, worker, lease_until) VALUES (?, 'running', 1, ?, ?, ?)"
-AGAIN = """
+# A holder whose name begins with the boot has its lease by the steady clock.
+OVER = "iif(substr(holder, 1, 9) = ?12, ends_at < ?11, lease_until < ?9)"
+AGAIN = f"""
 UPDATE task SET state = 'running', fence = fence + 1,
-    crashes = crashes || iif(state = 'running', strftime('%Y-%m-%dT%H:%M:%SZ') || ' ' || worker || char(10), ''),
-    holder = ?2, worker = ?3, lease_until = ?4
-WHERE id = ?1 AND (state = 'waiting' OR (state = 'running' AND (lease_until < ?5 OR holder = ?6)))
-RETURNING fence, crashes
+    crashes = crashes || iif(state = 'running', strftime('%Y-%m-%dT%H:%M:%SZ') || ' ' || worker
+        || char(9) || fence || iif(alone = fence, ' alone', '') || char(10), ''),
+    holder = ?2, worker = ?3, lease_until = ?4, ends_at = ?5, kind = ?6, digest = coalesce(digest, ?7),
+    alone = iif(?8, fence + 1, NULL), claimed_at = ?9, next_at = NULL
+WHERE id = ?1 AND (digest IS NULL OR ?7 IS NULL OR digest = ?7) AND CASE state
+    WHEN 'running' THEN holder = ?10 OR {OVER}
+    WHEN 'waiting' THEN next_at IS NOT lease_until OR {OVER}
+END
+RETURNING fence, crashes, attempts
 """
+SEEK = "SELECT state, fence, holder, lease_until, ends_at, next_at, digest FROM task WHERE id = ?"
 CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
 COMPLETE = CHANGE.format("state = 'done', attempts = ?, result = ?, finished_at = ?")
 BURY = CHANGE.format("state = 'dead', attempts = ?, error = ?, finished_at = ?")
-RENEW, RELEASE = CHANGE.format("lease_until = ?"), CHANGE.format("state = 'waiting'")
+RENEW = CHANGE.format("lease_until = ?, ends_at = ?")
+RENEW_ALONE = CHANGE.format("lease_until = ?, ends_at = ?, alone = iif(?, fence, NULL)")
+FAILED = "state = 'waiting', attempts = coalesce(?, attempts), last_error = coalesce(?, last_error)"
+RELEASE = CHANGE.format(FAILED)
+RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = ?, lease_until = ?, ends_at = ?")
+REVIVE = """
+UPDATE task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', last_error = error, error = NULL,
+    finished_at = NULL, next_at = NULL, lease_until = ?
+WHERE id = ? AND fence = ? AND state = 'dead'
+"""
 OUTCOMES = """
-SELECT id, state, worker, attempts, result, error, finished_at FROM task WHERE finished_at IS NOT NULL AND id IN ({})
+SELECT id, state, worker, attempts, result, error, finished_at, kind, last_error
+FROM task WHERE finished_at IS NOT NULL AND id IN ({})
 """
 STRETCH_END = f"SELECT max(id) FROM (SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE})"
 FORGET = "DELETE FROM task WHERE id > ? AND id <= ? AND coalesce(finished_at, lease_until) < ?"
@@ -58,84 +79,89 @@ class SqliteLedger:
     """See `Ledger`. `path` is created with its folder if it does not exist."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._asked = path, 0
-        self._lock: int | None = None
-        try:
-            self._holders = Path(f"{path}.holders")
-            self._holders.mkdir(parents=True, exist_ok=True)
-            # Two processes that switch to WAL mode at once are both told that the other one has it locked.
-            with open(self._holders / "set-up", "w") as one_at_a_time:
-                fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-                self._db = self._open(path)
-        except (OSError, sqlite3.Error) as error:
-            raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
+        self._file = SqliteFile(path)
+        self._db, self.identity, self.place = self._file.db, self._file.identity, self._file.path
+        self._blocks = Blocks(self._file)
+        self._asked, self._look_at_s = 0, 0.0
+        self._boot = f"{boot()}-"
         self._holder = ""
+        self._lock: int | None = None
 
-    def _open(self, path: str) -> sqlite3.Connection:
-        db = sqlite3.connect(path, timeout=SET_UP_S, isolation_level=None)
-        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA wal_autocheckpoint = 0")
-        # In WAL mode a commit survives the death of the process; only a power cut can take back the last ones,
-        # whose tasks then are done but forgotten (https://www.sqlite.org/pragma.html#pragma_synchronous).
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.executescript(SCHEMA)
-        db.execute("PRAGMA busy_timeout = 0")
-        return db
-
-    async def claim(self, task_id: UUID, worker: str, lease_s: float) -> Claimed | Taken | Finished:
+    async def claim(
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+    ) -> Claimed | Taken | Finished | Conflict:
         if self._lock is None:
             self._hold()
-        dead = ""
+        dead, worker, kind = "", text_of(worker), text_of(kind)
         while True:
-            now = time.time()
-            claim = (task_id.bytes, self._holder, worker, now + lease_s)
-            if self._change(NEW, claim):
+            now, steady = time.time(), steady_s()
+            claim = (
+                task_id.bytes, self._holder, worker, now + lease_s, steady + lease_s, kind, digest or None, alone, now
+            )  # fmt: skip
+            if await self._change(NEW, claim):
                 return Claimed(fence=1, crashes=())
-            _, claimed = self._execute(AGAIN, (*claim, now, dead))
-            for fence, crashes in claimed:
-                return Claimed(fence, Crash.read(crashes))
-            _, found = self._execute("SELECT state, holder, lease_until FROM task WHERE id = ?", (task_id.bytes,))
-            if not found:
-                continue  # pruned in between
-            state, holder, until = found[0]
-            if state in ("done", "dead"):
-                return Finished(state)
-            if dead == holder or self._alive(holder):
-                return Taken(max(0.0, until - time.time()))
-            dead = holder
+            for row in (await self._execute(AGAIN, (*claim, dead, steady, self._boot)))[1]:
+                return Claimed.read(*row)
+            for row in (await self._execute(SEEK, (task_id.bytes,)))[1]:
+                state, fence, holder, lease_until, ends_at, next_at, known = row
+                if known is not None and digest and known != digest:
+                    return Conflict()
+                if state in ("done", "dead"):
+                    return Finished(state, fence)
+                left_s = ends_at - steady_s() if holder.startswith(self._boot) else lease_until - time.time()
+                if state == "running" and dead != holder and not self._alive(holder):
+                    dead = holder
+                elif state == "running" or (next_at == lease_until and left_s > 0):
+                    return Taken(max(0.0, left_s))
+            # It was pruned, or released, in between; or its holder is dead.
 
-    async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
-        return self._change(RENEW, (time.time() + lease_s, task_id.bytes, fence))
+    async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
+        ends = (time.time() + lease_s, steady_s() + lease_s)
+        if alone is None:
+            return await self._change(RENEW, (*ends, task_id.bytes, fence))
+        return await self._change(RENEW_ALONE, (*ends, alone, task_id.bytes, fence))
+
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        try:
+            self._file.look()
+            with closing(self._file.connect(BLOCK_S)) as db:
+                ends = (time.time() + lease_s, steady_s() + lease_s)
+                return db.execute(RENEW, (*ends, task_id.bytes, fence)).rowcount == 1
+        except sqlite3.Error as error:
+            raise self._meaning(error) from error
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        return self._change(COMPLETE, (attempts, result, time.time(), task_id.bytes, fence))
+        return await self._change(COMPLETE, (attempts, result, time.time(), task_id.bytes, fence))
 
     @asynccontextmanager
     async def completion(
         self, task_id: UUID, fence: int, attempts: int, result: str | None
-    ) -> AsyncIterator[sqlite3.Connection]:
-        # A connection of its own: the block may wait, and what others do meanwhile is not part of its transaction.
-        with closing(sqlite3.connect(self._path, timeout=SET_UP_S, isolation_level=None)) as db:
-            db.execute("PRAGMA wal_autocheckpoint = 0")  # see `_checkpoint`
-            db.execute("BEGIN IMMEDIATE")
-            # First: a claim that was lost must not begin an effect.
-            if db.execute(COMPLETE, (attempts, result, time.time(), task_id.bytes, fence)).rowcount != 1:
-                raise ClaimLost
-            yield db
-            db.execute("COMMIT")
+    ) -> AsyncIterator[Transaction]:
+        complete = (COMPLETE, (attempts, result, time.time(), task_id.bytes, fence))
+        async with self._blocks.begin(*complete) as transaction:
+            yield transaction
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
-        return self._change(BURY, (attempts, error, time.time(), task_id.bytes, fence))
+        return await self._change(BURY, (attempts, text_of(error), time.time(), task_id.bytes, fence))
 
-    async def release(self, task_id: UUID, fence: int) -> bool:
-        return self._change(RELEASE, (task_id.bytes, fence))
+    async def release(
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+    ) -> bool:
+        failed = (attempts, None if error is None else text_of(error))
+        if next_s <= 0:
+            return await self._change(RELEASE, (*failed, task_id.bytes, fence))
+        next_at = time.time() + next_s
+        ends = (next_at, next_at, steady_s() + next_s)
+        return await self._change(RELEASE_UNTIL, (*failed, *ends, task_id.bytes, fence))
+
+    async def revive(self, task_id: UUID, fence: int) -> bool:
+        return await self._change(REVIVE, (time.time(), task_id.bytes, fence))
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         found: list[Outcome] = []
         for start in range(0, len(ids), AT_ONCE):
             some = [task_id.bytes for task_id in ids[start : start + AT_ONCE]]
-            _, rows = self._execute(OUTCOMES.format(", ".join("?" * len(some))), some)
+            _, rows = await self._execute(OUTCOMES.format(", ".join("?" * len(some))), some)
             found += [Outcome(UUID(bytes=row[0]), *row[1:]) for row in rows]
         return found
 
@@ -143,37 +169,64 @@ class SqliteLedger:
         # No index by age: every completion would pay for it. Some tasks at a time: nobody waits long for the others.
         before, last, forgotten = time.time() - older_than_s, b"", 0
         while True:
-            _, ((end,),) = self._execute(STRETCH_END, (last,))
+            _, ((end,),) = await self._execute(STRETCH_END, (last,))
             if end is None:
                 return forgotten
-            forgotten += self._execute(FORGET, (last, end, before))[0]
+            forgotten += (await self._execute(FORGET, (last, end, before)))[0]
             last = end
             await asyncio.sleep(0)
 
     async def close(self) -> None:
-        self._db.close()
+        await self._blocks.close()
+        self._file.close()
         if self._lock is not None:
-            with suppress(FileNotFoundError):
-                (self._holders / self._holder).unlink()
+            with suppress(OSError):
+                (self._file.holders / self._holder).unlink()
             os.close(self._lock)
             self._lock = None
 
-    def _execute(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
+    async def _change(self, change: str, values: Sequence[Any]) -> bool:
+        if self._blocks.open is not None:  # nobody else can write before it ends
+            await asyncio.wait([self._blocks.open], timeout=BLOCK_S)
+        return (await self._execute(change, values))[0] == 1
+
+    async def _execute(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
         """How many rows it changed, and those that it gave."""
         self._asked += 1
         if self._asked % LOOK_EVERY == 0:
             self._checkpoint()
-        deadline_s = 0.0
+        now_s = time.monotonic()
+        if now_s > self._look_at_s:
+            self._file.look()
+            self._look_at_s = now_s + LOOK_EVERY_S
+        while True:
+            try:
+                return self._spin(statement, values)
+            except sqlite3.Error as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() - now_s > BUSY_S:
+                    raise self._meaning(error) from error
+            await asyncio.sleep(SPIN_S)
+
+    def _spin(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
+        again = int(SPIN_S / LOOK_AGAIN_S)
         while True:
             try:
                 cursor = self._db.execute(statement, values)
                 return cursor.rowcount, cursor.fetchall()
-            except sqlite3.OperationalError as error:  # locked, disk full, file gone
-                now_s = time.monotonic()
-                deadline_s = deadline_s or now_s + BUSY_S
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or now_s > deadline_s:
-                    raise LedgerBusy(str(error)) from error
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or again <= 0:
+                    raise
+            again -= 1
             time.sleep(LOOK_AGAIN_S)
+
+    def _meaning(self, error: sqlite3.Error) -> Exception:
+        """What can pass is LedgerBusy. What can't (not a database, malformed, no such table) ends the process."""
+        with suppress(LedgerBusy):
+            self._file.look()
+        if error.sqlite_errorcode & 0xFF in PASSING and error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
+            return LedgerBusy(str(error))
+        return LedgerLost(self.place, str(error))
 
     def _checkpoint(self) -> None:
         """Copy a long log back into the file, and start it anew.
@@ -182,19 +235,16 @@ class SqliteLedger:
         just reading and so keeps it from doing the second: with three busy workers, nearly always.
         """
         with suppress(OSError, sqlite3.OperationalError):  # the next look will do
-            if os.stat(f"{self._path}-wal").st_size > LOG_BYTES:
+            if os.stat(f"{self.place}-wal").st_size > LOG_BYTES:
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # stops nobody, and leaves little for the next
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def _change(self, change: str, values: Sequence[Any]) -> bool:
-        return self._execute(change, values)[0] == 1
-
     def _hold(self) -> None:
         """Take this process's lock, once; a producer, which claims nothing, has none."""
-        holder = uuid4().hex
+        holder = f"{self._boot}{uuid4().hex}"
         try:
-            self._holders.mkdir(exist_ok=True)
-            lock = os.open(self._holders / holder, os.O_CREAT | os.O_RDWR, 0o600)
+            self._file.holders.mkdir(mode=0o700, exist_ok=True)
+            lock = os.open(self._file.holders / holder, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise LedgerBusy(str(error)) from error
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -202,7 +252,7 @@ class SqliteLedger:
 
     def _alive(self, holder: str) -> bool:
         try:
-            lock = os.open(self._holders / holder, os.O_RDWR)
+            lock = os.open(self._file.holders / holder, os.O_RDWR)
         except FileNotFoundError:
             return False
         try:
@@ -212,5 +262,5 @@ class SqliteLedger:
         finally:
             os.close(lock)
         with suppress(FileNotFoundError):
-            (self._holders / holder).unlink()
+            (self._file.holders / holder).unlink()
         return False

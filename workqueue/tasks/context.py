@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import BaseModel
 
+from workqueue.ledger import Transaction
 from workqueue.settings import Settings
 
 
@@ -17,17 +17,17 @@ class Run:
     worker: str
     attempt: int
     settings: Settings
-    _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Any]] = field(repr=False)
+    _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Transaction]] = field(repr=False)
     _completed: bool = False
 
     @asynccontextmanager
-    async def completion(self, result: BaseModel | None = None) -> AsyncIterator[Any]:
+    async def completion(self, result: BaseModel | None = None) -> AsyncIterator[Transaction]:
         """For an effect in the ledger's own database: a transaction that holds both the effect and the completion.
 
-        Gives the database's connection (sqlite3.Connection, psycopg.AsyncConnection). When the block ends, both are
-        committed; when it raises, neither. Nothing else may follow in the handler. Keep it short: on SQLite no other
-        task of this machine is claimed or completed meanwhile.
+        `await db.execute(sql, values)` runs a statement in it. When the block ends, both are committed; when it
+        raises, neither. Nothing else may follow in the handler. Keep it short: on SQLite no other task of this machine
+        is claimed or completed meanwhile.
         """
-        async with self._complete(result) as connection:
-            yield connection
+        async with self._complete(result) as db:
+            yield db
         self._completed = True

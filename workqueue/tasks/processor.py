@@ -40,7 +40,7 @@ from workqueue.codec import ERROR_LIMIT, ResultCodec, Schema, Undecodable
 from workqueue.contract import Contract, Receive, Rung
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import GiveUp
-from workqueue.ledger import Claimed, ClaimLost, Conflict, Finished, Ledger, LedgerBusy, Taken
+from workqueue.ledger import Claimed, ClaimLost, Conflict, Finished, Ledger, LedgerBusy, Taken, Transaction
 from workqueue.settings import Settings
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
@@ -299,7 +299,7 @@ class Guard(Generic[T]):
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
         limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
 
-        def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Any]:
+        def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
             return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
 
         run = Run(self._worker, number, self._settings, complete)

@@ -1,0 +1,69 @@
+"""The tables of a PostgreSQL ledger: made, or changed from an earlier version's, by whoever starts first."""
+
+import secrets
+
+from psycopg import AsyncConnection, errors
+
+from workqueue.ledger import SCHEMA_VERSION
+
+SET_UP_LOCK = 0x776F726B  # "work": two processes that create the same table at once collide
+
+# By minor version. The first is the one that had no number.
+MIGRATIONS = (
+    """
+CREATE TABLE IF NOT EXISTS workqueue_task (
+    id uuid PRIMARY KEY, state text NOT NULL, fence bigint NOT NULL, crashes text NOT NULL DEFAULT '',
+    worker text NOT NULL, lease_until timestamptz NOT NULL,
+    attempts integer NOT NULL DEFAULT 0, result text, error text, finished_at timestamptz
+)
+""",
+    """
+ALTER TABLE workqueue_task
+    ADD COLUMN kind text, ADD COLUMN digest bytea,
+    ADD COLUMN alone bigint, -- the fence of the claim, if its task was alone in the process
+    ADD COLUMN next_at timestamptz, -- not to be claimed before; counts while it equals lease_until
+    ADD COLUMN created_at timestamptz, ADD COLUMN claimed_at timestamptz, ADD COLUMN last_error text
+""",
+)
+META = """
+CREATE TABLE IF NOT EXISTS workqueue_meta (key text PRIMARY KEY, value text NOT NULL);
+GRANT SELECT ON workqueue_meta TO PUBLIC
+"""
+VERSION = "SELECT value FROM workqueue_meta WHERE key = 'schema_version'"
+IDENTITY = "SELECT value FROM workqueue_meta WHERE key = 'identity'"
+SAY = "INSERT INTO workqueue_meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+
+
+async def migrate(connection: AsyncConnection) -> int:
+    """See that the tables are of this version. The ledger's identity.
+
+    A role that may not create tables can use those that exist. Raises psycopg.Error.
+    """
+    if await _minor(connection) < SCHEMA_VERSION[1]:
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock(%s)", (SET_UP_LOCK,))
+            minor = await _minor(connection)  # another one may have been faster
+            for statements in MIGRATIONS[minor + 1 :]:
+                await connection.execute(statements)
+            if minor < SCHEMA_VERSION[1]:
+                await connection.execute(META)
+                await connection.execute(SAY, ("schema_version", f"{SCHEMA_VERSION[0]}.{SCHEMA_VERSION[1]}"))
+            if await (await connection.execute(IDENTITY)).fetchone() is None:
+                await connection.execute(SAY, ("identity", str(2 + secrets.randbelow(2**31 - 2))))
+    found = await (await connection.execute(IDENTITY)).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+async def _minor(connection: AsyncConnection) -> int:
+    """The minor version of the tables; -1 where they have none, or do not exist."""
+    known = await (await connection.execute("SELECT to_regclass('workqueue_meta') IS NOT NULL")).fetchone()
+    if known != (True,):
+        return -1
+    found = await (await connection.execute(VERSION)).fetchone()
+    if found is None:
+        return -1
+    major, minor = map(int, found[0].split("."))
+    if major != SCHEMA_VERSION[0]:
+        raise errors.FeatureNotSupported(f"its schema is of version {major}, this program's of {SCHEMA_VERSION[0]}")
+    return minor

@@ -1,0 +1,98 @@
+"""Transactions of handlers on a SQLite ledger: one at a time, in a thread, so that the event loop goes on meanwhile."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+from workqueue.ledger import ClaimLost, LedgerBusy, Rows, Transaction
+from workqueue.ledger.sqlite_file import SqliteFile
+from workqueue.ledger.transaction import Values
+
+R = TypeVar("R")
+
+BEGIN_S = 60.0  # how long a block waits for the transactions of other processes; its claim is renewed meanwhile
+BEGIN_AGAIN_S = 0.005
+SILENT_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Blocks:
+    """`open` ends with the block that is being carried out; None if there is none."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+        self._db: sqlite3.Connection | None = None
+        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="completion")
+        self.open: asyncio.Future[None] | None = None
+
+    @asynccontextmanager
+    async def begin(self, change: str, values: Sequence[Any]) -> AsyncIterator[Transaction]:
+        """A transaction that begins with this change. Raises ClaimLost if it changes nothing, and LedgerBusy."""
+        async with self._turn:
+            db = await self._begin()
+            self.open = asyncio.get_running_loop().create_future()
+            try:
+                # First: a claim that was lost must not begin an effect.
+                if (await self._run(db, change, values)).rowcount != 1:
+                    raise ClaimLost
+                with Transaction(lambda statement, given: self._run(db, statement, given)) as transaction:
+                    yield transaction
+                await self._in_thread(db.commit)
+            finally:
+                try:
+                    await self._in_thread(db.rollback)  # does nothing after the commit
+                finally:
+                    self.open.set_result(None)
+                    self.open = None
+
+    async def close(self) -> None:
+        self._thread.shutdown(wait=False)
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    async def _begin(self) -> sqlite3.Connection:
+        """The connection, with a transaction in which nobody else can write."""
+        began_s, told = time.monotonic(), False
+        while True:
+            self._file.look()
+            if self._db is None:
+                self._db = self._file.connect(0.0)
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                return self._db
+            except sqlite3.OperationalError as error:
+                waited_s = time.monotonic() - began_s
+                if waited_s > BEGIN_S:
+                    raise LedgerBusy(str(error)) from error
+                if waited_s > SILENT_S and not told:
+                    log.warning("a completion waits for the ledger: %s", error)
+                    told = True
+            await asyncio.sleep(BEGIN_AGAIN_S)
+
+    async def _run(self, db: sqlite3.Connection, statement: str, values: Values) -> Rows:
+        def execute() -> Rows:
+            cursor = db.execute(statement, values)
+            return Rows(cursor.fetchall(), cursor.rowcount)
+
+        return await self._in_thread(execute)
+
+    async def _in_thread(self, call: Callable[[], R]) -> R:
+        running = asyncio.get_running_loop().run_in_executor(self._thread, call)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            while not running.done():
+                if self._db is not None:
+                    self._db.interrupt()  # ends a statement at once, and a commit not
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([running], timeout=0.1)
+            running.exception()
+            raise

@@ -1,0 +1,149 @@
+"""The file of a SQLite ledger: made, migrated, and watched, so that it stays the same one while the process lives.
+
+SQLite keeps its locks as POSIX locks, and a process loses those as soon as anything in it opens and closes the file,
+a handler that reads it for example (https://www.sqlite.org/howtocorrupt.html, 2.2). Another process that closes the
+database then believes to be the last, and deletes the log under us. So we also hold shared locks on the same bytes
+that belong to a descriptor of our own, and that nobody drops: with them nobody else is ever the last.
+"""
+
+import fcntl
+import os
+import secrets
+import sqlite3
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+from workqueue.errors import LedgerLost, LedgerUnreachable
+from workqueue.ledger import SCHEMA_VERSION, LedgerBusy
+
+SET_UP_S = 10.0
+PAGE_BYTES = 1024  # each change writes its whole page, of rows of some 250 bytes: 4096 takes a third longer
+
+# By minor version. The first is the one that had no number.
+MIGRATIONS = (
+    """
+CREATE TABLE IF NOT EXISTS task (
+    id BLOB PRIMARY KEY, state TEXT NOT NULL, fence INTEGER NOT NULL, crashes TEXT NOT NULL DEFAULT '',
+    holder TEXT NOT NULL, worker TEXT NOT NULL, lease_until REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0, result TEXT, error TEXT, finished_at REAL
+) WITHOUT ROWID
+""",
+    """
+ALTER TABLE task ADD COLUMN kind TEXT;
+ALTER TABLE task ADD COLUMN digest BLOB;
+ALTER TABLE task ADD COLUMN alone INTEGER; -- the fence of the claim, if its task was alone in the process
+ALTER TABLE task ADD COLUMN ends_at REAL; -- `lease_until` by the steady clock of the boot that the holder names
+ALTER TABLE task ADD COLUMN next_at REAL; -- not claimed before, while it equals `lease_until`
+ALTER TABLE task ADD COLUMN created_at REAL;
+ALTER TABLE task ADD COLUMN claimed_at REAL;
+ALTER TABLE task ADD COLUMN last_error TEXT
+""",
+)
+META = "CREATE TABLE IF NOT EXISTS workqueue_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+
+MAGIC = b"SQLite format 3\0"
+IDENTITY_AT = 68  # the application id, https://www.sqlite.org/fileformat.html
+SHARED_BYTES = (0x40000002, 510)  # of the database: a shared lock there says that somebody has it open
+ALIVE_BYTE = (128, 1)  # of the -shm file: a shared lock there says that its content is in use
+FILES = ("", "-wal", "-shm")
+
+
+class SqliteFile:
+    """The database at `path`, which is created if it does not exist, readable for its owner only."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self._guards: list[int] = []
+        opened: sqlite3.Connection | None = None
+        try:
+            Path(self.path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.holders.mkdir(mode=0o700, exist_ok=True)
+            # Two processes that switch to WAL mode at once are both told that the other one has it locked.
+            with open(self.holders / "set-up", "w") as one_at_a_time:
+                fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+                self._guards.append(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+                self.db = opened = self.connect(SET_UP_S)
+                self._set_up(self.db)
+                self._guards.append(os.open(f"{self.path}-shm", os.O_RDWR))
+                _set_lock(self._guards[0], fcntl.F_RDLCK, *SHARED_BYTES)
+                _set_lock(self._guards[1], fcntl.F_RDLCK, *ALIVE_BYTE)
+                self._known = [_inode(f"{self.path}{suffix}") for suffix in FILES]
+        except (OSError, sqlite3.Error) as error:
+            if opened is not None:
+                opened.close()
+            self._let_go()
+            raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
+
+    @property
+    def holders(self) -> Path:
+        return Path(f"{self.path}.holders")
+
+    def connect(self, timeout_s: float) -> sqlite3.Connection:
+        """A connection for any thread, one at a time."""
+        db = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+        # In WAL mode a commit survives the death of the process; only a power cut can take back the last ones,
+        # whose tasks then are done but forgotten (https://www.sqlite.org/pragma.html#pragma_synchronous).
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        return db
+
+    def look(self) -> None:
+        """Raises LedgerLost if what lies at the path is not what was opened."""
+        try:
+            for suffix, known in zip(FILES, self._known, strict=True):
+                if _inode(f"{self.path}{suffix}") != known:
+                    raise LedgerLost(self.path, f"{self.path}{suffix} was replaced")
+            head = os.pread(self._guards[0], IDENTITY_AT + 4, 0)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise LedgerLost(self.path, f"{error.filename} was deleted") from error
+        except OSError as error:
+            raise LedgerBusy(str(error)) from error
+        written = int.from_bytes(head[IDENTITY_AT:], "big")
+        if not head.startswith(MAGIC) or written not in (0, self.identity):  # 0: it is in the log still
+            raise LedgerLost(self.path, "it was overwritten")
+
+    def close(self) -> None:
+        with suppress(OSError):
+            for guard in self._guards:
+                _set_lock(guard, fcntl.F_UNLCK, 0, 0)
+        self.db.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._guards:  # after the database, whose locks this drops
+            os.close(self._guards.pop())
+
+    def _set_up(self, db: sqlite3.Connection) -> None:
+        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(META)
+        found = db.execute("SELECT value FROM workqueue_meta WHERE key = 'schema_version'").fetchone()
+        major, minor = map(int, found[0].split(".")) if found else (SCHEMA_VERSION[0], -1)
+        if major != SCHEMA_VERSION[0]:
+            raise sqlite3.DatabaseError(f"its schema is of version {major}, and this program's of {SCHEMA_VERSION[0]}")
+        for statements in MIGRATIONS[minor + 1 :]:
+            for statement in statements.split(";"):
+                db.execute(statement)
+        if minor < SCHEMA_VERSION[1]:
+            version = f"{SCHEMA_VERSION[0]}.{SCHEMA_VERSION[1]}"
+            db.execute("INSERT OR REPLACE INTO workqueue_meta VALUES ('schema_version', ?)", (version,))
+        (self.identity,) = db.execute("PRAGMA application_id").fetchone()
+        if self.identity < 2:
+            self.identity = 2 + secrets.randbelow(2**31 - 2)
+            db.execute(f"PRAGMA application_id = {self.identity}")
+        db.execute("COMMIT")
+        db.execute("PRAGMA busy_timeout = 0")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _set_lock(descriptor: int, kind: int, start: int, length: int) -> None:
+    """A lock that belongs to the open file, not to the process."""
+    if hasattr(fcntl, "F_OFD_SETLK"):  # Linux
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, start, length, 0))
