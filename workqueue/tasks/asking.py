@@ -23,13 +23,15 @@ class Asking:
     def __init__(self, worker: str) -> None:
         self._worker = worker
         self._loop = asyncio.get_running_loop()
-        self._since: dict[object, float] = {}  # the questions that wait for an answer, the oldest first
+        self._asked = 0
+        self._since: dict[int, float] = {}  # the questions that wait for an answer, the oldest first
         self._looking: asyncio.TimerHandle | None = None
         self._told_s, self._cause = 0.0, "no answer"
 
     async def __call__(self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None = None) -> A:
         """What the ledger answers, however long that takes. Raises LedgerBusy only where `until` is true meanwhile."""
-        question, delay_s = object(), RETRY_S
+        self._asked += 1
+        question, delay_s = self._asked, RETRY_S
         self._since[question] = self._loop.time()
         if self._looking is None:
             self._looking = self._loop.call_later(SILENT_S, self._look)

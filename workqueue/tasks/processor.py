@@ -30,6 +30,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -189,9 +190,13 @@ class Guard(Generic[T]):
 
     async def _begin(self, task: T, arrived: Delivery, told: str) -> str:
         """Try the task beside others, or alone where it is under suspicion. Raises Closed if the worker drains."""
+        if self._single:
+            if self._draining:
+                raise Closed
+            return await self._claim(task, arrived, told, alone=True) or ""
         await self._room.enter()
         try:
-            said = await self._claim(task, arrived, told, alone=self._single)
+            said = await self._claim(task, arrived, told, alone=False)
         finally:
             self._room.leave()
         if said is not None:
@@ -238,23 +243,23 @@ class Guard(Generic[T]):
 
     async def _answer(self, task: T, arrived: Delivery, alone: bool) -> Claimed | Taken | Finished | Conflict:
         """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
-        digest, kind = codec.digest(arrived.body), str(getattr(task.payload, "kind", "task"))
-
-        async def claim() -> Claimed | Taken | Finished | Conflict:
-            return await self._ledger.claim(
-                task.id, self._worker, self._receive.lease_s, kind=kind, digest=digest, alone=alone
-            )
-
+        kind, digest, lease_s = (
+            str(getattr(task.payload, "kind", "task")),
+            codec.digest(arrived.body),
+            self._receive.lease_s,
+        )
+        claim = partial(self._ledger.claim, task.id, self._worker, lease_s, kind=kind, digest=digest, alone=alone)
         try:
-            answer = await self._ask(claim, until=lambda: self._draining)
-            if isinstance(answer, Finished) and answer.state == "dead" and "x-returns" in arrived.headers:
-                fence = answer.fence
-                if arrived.headers.get("x-burial", fence) == fence:
-                    await self._ask(lambda: self._ledger.revive(task.id, fence))
-                    answer = await self._ask(claim, until=lambda: self._draining)
+            answer = await self._ask(claim, self._is_draining)
+            if isinstance(answer, Finished) and _is_sent_back(arrived, answer):
+                await self._ask(partial(self._ledger.revive, task.id, answer.fence))
+                answer = await self._ask(claim, self._is_draining)
         except LedgerBusy as error:
             raise Closed from error
         return answer
+
+    def _is_draining(self) -> bool:
+        return self._draining
 
     def _decide(self, answer: Claimed | Taken | Finished | Conflict, arrived: Delivery) -> Try | Skip | Wait | Bury:
         receive = self._receive
@@ -285,11 +290,9 @@ class Guard(Generic[T]):
                 return await self._bury(attempt, decision, told)
             delay_s = decision.rung.delay_s
             await self._copies.delay(arrived, decision.rung, {"x-attempts": attempt.failed})
-            await self._ask(
-                lambda: self._ledger.release(
-                    task.id, claim.fence, attempts=number, error=said, next_s=NEXT_SHARE * delay_s
-                )
-            )
+            next_s = NEXT_SHARE * delay_s
+            release = partial(self._ledger.release, attempts=number, error=said, next_s=next_s)
+            await self._ask(partial(release, task.id, claim.fence))
             self._ack(arrived)
             return f"failed  {told}  attempt {number}, again in {delay_s:g} s: {said}"
         self._ack(arrived)
@@ -368,3 +371,9 @@ class Guard(Generic[T]):
 
 def _is_again(arrived: Delivery) -> bool:
     return arrived.delivery_count > 0 or arrived.redelivered
+
+
+def _is_sent_back(arrived: Delivery, answer: Finished) -> bool:
+    """Whether the message is the dead letter that the ledger tells of. One of the version before names no burial."""
+    is_letter = answer.state == "dead" and "x-returns" in arrived.headers
+    return is_letter and arrived.headers.get("x-burial", answer.fence) == answer.fence
