@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from workqueue.children import forget, keep_from_children
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, ClaimLost, Crash, Finished, LedgerBusy, Outcome, Taken
 
@@ -155,6 +156,7 @@ class SqliteLedger:
         if self._lock is not None:
             with suppress(FileNotFoundError):
                 (self._holders / self._holder).unlink()
+            forget(self._lock)
             os.close(self._lock)
             self._lock = None
 
@@ -197,6 +199,7 @@ class SqliteLedger:
             lock = os.open(self._holders / holder, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise LedgerBusy(str(error)) from error
+        keep_from_children(lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
         self._holder, self._lock = holder, lock
 
