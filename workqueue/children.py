@@ -23,7 +23,7 @@ _installed = False
 
 
 def keep_from_children(descriptor: int) -> None:
-    """A child that is forked from now on has /dev/null in place of this descriptor, for as long as it is the same file."""
+    """Children forked from now on have /dev/null in its place, for as long as the number leads to the same file."""
     install()
     _private[descriptor] = _file(descriptor)
 

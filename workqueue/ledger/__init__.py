@@ -87,6 +87,9 @@ class Ledger(Protocol):
     async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
         """Let the lease end `lease_s` from now. False: the claim is not the latest any more."""
 
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        """`renew` for any thread, on a connection of its own, while the event loop is blocked."""
+
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         """The task is done, by its `attempts`th attempt. False: the claim was lost, and nothing was changed."""
 

@@ -17,6 +17,9 @@ class NoLedger:
     async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
         return True
 
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        return True
+
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         return True
 

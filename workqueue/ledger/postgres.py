@@ -78,6 +78,16 @@ class PostgresLedger:
         change = "lease_until = clock_timestamp() + %s * interval '1 second'"
         return await self._change(change, (lease_s,), task_id, fence)
 
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        async def renew() -> bool:
+            other = PostgresLedger(self._url)
+            try:
+                return await other.renew(task_id, fence, lease_s)
+            finally:
+                await other.close()
+
+        return asyncio.run(renew())
+
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         return await self._change(COMPLETE, (attempts, result), task_id, fence)
 

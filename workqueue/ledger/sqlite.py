@@ -109,6 +109,10 @@ class SqliteLedger:
     async def renew(self, task_id: UUID, fence: int, lease_s: float) -> bool:
         return self._change(RENEW, (time.time() + lease_s, task_id.bytes, fence))
 
+    def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
+        with closing(sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)) as db:
+            return db.execute(RENEW, (time.time() + lease_s, task_id.bytes, fence)).rowcount == 1
+
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         return self._change(COMPLETE, (attempts, result, time.time(), task_id.bytes, fence))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from workqueue.ledger import ClaimLost
 from workqueue.settings import Settings
 
 
@@ -19,6 +20,7 @@ class Run:
     settings: Settings
     _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Any]] = field(repr=False)
     _completed: bool = False
+    _lost: bool = False
 
     @asynccontextmanager
     async def completion(self, result: BaseModel | None = None) -> AsyncIterator[Any]:
@@ -28,6 +30,10 @@ class Run:
         committed; when it raises, neither. Nothing else may follow in the handler. Keep it short: on SQLite no other
         task of this machine is claimed or completed meanwhile.
         """
-        async with self._complete(result) as connection:
-            yield connection
+        try:
+            async with self._complete(result) as connection:
+                yield connection
+        except ClaimLost:
+            self._lost = True
+            raise
         self._completed = True

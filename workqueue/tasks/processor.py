@@ -18,7 +18,6 @@ delivers it again, and the ledger knows it then.
 """
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -36,10 +35,10 @@ from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import GiveUp, NotSent, SendUnknown
 from workqueue.ledger import Claimed, ClaimLost, Finished, Ledger, LedgerBusy, Taken
 from workqueue.settings import Settings
+from workqueue.tasks.attempt import Attempts, as_result
 from workqueue.tasks.context import Run
 from workqueue.tasks.policy import Bury, after_failure, describe, rung_of
-from workqueue.tasks.scope import CutOff, Leash
-from workqueue.tasks.threads import in_thread
+from workqueue.tasks.scope import CutOff, Holder
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +81,12 @@ class Guard(Generic[T]):
         report: Callable[[str], object],
         fatal: Callable[[BaseException], None],
     ) -> None:
-        self._handler, self._receive, self._ledger, self._publisher = handler, receive, ledger, publisher
+        self._receive, self._ledger, self._publisher = receive, ledger, publisher
         self._version, self._worker, self._settings = contract.version, worker, settings
         self._report, self._fatal = report, fatal
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
-        self._blocking = not inspect.iscoroutinefunction(handler)
-        self._leashes: set[Leash] = set()
+        holder = Holder(worker, ledger, receive.lease_s, report)
+        self.attempts = Attempts(handler, holder, tell_begin=settings.log == "debug")
         self._emptied: asyncio.Future[None] | None = None
         self.in_hand = self.finished = self.handed_back = 0
 
@@ -116,8 +115,7 @@ class Guard(Generic[T]):
 
     def cut_off(self) -> None:
         """Stop the running handlers; their messages go back to the broker."""
-        for leash in self._leashes:
-            leash.pull(CutOff())
+        self.attempts.cut_off()
 
     async def _take(self, task: T | Undecodable, arrived: Delivery) -> str:
         """Returns what became of the message, in words."""
@@ -186,20 +184,13 @@ class Guard(Generic[T]):
 
         run = Run(self._worker, number, self._settings, complete)
         limit_s = self._receive.time_limits_s.get(type(task.payload).__name__)
-        lease_s = self._receive.lease_s
-        leash = Leash(limit_s, lease_s, lambda: self._ledger.renew(task.id, claim.fence, lease_s))
-        self._leashes.add(leash)
         try:
-            with leash:
-                running: Any = in_thread(self._handler, task, run) if self._blocking else self._handler(task, run)
-                result: BaseModel | None = await running
+            result = await self.attempts.run(task, run, claim.fence, limit_s)
         except Exception as error:
             if not run._completed:
                 raise
             log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task.id, describe(error))
             return
-        finally:
-            self._leashes.discard(leash)
         if run._completed:
             return
         encoded = self._encode(result)
@@ -208,7 +199,7 @@ class Guard(Generic[T]):
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:
-            return None if result is None else self._results.encode(result)
+            return None if result is None else self._results.encode(as_result(result))
         except ValueError as error:
             raise GiveUp(str(error)) from error
 
