@@ -8,9 +8,8 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -40,7 +39,6 @@ from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor
 from workqueue.tasks.context import Run
 from workqueue.tasks.processor import Guard
-from workqueue.tasks.scope import CutOff, Leash
 
 WAIT_S = 20.0
 CONTRACT = contract.load("generated.worker")
@@ -518,7 +516,13 @@ async def test_a_task_that_has_failed_on_every_rung_becomes_a_dead_letter_then_r
     headers = {"x-attempts": [FAILED] * len(RUNGS)}
     assert await bench.take(headers=headers) == ["claim", "run", DEAD, "bury", "ack"]
     assert story_of(bench, "failed", attempts=RECEIVE.max_attempts)["x-error"] == "ValueError: no"
-    assert bench.ledger.values[-1] == ("bury", TASK.id, 5, RECEIVE.max_attempts, "failed: ValueError: no")
+    *said, error = bench.ledger.values[-1]
+    assert said == ["bury", TASK.id, 5, RECEIVE.max_attempts]
+    line, *trace = error.splitlines()
+    assert line == "failed: ValueError: no"
+    assert trace[-1] == "ValueError: no"
+    assert bench.publisher.copies[0]["headers"]["x-traceback"].splitlines() == trace
+    assert "raise error" in bench.said[0]
 
 
 async def test_a_task_that_is_given_up_becomes_a_dead_letter_at_once() -> None:
@@ -566,6 +570,7 @@ async def test_a_process_that_ends_gives_the_claim_back_and_settles_nothing() ->
     bench = Bench(never)
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["run"])
+    bench.guard.attempts.holder.ending = True
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
@@ -649,148 +654,7 @@ async def test_a_plain_function_runs_in_a_thread_while_its_claim_is_renewed() ->
     assert [effect for effect in await taking if effect != "renew"] == ["claim", "complete", "ack"]
 
 
-# --- the leash --------------------------------------------------------------------------------------------------------
-
-
-async def kept() -> bool:
-    return True
-
-
-async def held(leash: Leash, inside: Any = None) -> None:
-    async with asyncio.timeout(WAIT_S):
-        with leash:
-            await (inside or asyncio.Event().wait())
-
-
-async def test_a_leash_lets_what_ends_in_time_go_and_leaves_nothing_running() -> None:
-    for limit_s in (None, 10.0):
-        await held(Leash(limit_s, 0.003, kept), asyncio.sleep(0.01))
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-
-
-async def test_a_leash_that_was_left_in_time_touches_nothing_any_more() -> None:
-    renewals: list[float] = []
-
-    async def renew() -> bool:
-        renewals.append(time.monotonic())
-        return False
-
-    await held(Leash(0.02, 0.03, renew), asyncio.sleep(0))
-    await held(Leash(None, 0.03, renew), asyncio.sleep(0))
-    await asyncio.sleep(0.06)
-    assert renewals == []
-
-
-async def test_a_leash_ends_what_takes_too_long_and_says_how_long_that_is() -> None:
-    began = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"^it took longer than its limit of 0\.02 s$"):
-        await held(Leash(0.02, 10, kept))
-    assert time.monotonic() - began < WAIT_S / 2
-
-
-async def test_a_leash_passes_on_what_the_handler_raises_itself() -> None:
-    async def slow() -> None:
-        raise TimeoutError("the other side")
-
-    with pytest.raises(TimeoutError, match=r"^the other side$"):
-        await held(Leash(10, 10, kept), slow())
-
-
-async def test_a_handler_may_answer_a_time_limit_but_not_a_pull() -> None:
-    async def stubborn(error: Exception | None) -> None:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            if error is not None:
-                raise error from None
-
-    await held(Leash(0.01, 10, kept), stubborn(None))
-    with pytest.raises(ValueError, match="mine"):
-        await held(Leash(0.01, 10, kept), stubborn(ValueError("mine")))
-    for error in (None, ValueError("mine")):
-        leash = Leash(10, 10, kept)
-        asyncio.get_running_loop().call_soon(leash.pull, CutOff())
-        with pytest.raises(CutOff):
-            await held(leash, stubborn(error))
-    task = asyncio.current_task()
-    assert task is not None
-    assert task.cancelling() == 0
-
-
-async def test_a_task_that_somebody_else_cancels_too_stays_cancelled() -> None:
-    leash = Leash(0.01, 10, kept)
-    holding = asyncio.ensure_future(held(leash))
-    await asyncio.sleep(0)
-    leash.pull(CutOff())
-    holding.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await holding
-
-
-async def test_a_pulled_leash_raises_what_it_was_pulled_with_first() -> None:
-    leash = Leash(10, 10, kept)
-    asyncio.get_running_loop().call_soon(leash.pull, CutOff())
-    asyncio.get_running_loop().call_soon(leash.pull, ClaimLost())
-    with pytest.raises(CutOff):
-        await held(leash)
-
-
-async def test_a_leash_renews_the_claim_several_times_in_a_lease_and_survives_a_busy_ledger() -> None:
-    renewals: list[float] = []
-    enough = asyncio.Event()
-
-    async def renew() -> bool:
-        renewals.append(time.monotonic())
-        if len(renewals) == 8:
-            enough.set()
-        if len(renewals) % 2:
-            raise LedgerBusy("locked")
-        return True
-
-    lease_s, began = 0.15, time.monotonic()
-    await held(Leash(None, lease_s, renew), enough.wait())
-    assert renewals[0] - began >= lease_s / 4  # a short task is not renewed at all
-    assert min(after - before for before, after in pairwise(renewals)) >= lease_s / 4
-
-
-async def test_a_leash_whose_claim_is_lost_ends_the_handler() -> None:
-    async def lost() -> bool:
-        return False
-
-    ended = False
-
-    async def work() -> None:
-        nonlocal ended
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended = True
-
-    with pytest.raises(ClaimLost):
-        await held(Leash(None, 0.01, lost), work())
-    assert ended
-
-
-async def test_a_drain_that_ends_while_a_handler_cleans_up_after_its_time_limit_is_no_error() -> None:
-    cleaning, clean = asyncio.Event(), asyncio.Event()
-
-    async def work() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cleaning.set()
-            await clean.wait()
-
-    leash = Leash(0.01, 10, kept)
-    holding = asyncio.ensure_future(held(leash, work()))
-    await cleaning.wait()
-    try:
-        leash.pull(CutOff())
-    finally:
-        clean.set()
-        with suppress(TimeoutError, CutOff):
-            await holding
+# --- the end of a handler ---------------------------------------------------------------------------------------------
 
 
 async def test_a_handler_that_answers_its_cut_off_with_another_error_is_handed_back_all_the_same() -> None:
@@ -805,18 +669,6 @@ async def test_a_handler_that_answers_its_cut_off_with_another_error_is_handed_b
     await until(lambda: bench.log[-1:] == ["run"])
     bench.guard.cut_off()
     assert await taking == ["claim", "run", "release", TASKS, "ack"]
-
-
-async def test_a_renewal_that_fails_in_a_way_nobody_expected_is_tried_again() -> None:
-    tried: list[int] = []
-
-    async def renew() -> bool:
-        tried.append(1)
-        if len(tried) < 3:
-            raise OSError("the disk is on fire")
-        return True
-
-    await held(Leash(None, 0.01, renew), until(lambda: len(tried) >= 4))
 
 
 async def test_a_story_tells_no_more_attempts_than_the_contract_allows_and_the_latest_of_them() -> None:
@@ -840,6 +692,7 @@ async def test_a_busy_ledger_does_not_hide_that_the_process_ends() -> None:
     bench.ledger.busy["release"] = 1
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["run"])
+    bench.guard.attempts.holder.ending = True
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking

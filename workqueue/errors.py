@@ -86,12 +86,25 @@ class SendUnknown(WorkQueueError):
         self.message_id, self.deadline_s = message_id, deadline_s
 
 
+class WorkerFault(WorkQueueError):
+    """The worker can't go on, by a fault of this package or of a library below it. The log has the traceback."""
+
+    exit_code = 70
+
+
+class HandlerBroke(Exception):
+    """The attempt failed in a way that is told in words of ours. Its cause is what the handler raised."""
+
+
 class Verdict(Exception):
     """Raised by a handler that knows what should happen next. Any other exception is a plain failure."""
 
 
 class RetryAfter(Verdict):
-    """This attempt failed; the next one is no sooner than `delay_s` from now (rounded up to a rung of the contract)."""
+    """This attempt failed; the next one is no sooner than `delay_s` from now (rounded up to a rung of the contract).
+
+    A `delay_s` that is no number of seconds makes it a plain failure, which says so.
+    """
 
     def __init__(self, delay_s: float, reason: str) -> None:
         super().__init__(reason)

@@ -6,6 +6,7 @@
 | 1         | some tasks were refused or died                          |
 | 2         | a bad flag, setting, contract or input                   |
 | 3         | the broker or the ledger is out of reach                 |
+| 70        | a fault of its own: the log has the traceback            |
 | 130       | interrupted                                              |
 """
 
@@ -16,13 +17,14 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, NoReturn
 
 import uvloop
 
-from workqueue.errors import WorkQueueError
+from workqueue.errors import WorkerFault, WorkQueueError
 
 INTERRUPTED = 130
 
@@ -76,17 +78,38 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(main())
+            return _run_to_end(runner, main)
     except WorkQueueError as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # one line and an exit code for it too
+        logging.getLogger(__name__).error("%s", traceback.format_exc().rstrip())
+        print(f"{os.path.basename(sys.argv[0])}: a fault of its own: {type(error).__name__}: {error}", file=sys.stderr)
+        return WorkerFault.exit_code
     finally:
         try:
             sys.stderr.flush()
         except OSError:  # the interpreter would try again at its end, and exit with 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def _run_to_end(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """SystemExit and KeyboardInterrupt in any task leave the event loop by asyncio's rule: `sys.exit()` in a task that
+    a handler has made. Its awaiter sees them, and everything else goes on here."""
+    running = runner.get_loop().create_task(main())
+
+    async def end() -> int:
+        return await running
+
+    while True:
+        try:
+            return runner.run(end())
+        except (SystemExit, KeyboardInterrupt) as error:
+            if running.done() or running.cancelling():
+                raise
+            logging.getLogger(__name__).warning("%s in a task of the program's own; goes on", type(error).__name__)
 
 
 def on_signals(first: Callable[[], object]) -> None:

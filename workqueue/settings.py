@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from workqueue.errors import SettingInvalid
@@ -40,6 +40,9 @@ class Settings:
     """How long the ledger remembers a finished task, and so recognises it when it is sent again: a week's holiday."""
     window: int = 200
     """How many tasks may be sent and not yet confirmed: past this a quorum queue gets no faster."""
+
+    log: Literal["info", "debug"] = "info"
+    """`debug`: a line for every task that begins too, not just for one that runs for long."""
 
     def __repr__(self) -> str:
         shown = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -80,6 +83,10 @@ def _parse(field: str, name: str, text: str) -> Any:
             if not os.path.isdir(text):  # pathlib's raises what a name too long does
                 raise SettingInvalid(name, text, "name a folder that exists")
             return Path(text).resolve()
+        case "log":
+            if text not in ("info", "debug"):
+                raise SettingInvalid(name, text, "use info or debug")
+            return text
         case "window":
             if not text.isdecimal() or not 1 <= int(text) <= 10_000:
                 raise SettingInvalid(name, text, "use a whole number from 1 to 10000")

@@ -3,22 +3,31 @@
 import argparse
 import asyncio
 import logging
+import os
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
-from workqueue import codec, contract
+from workqueue import children, codec, contract
 from workqueue.amqp.wire import Wire
-from workqueue.errors import ContractInvalid
+from workqueue.errors import ContractInvalid, WorkerFault
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import Flags, Report, count, on_signals, run
 from workqueue.settings import Settings
+from workqueue.tasks.policy import describe
 from workqueue.tasks.processor import Guard, Handler
+from workqueue.tasks.scope import Scope
+from workqueue.tasks.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 PRUNE_EVERY_S = 1800.0
 CUT_OFF_S = 3.0  # for handing back what was cut off at the end of a drain; what takes longer is left to the broker
+CLOSE_S = 4.0  # for closing connections
+RELEASE_S = 2.0  # for giving back the claims of handlers that do not end
 
 
 def run_worker(
@@ -46,42 +55,115 @@ async def _work(
         raise ContractInvalid(f"a worker needs one receive operation, the contract has {len(loaded.receives)}")
     (receive,) = loaded.receives.values()
     codec.install()
-    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def end(error: BaseException | None = None) -> None:
-        if ended.done():
-            return
-        if error is not None:
-            ended.set_exception(error)
-        else:
-            ended.set_result(None)
-
+    children.install()
+    ending = Ending()
     async with AsyncExitStack() as closing:
         ledger = await open_ledger(settings)
         closing.push_async_callback(ledger.close)
-        wire = Wire(settings, loaded, name, end)
+        wire = Wire(settings, loaded, name, ending.set)
         closing.push_async_callback(wire.close)
         pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
         closing.callback(pruning.cancel)
         guard = Guard(
-            handler, loaded, receive, ledger, wire.publisher(), name, settings, Report(), end, single=concurrency == 1
-        )
-        for _ in range(concurrency):  # each a competing consumer of its own: one handles a message at a time
-            app = application(wire)
-            operation(app)(guard.take)
-            closing.push_async_callback(app.stop)
-            await app.start()
-        on_signals(end)
-        log.info("%s  ready  takes %d at a time from %s", name, concurrency, receive.queue.name)
-        await ended
-        log.info("%s  stops  finishes what it has in hand: %d", name, guard.in_hand)
-        guard.drain()
-        await wire.drain()
-        if not await guard.idle(settings.drain_s):
-            guard.cut_off()
-            await guard.idle(CUT_OFF_S)
+            handler, loaded, receive, ledger, wire.publisher(), name, settings, Report(), ending.set,
+            single=concurrency == 1,
+        )  # fmt: skip
+        watchdog = Watchdog(name, lambda: guard.attempts.running, partial(_release_from_thread, settings))
+        watchdog.start()
+        closing.callback(watchdog.rest)
+        apps = [application(wire) for _ in range(concurrency)]  # competing consumers: each handles a message at a time
+        closing.push_async_callback(_stop, apps)
+        try:
+            for app in apps:
+                operation(app)(guard.take)
+                await app.start()
+            on_signals(ending.set)
+            _also_in_python(lambda: watchdog.end_by(settings.drain_s + CUT_OFF_S + CLOSE_S, 0, "the drain is over"))
+            log.info("%s  ready  takes %d at a time from %s", name, concurrency, receive.queue.name)
+            await ending.wait()
+            log.info("%s  stops  finishes what it has in hand: %d", name, guard.in_hand)
+            guard.drain()
+            await wire.drain()
+            drained = await guard.idle(settings.drain_s)
+        except Exception as error:
+            exit_code = getattr(error, "exit_code", WorkerFault.exit_code)
+            watchdog.end_by(CUT_OFF_S + CLOSE_S, exit_code, describe(error))
+            raise
+        finally:
+            ending.set()
+            guard.attempts.end()
+        if not drained and not await guard.idle(CUT_OFF_S):
+            await _stop(apps, within_s=CLOSE_S / 4)
+            await _abandon(name, guard, ledger)
+    watchdog.end_by(CLOSE_S, 0, "it has stopped")  # a thread that a handler left behind holds the interpreter up
     log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back)
     return 0
+
+
+class Ending:
+    """Why the worker ends: nothing, a signal, or an error; the first counts."""
+
+    def __init__(self) -> None:
+        self._told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def set(self, error: BaseException | None = None) -> None:
+        if self._told.done():
+            return
+        if error is not None:
+            self._told.set_exception(error)
+        else:
+            self._told.set_result(None)
+
+    async def wait(self) -> None:
+        """Raises the error."""
+        await self._told
+
+
+def _also_in_python(on_signal: Callable[[], object]) -> None:
+    """Call this on a signal even while the event loop is blocked, which then learns of the signal only later."""
+    for number in children.SIGNALS:
+        if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(number, lambda *_: on_signal())
+
+
+async def _stop(apps: list[Any], within_s: float | None = None) -> None:
+    """Cancel what the consumers still do. A handler may not let itself be cancelled."""
+    stopping = [asyncio.ensure_future(app.stop()) for app in apps]
+    stopped, _ = await asyncio.wait(stopping, timeout=within_s)
+    for app in stopped:
+        if not app.cancelled() and (error := app.exception()) is not None:
+            log.warning("a consumer did not stop well: %s", describe(error))
+
+
+async def _abandon(name: str, guard: Guard[Any], ledger: Ledger) -> NoReturn:
+    """End the process around handlers that do not end. The broker notices, and delivers their messages again."""
+    scopes = list(guard.attempts.running)
+    for scope in scopes:
+        log.warning("%s  ends while it runs  %s: %s", name, scope.told, scope.where())
+    log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back + len(scopes))
+    await _release(ledger, scopes)  # last: from here on another worker may begin them
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(0)
+
+
+async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
+    with suppress(LedgerBusy, TimeoutError):  # the leases end by themselves
+        async with asyncio.timeout(RELEASE_S):
+            for scope in scopes:
+                await ledger.release(scope.task_id, scope.fence)
+
+
+def _release_from_thread(settings: Settings, scopes: list[Scope]) -> None:
+    """The worker's own ledger belongs to its event loop."""
+
+    async def release() -> None:
+        async with asyncio.timeout(RELEASE_S):
+            ledger = await open_ledger(settings)
+        await _release(ledger, scopes)
+
+    if scopes:
+        asyncio.run(release())
 
 
 async def _prune(ledger: Ledger, keep_s: float) -> None:

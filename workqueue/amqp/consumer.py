@@ -18,7 +18,7 @@ from workqueue.amqp.connection import CALL_TIMEOUT_S, GONE, Link, reconnect_dela
 from workqueue.amqp.lane import Arrival, Lane, Sender
 from workqueue.contract import Receive
 from workqueue.delivery import ChannelLost, Delivery
-from workqueue.errors import WorkQueueError
+from workqueue.errors import WorkerFault, WorkQueueError
 from workqueue.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,9 @@ class Consumer:
 
     async def recv(self) -> AsyncGenerator[Incoming, None]:
         """Yields a message and, once it is asked for the next one, expects that to be settled. Ends when drained."""
+        kernel = asyncio.current_task()
+        assert kernel is not None
+        kernel.add_done_callback(self._supervise)
         try:
             while self._session is not None or not self._draining:
                 session = self._session or await self._resume()
@@ -147,6 +150,15 @@ class Consumer:
         except WorkQueueError as error:
             self._fatal(error)
 
+    def _supervise(self, kernel: "asyncio.Task[Any]") -> None:
+        """The kernel's task, which asks for messages and hands them to the guard, has ended. Nobody else looks at it,
+        and without it this worker is alive and idle."""
+        error = None if kernel.cancelled() else kernel.exception()
+        if not self._draining:
+            fault = WorkerFault(f"{self._tag} ended unasked; the log has the reason, if there is one")
+            fault.__cause__ = error
+            self._fatal(fault)
+
     async def drain(self) -> None:
         """Take no new message. One that is in a handler goes on; one that waits here is still yielded, for who handles
         it to hand back: what a closed channel gives back counts as a delivery."""
@@ -159,6 +171,7 @@ class Consumer:
             session.over()
 
     async def stop(self) -> None:
+        self._draining = True
         if self._session is not None:
             await self._leave(self._session)
 

@@ -25,6 +25,8 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
+from workqueue.children import keep_from_children
+
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 RETURN, DELIVER, ACK, NACK = (struct.pack(">HH", 60, method) for method in (50, 60, 80, 120))
 START_BYTES = 7  # of a frame: its type, its channel, its size; after the content comes one more
@@ -270,6 +272,7 @@ class Socket(TransportFactory):
         self.transport, _ = await loop.create_connection(
             lambda: protocol, str(url.host), int(url.port or 0), ssl=ssl, **kwargs
         )
+        keep_from_children(self.transport.get_extra_info("socket").fileno())
         return self.tap, asyncio.StreamWriter(self.transport, protocol, self.tap, loop)
 
 

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID, uuid4
 
+from workqueue.children import forget, keep_from_children
 from workqueue.errors import LedgerLost
 from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
 from workqueue.ledger.clock import boot, steady_s
@@ -182,6 +183,7 @@ class SqliteLedger:
         if self._lock is not None:
             with suppress(OSError):
                 (self._file.holders / self._holder).unlink()
+            forget(self._lock)
             os.close(self._lock)
             self._lock = None
 
@@ -247,6 +249,7 @@ class SqliteLedger:
             lock = os.open(self._file.holders / holder, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
             raise LedgerBusy(str(error)) from error
+        keep_from_children(lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
         self._holder, self._lock = holder, lock
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
-from workqueue.ledger import Transaction
+from workqueue.ledger import ClaimLost, Transaction
 from workqueue.settings import Settings
 
 
@@ -19,6 +19,7 @@ class Run:
     settings: Settings
     _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Transaction]] = field(repr=False)
     _completed: bool = False
+    _lost: bool = False
 
     @asynccontextmanager
     async def completion(self, result: BaseModel | None = None) -> AsyncIterator[Transaction]:
@@ -28,6 +29,10 @@ class Run:
         raises, neither. Nothing else may follow in the handler. Keep it short: on SQLite no other task of this machine
         is claimed or completed meanwhile.
         """
-        async with self._complete(result) as db:
-            yield db
+        try:
+            async with self._complete(result) as db:
+                yield db
+        except ClaimLost:
+            self._lost = True
+            raise
         self._completed = True

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workqueue.contract import Rung
-from workqueue.errors import GiveUp, RetryAfter
+from workqueue.errors import GiveUp, HandlerBroke, RetryAfter, Verdict
 from workqueue.ledger import Claimed, Conflict, Finished, Taken
 
 Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"]
@@ -122,8 +122,16 @@ def rung_of(delay_s: float, rungs: Sequence[Rung]) -> Rung:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line: its type, unless it is a verdict of ours, and its text."""
-    text = " ".join(str(error).split())
-    if not isinstance(error, (GiveUp, RetryAfter)):
+    """An error in one line: its type, unless it says in words of ours what happened, and its text. Never raises."""
+    try:
+        text = " ".join(str(error)[: 10 * ERROR_LIMIT].split())
+    except BaseException as broken:  # noqa: BLE001  # a handler's exception may be of any kind
+        text = f"(its text can't be read: str() raises {type(broken).__name__})"
+    if not isinstance(error, (Verdict, HandlerBroke)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:ERROR_LIMIT]
+    return printable(text)[:ERROR_LIMIT]
+
+
+def printable(text: str) -> str:
+    """The text with an escape for every character that could do something to a terminal, line ends included."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -24,12 +24,11 @@ delivers it again, and the ledger knows it then.
 """
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
@@ -40,11 +39,12 @@ from workqueue import codec, delivery
 from workqueue.codec import ERROR_LIMIT, ResultCodec, Schema, Undecodable
 from workqueue.contract import Contract, Receive, Rung
 from workqueue.delivery import Delivery, Publisher
-from workqueue.errors import GiveUp
+from workqueue.errors import GiveUp, Verdict
 from workqueue.ledger import Claimed, ClaimLost, Conflict, Finished, Ledger, LedgerBusy, Taken, Transaction
 from workqueue.settings import Settings
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
+from workqueue.tasks.attempt import Attempts, as_result
 from workqueue.tasks.context import Run
 from workqueue.tasks.copies import Copies, now
 from workqueue.tasks.policy import (
@@ -59,8 +59,8 @@ from workqueue.tasks.policy import (
     without_ledger,
 )
 from workqueue.tasks.room import Closed, Room
-from workqueue.tasks.scope import CutOff, Leash
-from workqueue.tasks.threads import in_thread
+from workqueue.tasks.scope import CutOff, Holder
+from workqueue.tasks.stack import traceback_lines, traceback_tail
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +117,13 @@ class Guard(Generic[T]):
         *,
         single: bool = True,
     ) -> None:
-        self._handler, self._receive, self._ledger, self._single = handler, receive, ledger, single
+        self._receive, self._ledger, self._single = receive, ledger, single
         self._worker, self._settings, self._report, self._fatal = worker, settings, report, fatal
         self._copies = Copies(contract, receive, publisher, worker, settings.send_s)
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
-        self._blocking = not inspect.iscoroutinefunction(handler)
+        holder = Holder(worker, ledger, receive.lease_s, report)
+        self.attempts = Attempts(handler, holder, tell_begin=settings.log == "debug")
         self._ask, self._room = Asking(worker), Room()
-        self._leashes: set[Leash] = set()
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False
         self.in_hand = self.finished = self.handed_back = 0
@@ -135,7 +135,8 @@ class Guard(Generic[T]):
         try:
             said = await self._take(task, arrived)
             took_ms = (time.perf_counter() - began) * 1000
-            self._report(f"{self._worker}  {said}  {took_ms:.0f} ms")
+            said, trace, lines = said.partition("\n")
+            self._report(f"{self._worker}  {said}  {took_ms:.0f} ms{trace}{lines}")
         except Exception as error:
             self._fatal(error)
             raise
@@ -158,8 +159,7 @@ class Guard(Generic[T]):
 
     def cut_off(self) -> None:
         """Stop the running handlers; their messages go back to the broker."""
-        for leash in self._leashes:
-            leash.pull(CutOff())
+        self.attempts.cut_off()
 
     async def _take(self, task: T | Undecodable, arrived: Delivery) -> str:
         """Returns what became of the message, in words."""
@@ -283,20 +283,26 @@ class Guard(Generic[T]):
         except ClaimLost:
             return await self._delay(arrived, self._receive.rungs[0], f"lost its claim  {told}")
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
-            said, failed = describe(error), attempt.failed
-            attempt = Attempt(task, arrived, claim, [*failed, {"worker": self._worker, "at": now(), "error": said}])
-            decision = after_failure(number, error, self._receive.rungs)
-            if isinstance(decision, Bury):
-                return await self._bury(attempt, decision, told)
-            delay_s = decision.rung.delay_s
-            await self._copies.delay(arrived, decision.rung, {"x-attempts": attempt.failed})
-            next_s = NEXT_SHARE * delay_s
-            release = partial(self._ledger.release, attempts=number, error=said, next_s=next_s)
-            await self._ask(partial(release, task.id, claim.fence))
-            self._ack(arrived)
-            return f"failed  {told}  attempt {number}, again in {delay_s:g} s: {said}"
+            return await self._failed(attempt, error, told)
         self._ack(arrived)
         return f"done  {told}" + (f"  attempt {number}" if number > 1 else "")
+
+    async def _failed(self, attempt: Attempt[T], error: Exception, told: str) -> str:
+        task, claim, number, said = attempt.task, attempt.claim, attempt.number, describe(error)
+        failed = [*attempt.failed, {"worker": self._worker, "at": now(), "error": said}]
+        decision = after_failure(number, error, self._receive.rungs)
+        is_verdict = isinstance(error, Verdict)  # in words of the handler's own: where it was said does not matter
+        if isinstance(decision, Bury):
+            trace = "" if is_verdict else traceback_tail(error)
+            said = await self._bury(replace(attempt, failed=failed), decision, told, trace)
+        else:
+            await self._copies.delay(attempt.arrived, decision.rung, {"x-attempts": failed})
+            delay_s = decision.rung.delay_s
+            release = partial(self._ledger.release, attempts=number, error=said, next_s=NEXT_SHARE * delay_s)
+            await self._ask(partial(release, task.id, claim.fence))
+            self._ack(attempt.arrived)
+            said = f"failed  {told}  attempt {number}, again in {delay_s:g} s: {said}"
+        return "\n    ".join([said, *([] if is_verdict else traceback_lines(error))])
 
     async def _run(self, task: T, claim: Claimed, number: int) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
@@ -307,20 +313,13 @@ class Guard(Generic[T]):
 
         run = Run(self._worker, number, self._settings, complete)
         limit_s = self._receive.time_limits_s.get(type(task.payload).__name__)
-        lease_s = self._receive.lease_s
-        leash = Leash(limit_s, lease_s, lambda: self._ledger.renew(task.id, claim.fence, lease_s))
-        self._leashes.add(leash)
         try:
-            with leash:
-                running: Any = in_thread(self._handler, task, run) if self._blocking else self._handler(task, run)
-                result: BaseModel | None = await running
+            result = await self.attempts.run(task, run, claim.fence, limit_s)
         except Exception as error:
             if not run._completed:
                 raise
             log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task.id, describe(error))
             return
-        finally:
-            self._leashes.discard(leash)
         if run._completed:
             return
         encoded = self._encode(result)
@@ -329,17 +328,18 @@ class Guard(Generic[T]):
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:
-            return None if result is None else self._results.encode(result)
+            return None if result is None else self._results.encode(as_result(result))
         except ValueError as error:
             raise GiveUp(str(error)) from error
 
-    async def _bury(self, attempt: Attempt[T], why: Bury, told: str) -> str:
-        task, claim = attempt.task, attempt.claim
-        more = {} if claim.crashes is None else {"x-burial": claim.fence}
+    async def _bury(self, attempt: Attempt[T], why: Bury, told: str, trace: str = "") -> str:
+        task, claim, said = attempt.task, attempt.claim, f"{why.reason}: {why.error}"
+        more: dict[str, Any] = {} if claim.crashes is None else {"x-burial": claim.fence}
+        if trace:
+            more["x-traceback"] = trace
+            said += f"\n{trace}"
         await self._copies.bury(attempt.arrived, why, attempt.failed, more)
-        await self._ask(
-            lambda: self._ledger.bury(task.id, claim.fence, len(attempt.failed), f"{why.reason}: {why.error}")
-        )
+        await self._ask(lambda: self._ledger.bury(task.id, claim.fence, len(attempt.failed), said))
         self._ack(attempt.arrived)
         return f"dead  {told}  {why.reason}: {why.error}"
 

@@ -2,69 +2,189 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
-from workqueue.ledger import ClaimLost
+from workqueue.ledger import ClaimLost, Ledger
+from workqueue.tasks import stack, threads
 from workqueue.tasks.policy import describe
 
 log = logging.getLogger(__name__)
 
 RENEWALS = 3  # in a lease: one that fails or is late does not lose the claim
+LONG_S = 10.0  # a task that runs for longer is told, so that one that hangs can be seen
+CANCEL_AGAIN_S = 1.0  # a handler that swallows a cancellation may be in a loop: the next one may get it out
+STUBBORN = 3  # cancellations, after which the handler is told to be one that can't be stopped
 
 
 class CutOff(Exception):
     """The handler was stopped at the end of a drain."""
 
+    def __init__(self) -> None:
+        super().__init__("the worker ends, and its drain is over")
 
-class Leash:
-    """A context around a running handler that can end it: at its time limit, when its claim is lost, by `pull`.
 
-    It renews the claim meanwhile. Leaving it raises TimeoutError at the limit, or what it was pulled with. It does by
-    itself what `asyncio.timeout` does, to which a handler that ends in time is no cheaper than one that does not.
+@dataclass
+class Holder:
+    """Who holds the claims: one worker, in its ledger. `ending` tells that it cancels its tasks now."""
+
+    worker: str
+    ledger: Ledger
+    lease_s: float
+    report: Callable[[str], object]
+    ending: bool = False
+
+    @property
+    def renew_every_s(self) -> float:
+        return self.lease_s / RENEWALS
+
+    def first_s(self, limit_s: float | None) -> float:
+        """After which time the first thing is due that holds a handler."""
+        first_s = self.lease_s / RENEWALS
+        if limit_s is not None and limit_s < first_s:
+            first_s = limit_s
+        return first_s if first_s < LONG_S else LONG_S
+
+
+class Scope:
+    """A context around a running handler that can end it: at its time limit, when its claim is lost, by `stop`.
+
+    It renews the claim meanwhile, and for as long as the handler does not end. Leaving it raises TimeoutError at the
+    limit, or what it was stopped with. It does by itself what `asyncio.timeout` does, to which a handler that ends in
+    time is no cheaper than one that does not.
+
+    A cancellation by the handler's own code (`current_task().cancel()`, a cancelled task that it awaits) is its
+    failure, and does not outlast it; one from outside does, but that only comes once the holder is `ending`.
     """
 
-    def __init__(self, limit_s: float | None, lease_s: float, renew: Callable[[], Awaitable[bool]]) -> None:
-        self._limit_s, self._every_s, self._renew = limit_s, lease_s / RENEWALS, renew
-        self._why: Exception | None = None
-        self._renewing: asyncio.Task[None] | None = None
+    # What a handler that ends in time has no need of costs it nothing.
+    why: Exception | None = None
+    """What it was stopped with."""
+    cancelled_by_others = False
+    """Once it is left: whether the task was cancelled, and not by this scope."""
+    _cancellations = 0
+    _again: asyncio.TimerHandle | None = None
+    _later: tuple[asyncio.TimerHandle, ...] = ()
+    _renewing: asyncio.Task[None] | None = None
 
-    def pull(self, why: Exception) -> None:
-        if self._why is None:
-            self._why = why
-            self._task.cancel()
+    def __init__(self, holder: Holder, task: Any, fence: int, limit_s: float | None) -> None:
+        self.holder, self._task, self.fence, self.limit_s = holder, task, fence, limit_s
+
+    @property
+    def task_id(self) -> UUID:
+        found: UUID = self._task.id
+        return found
+
+    @property
+    def told(self) -> str:
+        """The task as lines of the log have it."""
+        return f"{getattr(self._task.payload, 'kind', 'task')}  {self._task.id}"
+
+    def ran_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def may_hold(self) -> bool:
+        """Whether the contract still allows the handler to run."""
+        return self.limit_s is None or self.ran_s() < self.limit_s
+
+    def is_current_of(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the loop is just now in this handler. For any thread."""
+        return asyncio.current_task(loop) is self.running
+
+    def is_running(self) -> bool:
+        """Whether this is called by the handler's own task."""
+        try:
+            return asyncio.current_task() is self.running
+        except RuntimeError:
+            return False
+
+    def where(self) -> str:
+        """Where the handler is: in its threads, else at what it awaits."""
+        running = [frame for thread in threads.frames_of(self) for frame in stack.outwards(thread)]
+        return stack.where(running or stack.awaited(self.running.get_coro()))
+
+    def stop(self, why: Exception) -> None:
+        """Cancel the handler, again and again until it ends."""
+        if self.why is None:
+            self.why = why
+            self._cancel()
 
     def __enter__(self) -> None:
-        task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
-        self._task, self._cancelled_before, self._began = task, task.cancelling(), self._loop.time()
-        self._timer = self._loop.call_later(min(self._every_s, self._limit_s or self._every_s), self._tighten)
+        running, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert running is not None
+        self.running, self._cancelled_before, self._began = running, running.cancelling(), time.monotonic()
+        self._timer = self._loop.call_later(self.holder.first_s(self.limit_s), self._tighten)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self._timer.cancel()
+        for timer in self._later:
+            timer.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
-        if self._why is None:
+        if self.running.cancelling() == self._cancelled_before:
             return
-        if self._task.uncancel() > self._cancelled_before:
-            return  # somebody else cancels the task too
+        if self._again is not None:
+            self._again.cancel()
+        for _ in range(self._cancellations):
+            self.running.uncancel()
+        self.cancelled_by_others = self.running.cancelling() > self._cancelled_before
+        if self.why is None or (self.cancelled_by_others and self.holder.ending):
+            return
         # A handler may answer a time limit with a result, or an error of its own; a claim that is lost is lost.
-        if kind is asyncio.CancelledError or not isinstance(self._why, TimeoutError):
-            raise self._why
+        if kind is asyncio.CancelledError or not isinstance(self.why, TimeoutError):
+            raise self.why
+
+    async def forget_cancellations(self) -> None:
+        """Once it is left: let those that the handler's own code has asked for end with it."""
+        while self.running.cancelling() > self._cancelled_before:
+            self.running.uncancel()
+        try:
+            await asyncio.sleep(0)  # one that was asked for and not delivered yet; Python 3.13 forgets it by itself
+        except asyncio.CancelledError:
+            if self.holder.ending:
+                raise
 
     def _tighten(self) -> None:
-        """Set the time limit, and start to renew. Most handlers have ended before, and cost one timer, not two."""
-        if self._limit_s is not None:
-            late = TimeoutError(f"it took longer than its limit of {self._limit_s:g} s")
-            self._timer = self._loop.call_at(self._began + self._limit_s, self.pull, late)
-        if self._limit_s is None or self._limit_s > self._every_s:
-            self._renewing = asyncio.ensure_future(self._keep_renewing())
+        """Set the time limit, and start to renew. Most handlers have ended before, and cost one timer, not many."""
+        now_s, ran_s = self._loop.time(), self.ran_s()
+        self._later += (self._loop.call_at(now_s - ran_s + LONG_S, self._tell_long),)
+        if self.limit_s is not None:
+            late = TimeoutError(f"it took longer than its limit of {self.limit_s:g} s")
+            self._later += (self._loop.call_at(now_s - ran_s + self.limit_s, self.stop, late),)
+        self._renewing = asyncio.ensure_future(self._keep_renewing(self.holder.renew_every_s - ran_s))
 
-    async def _keep_renewing(self) -> None:
+    async def _keep_renewing(self, first_s: float) -> None:
+        await asyncio.sleep(first_s)
         while True:
             try:
-                if not await self._renew():
-                    return self.pull(ClaimLost())
+                if not await self.holder.ledger.renew(self.task_id, self.fence, self.holder.lease_s):
+                    return self.stop(ClaimLost())
             except Exception as error:  # noqa: BLE001  # whatever it is, the next try may succeed before the lease ends
                 log.warning("a claim could not be renewed: %s", describe(error))
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(self.holder.renew_every_s)
+
+    def _cancel(self) -> None:
+        self._cancellations += 1
+        self.running.cancel()
+        self._again = self._loop.call_later(CANCEL_AGAIN_S, self._cancel)
+        if self._cancellations == STUBBORN:
+            self._tell_stubborn()
+
+    def _tell_stubborn(self) -> None:
+        log.warning(
+            "%s  can't stop  %s  after %.0f s: %s, but it goes on at %s; let CancelledError pass (in a thread, "
+            "Interrupted), and don't wait in C code for long",
+            self.holder.worker, self.told, self.ran_s(), str(self.why) or "its claim was lost", self.where(),
+        )  # fmt: skip
+
+    def _tell_long(self) -> None:
+        self.holder.report(f"{self.holder.worker}  running  {self.told}  for {self.ran_s():.0f} s")
+
+
+def blocking_frames(loop_thread: int) -> str:
+    """What the thread of an event loop is doing, in one line."""
+    return stack.where(stack.outwards(sys._current_frames().get(loop_thread)))

@@ -1,0 +1,71 @@
+"""Keeps what is this process's own out of the children that a handler forks.
+
+A forked child inherits everything. With the signal wake-up descriptor, a SIGTERM for the child looks like one for the
+worker; a lock that the child holds too outlives the worker; and so does a connection, which the broker then believes
+to be alive. Children that run another program (subprocess) are not concerned: descriptors close on exec.
+"""
+
+import os
+import signal
+import threading
+from contextlib import suppress
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+forked = False
+"""Whether this process is a child that was forked from a worker: it must settle nothing."""
+
+_private: dict[
+    int, tuple[int, int]
+] = {}  # by descriptor: the file it led to, should the number be somebody else's by now
+_mask = threading.local()
+_installed = False
+
+
+def keep_from_children(descriptor: int) -> None:
+    """Children forked from now on have /dev/null in its place, for as long as the number leads to the same file."""
+    install()
+    _private[descriptor] = _file(descriptor)
+
+
+def forget(descriptor: int) -> None:
+    """The descriptor is about to be closed."""
+    _private.pop(descriptor, None)
+
+
+def install() -> None:
+    """Clean up in every child that is forked after this. Calling it again changes nothing."""
+    global _installed
+    if not _installed:
+        _installed = True
+        os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+
+
+def _before() -> None:
+    # A pool that ends at once signals children which have hardly begun: the signal must wait for `_after_in_child`.
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _after_in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
+def _after_in_child() -> None:
+    global forked
+    forked = True
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor, file in _private.items():
+        with suppress(OSError):
+            if _file(descriptor) == file:  # not closed: an object of the parent's would close the number's next file
+                os.dup2(nothing, descriptor, inheritable=False)
+    os.close(nothing)
+    _private.clear()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
+def _file(descriptor: int) -> tuple[int, int]:
+    told = os.fstat(descriptor)
+    return told.st_dev, told.st_ino
