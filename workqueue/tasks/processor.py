@@ -121,6 +121,10 @@ class Guard(Generic[T]):
 
     async def _take(self, task: T | Undecodable, arrived: Delivery) -> str:
         """Returns what became of the message, in words."""
+        if arrived.oversized_bytes is not None:
+            arrived.reject()
+            self.finished += 1
+            return f"dead  {arrived.message_id}  its body of {arrived.oversized_bytes} bytes is too large to be held"
         if not arrived.readable:
             unreadable = Bury("undecodable", "its properties can't be read")
             return await self._dead_letter(arrived, [], unreadable, "a message")
@@ -253,6 +257,7 @@ class Guard(Generic[T]):
                     content_type=arrived.content_type,
                     headers={**kept, **headers},
                     deadline_s=self._settings.send_s,
+                    original=arrived.properties,
                 )
             except (NotSent, SendUnknown) as error:
                 log.warning("%s  can't copy to %s, and keeps trying: %s", self._worker, queue.name, error)
