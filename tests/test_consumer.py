@@ -6,7 +6,7 @@ import time
 import pytest
 
 from workqueue.amqp.consumer import Inbox
-from workqueue.amqp.lane import Arrival
+from workqueue.amqp.frames import Arrival
 
 WAIT_S = 20.0
 

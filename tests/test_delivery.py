@@ -7,12 +7,12 @@ import pytest
 from workqueue.delivery import ChannelLost, Delivery
 
 Settling = Callable[[Delivery], bool]
-WAYS: dict[str, Settling] = {"ack": Delivery.ack, "requeue": Delivery.requeue}
+WAYS: dict[str, Settling] = {"ack": Delivery.ack, "requeue": Delivery.requeue, "reject": Delivery.reject}
 
 
-def arrived(settled: list[bool], error: Exception | None = None) -> Delivery:
-    def settle(ack: bool) -> None:
-        settled.append(ack)
+def arrived(settled: list[str], error: Exception | None = None) -> Delivery:
+    def settle(way: str) -> None:
+        settled.append(way)
         if error is not None:
             raise error
 
@@ -21,18 +21,18 @@ def arrived(settled: list[bool], error: Exception | None = None) -> Delivery:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_settling_tells_the_broker_once(way: str) -> None:
-    told: list[bool] = []
+    told: list[str] = []
     delivery = arrived(told)
     assert not delivery.settled
     assert WAYS[way](delivery)
-    assert told == [way == "ack"]
+    assert told == [way]
     assert delivery.settled
 
 
 @pytest.mark.parametrize("first", WAYS)
 @pytest.mark.parametrize("second", WAYS)
 def test_a_second_settlement_is_a_fault_of_the_program_and_tells_the_broker_nothing(first: str, second: str) -> None:
-    told: list[bool] = []
+    told: list[str] = []
     delivery = arrived(told)
     WAYS[first](delivery)
     with pytest.raises(AssertionError, match="id settled twice"):
@@ -42,7 +42,7 @@ def test_a_second_settlement_is_a_fault_of_the_program_and_tells_the_broker_noth
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_lost_channel_is_no_error_and_the_delivery_is_settled_all_the_same(way: str) -> None:
-    told: list[bool] = []
+    told: list[str] = []
     delivery = arrived(told, ChannelLost())
     assert not WAYS[way](delivery)
     assert delivery.settled

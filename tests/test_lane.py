@@ -20,8 +20,11 @@ from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
 from tests.harness import Site, simulate
-from workqueue.amqp import lane
-from workqueue.amqp.lane import Arrival, Lane, Nacked, Sender, Tap, Unroutable, connect
+from workqueue.amqp import frames
+from workqueue.amqp.frames import Arrival, Closed, Tap, read_properties
+from workqueue.amqp.handshake import connect
+from workqueue.amqp.lane import Lane, Nacked, Unroutable
+from workqueue.delivery import Properties
 
 HEARTBEAT = frame.marshal(Heartbeat(), 0)
 OTHERS = [
@@ -30,7 +33,7 @@ OTHERS = [
     frame.marshal(Basic.Cancel("worker", False), 1),
 ]
 PROPERTIES = Basic.Properties(message_id="identity", headers={"x-attempts": []}, delivery_mode=2)
-SENDER = Sender(None, {"x-attempts": []}, "identity")
+READ = Properties(headers={"x-attempts": []}, message_id="identity")
 
 
 @dataclass
@@ -69,7 +72,8 @@ class Taking:
         self.deliveries: list[Arrival] = []
         self.returns: list[Arrival] = []
         self.confirms: list[tuple[int, bool, bool]] = []
-        self.deliver, self.returned = self.deliveries.append, self.returns.append
+        self.closings: list[Closed] = []
+        self.deliver, self.returned, self.closed = self.deliveries.append, self.returns.append, self.closings.append
 
     def confirmed(self, tag: int, *, multiple: bool, stored: bool) -> None:
         self.confirms.append((tag, multiple, stored))
@@ -83,7 +87,7 @@ class Listening(Tap):
         self._shown_s = float("inf")  # adds no heartbeat of its own
         self.taken = Taking()
         if taking:
-            self.lane = cast(Lane, self.taken)
+            self.attach(self.taken, 1)
 
     @property
     def passed(self) -> bytes:
@@ -114,7 +118,7 @@ def test_in_whatever_pieces_they_arrive_deliveries_are_taken_whole_and_the_rest_
     assert [(a.tag, a.redelivered, a.body) for a in listening.taken.deliveries] == [
         (one.tag, one.redelivered, b"".join(one.parts)) for one in deliveries
     ]
-    assert all(arrived.sender == SENDER for arrived in listening.taken.deliveries)
+    assert all(arrived.properties == READ for arrived in listening.taken.deliveries)
     others = [one for one in frames if one in OTHERS]
     assert listening.passed == b"".join(others)
 
@@ -152,7 +156,7 @@ async def test_a_connection_busy_with_deliveries_shows_now_and_then_that_it_is_a
     for tag in range(100):
         listening.feed_data(b"".join(Sent(tag, False, [b"body"], False).frames))
     assert listening.passed == HEARTBEAT
-    listening._shown_s -= lane.ALIVE_S + 0.1
+    listening._shown_s -= frames.ALIVE_S + 0.1
     listening.feed_data(b"".join(Sent(1, False, [b"body"], False).frames))
     assert listening.passed == HEARTBEAT * 2
 
@@ -171,7 +175,7 @@ def test_confirms_and_returns_are_taken_too() -> None:
     ]
     listening = heard(b"".join(frames), [7, 40, 80])
     assert listening.taken.confirms == [(1, False, True), (3, True, True), (4, False, False), (6, True, False)]
-    assert [(one.sender, one.body) for one in listening.taken.returns] == [(SENDER, b"body")]
+    assert [(one.properties, one.body) for one in listening.taken.returns] == [(READ, b"body")]
     assert (listening.taken.deliveries, listening.passed) == ([], OTHERS[1])
 
 
@@ -179,11 +183,11 @@ class Broker:
     """In place of a socket and a channel: what was written, and what closes it."""
 
     def __init__(self) -> None:
-        self.written, self.number = b"", 1
+        self.written, self.number, self.aborted = b"", 1, False
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connection = SimpleNamespace(connection_tune=SimpleNamespace(frame_max=4096))
-        self.transport: Any = SimpleNamespace(write=self._write, is_closing=lambda: False)
-        self.tap = SimpleNamespace(lane=None)
+        self.transport: Any = SimpleNamespace(write=self._write, is_closing=lambda: self.aborted, abort=self._abort)
+        self.tap = SimpleNamespace(attach=lambda receiver, number: None)
         me: Any = self
         self.lane = Lane(me, me)
 
@@ -193,6 +197,9 @@ class Broker:
 
     def _write(self, data: bytes) -> None:
         self.written += data
+
+    def _abort(self) -> None:
+        self.aborted = True
 
     def publish(self, message_id: str | None) -> "asyncio.Future[None]":
         properties = Basic.Properties(message_id=message_id)
@@ -225,7 +232,7 @@ async def test_a_publish_that_comes_back_fails_at_its_confirm_and_no_other_does(
     broker = Broker()
     lost, kept, again = broker.publish("a"), broker.publish("b"), broker.publish("a")
     await asyncio.sleep(0)
-    broker.lane.returned(Arrival(0, redelivered=False, sender=Sender(message_id="a")))
+    broker.lane.returned(Arrival(0, redelivered=False, properties=Properties(message_id="a")))
     broker.lane.confirmed(3, multiple=True, stored=True)
     with pytest.raises(Unroutable):
         await lost
@@ -298,8 +305,7 @@ async def test_publishing_and_acking_leave_nothing_behind(site: Site) -> None:
     await site.send(simulate(1))  # declares the queue
     connection, socket = await connect(URL(site.uri), "many", 5.0)
     async with connection:
-        opened = await connection.channel()
-        underlay = await opened.get_underlay_channel()
+        underlay = await connection.channel()
         assert isinstance(underlay, Channel)
         busy = Lane(socket, underlay)
         arrived: asyncio.Queue[Arrival] = asyncio.Queue()
@@ -344,16 +350,19 @@ MAYBE = {
 
 @given(st.fixed_dictionaries({}, optional=MAYBE))
 def test_what_a_sender_says_is_read_as_the_client_library_reads_it(said: dict[str, Any]) -> None:
-    content = frame.marshal(ContentHeader(0, 7, Basic.Properties(**said)), 1)[lane.START_BYTES : -1]
+    content = frame.marshal(ContentHeader(0, 7, Basic.Properties(**said)), 1)[frames.START_BYTES : -1]
     header = ContentHeader()
     header.unmarshal(content)
     read = header.properties
-    assert Sender.read(content) == Sender(read.content_type, read.headers or {}, read.message_id)
+    assert read_properties(content) == Properties(
+        read.content_type, read.content_encoding, read.headers or {}, read.priority, read.correlation_id,
+        read.reply_to, read.message_id, read.message_type,
+    )  # fmt: skip
 
 
 @given(st.binary(max_size=60))
 def test_whatever_bytes_are_in_place_of_properties_reading_them_raises_nothing(noise: bytes) -> None:
-    Sender.read(bytes(12) + noise)
+    read_properties(bytes(12) + noise)
 
 
 UNREADABLE: dict[str, tuple[dict[str, Any], bytes, bytes]] = {
@@ -370,7 +379,7 @@ async def test_a_message_whose_properties_cannot_be_read_is_dead_lettered_and_co
         for properties, right, wrong in UNREADABLE.values():
             header = frame.marshal(ContentHeader(0, len(b"{}"), Basic.Properties(**properties)), 1)
             assert right in header
-            socket.transport.write(
+            cast(asyncio.Transport, socket.transport).write(
                 frame.marshal(Basic.Publish(exchange="", routing_key="task-queue"), 1)
                 + header.replace(right, wrong)
                 + frame.marshal(ContentBody(b"{}"), 1)

@@ -210,8 +210,8 @@ class Bench:
     def arrives(
         self, headers: dict[str, Any] | None = None, delivery_count: int = 0, readable: bool = True
     ) -> Delivery:
-        def settle(ack: bool) -> None:
-            self.log.append("ack" if ack else "requeue")
+        def settle(way: str) -> None:
+            self.log.append(way)
 
         return Delivery(
             body=BODY, queue=RECEIVE.queue.name, message_id="m1", content_type="application/json",

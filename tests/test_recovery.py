@@ -17,6 +17,7 @@ from tools.project import ROOT
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
 from workqueue.amqp.lane import Lane
+from workqueue.amqp.topology import Topology
 from workqueue.contract import load
 from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
@@ -88,7 +89,7 @@ async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site
     loaded, settings = load("generated.worker"), Settings(amqp_uri=(site.uri,))
     opened, ended = list[Lane](), list[WorkQueueError]()
     (receive,) = loaded.receives.values()
-    link = Losing(settings, "starting", loaded.queues)
+    link = Losing(settings, "starting", Topology(loaded.queues, "starting"))
     consumer = Consumer(link, receive, "starting", settings, ended.append)
     await consumer.start()
     (task,) = simulate(1)

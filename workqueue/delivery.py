@@ -4,13 +4,14 @@
 |---------|-------------------------------------|--------------------------------------------------------|
 | ack     | forgets the message                 | it is done, or a copy on a rung or a dead letter is confirmed |
 | requeue | delivers it again, near the head    | handed back undone at the end of a drain               |
+| reject  | dead-letters it by the queue's arguments | its body is too large to be held, and so to be copied |
 | lost    | delivers it again                   | the channel went away first: nothing can be settled    |
 """
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from workqueue.contract import Queue
 
@@ -19,7 +20,28 @@ class ChannelLost(Exception):
     """Settling was not possible: the channel of the delivery is closed."""
 
 
-Settle = Callable[[bool], object]
+Way = Literal["ack", "requeue", "reject"]
+Settle = Callable[[Way], object]
+
+
+class Properties(NamedTuple):
+    """The basic properties that we use, or keep on a copy.
+
+    Not `user_id`: the broker takes it only from the connection of that user. Nor `expiration`: it would make a dead
+    letter vanish, and a delay queue has its own.
+    """
+
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: Mapping[str, Any] = {}
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    message_id: str | None = None
+    message_type: str | None = None
+
+
+NO_PROPERTIES = Properties()
 
 
 @dataclass(slots=True)
@@ -28,7 +50,8 @@ class Delivery:
 
     `message_id`, `content_type` and `headers` are the sender's, and empty where they are not `readable`. `redelivered`
     is the broker's word that it delivered the message before; `delivery_count` how often without an ack, 0 on queues
-    that do not count (classic).
+    that do not count (classic). Of a body that is larger than is held in memory, `oversized_bytes` is the size, and
+    `body` is empty: the broker alone can move such a message, so it is settled by `reject`.
     """
 
     body: bytes
@@ -41,25 +64,31 @@ class Delivery:
     delivery_count: int
     _settle: Settle = field(repr=False)
     _settled: bool = False
+    properties: Properties = NO_PROPERTIES
+    oversized_bytes: int | None = None
 
     def ack(self) -> bool:
         """Have the broker forget the message. False: the channel is gone, and the broker delivers it again."""
-        return self._once(True)
+        return self._once("ack")
 
     def requeue(self) -> bool:
         """Have the broker deliver the message again. False: the channel is gone, so it does that anyway."""
-        return self._once(False)
+        return self._once("requeue")
+
+    def reject(self) -> bool:
+        """Have the broker dead-letter the message. False: the channel is gone, and the broker delivers it again."""
+        return self._once("reject")
 
     @property
     def settled(self) -> bool:
         return self._settled
 
-    def _once(self, ack: bool) -> bool:
+    def _once(self, way: Way) -> bool:
         if self._settled:
             raise AssertionError(f"message {self.message_id} settled twice")
         self._settled = True
         try:
-            self._settle(ack)
+            self._settle(way)
         except ChannelLost:
             return False
         return True
@@ -82,5 +111,9 @@ class Publisher(Protocol):
         content_type: str | None,
         headers: Mapping[str, Any],
         deadline_s: float,
+        original: Properties = NO_PROPERTIES,
     ) -> None:
-        """Raises NotSent, SendUnknown, BrokerUnreachable."""
+        """`original` are the properties of the message that is copied: the copy keeps what the arguments don't say.
+
+        Raises NotSent, SendUnknown, BrokerUnreachable.
+        """

@@ -38,14 +38,35 @@ class ContractInvalid(WorkQueueError):
     exit_code = 2
 
 
+class LedgerDiffers(ContractInvalid):
+    """Others work on the same queue with another ledger: each task could be done once by each side."""
+
+    def __init__(self, queue: str, place: str) -> None:
+        super().__init__(
+            f"queue {queue!r} is worked on with another ledger than this process's, {place}; give all of them the same "
+            f"LEDGER_URL (after the others have stopped, it takes 30 s until another ledger may be used)"
+        )
+        self.queue, self.place = queue, place
+
+
 class BrokerUnreachable(WorkQueueError):
     """No broker of AMQP_URI could be used for as long as was allowed."""
 
     exit_code = 3
 
-    def __init__(self, tried: str, cause: str) -> None:
-        super().__init__(f"no broker: {tried}: {cause}; check AMQP_URI, or start one with `make broker`")
-        self.tried, self.cause = tried, cause
+    def __init__(
+        self, tried: str, cause: str, way_out: str = "check AMQP_URI, or `export AMQP_URI=$(make -s broker)`"
+    ) -> None:
+        super().__init__(f"no broker: {tried}: {cause}; {way_out}")
+        self.tried, self.cause, self.way_out = tried, cause, way_out
+
+
+class BrokerRefused(BrokerUnreachable):
+    """A broker answered, and refused for good what was asked: the login, the vhost, one connection more, a queue."""
+
+    def __init__(self, tried: str, code: int, text: str, way_out: str) -> None:
+        super().__init__(tried, f"{text} ({code})", way_out)
+        self.code, self.text = code, text
 
 
 class LedgerUnreachable(WorkQueueError):

@@ -1,9 +1,15 @@
-"""AMQP, and the only package that imports aio_pika, aiormq and pamqp. It knows nothing of retries or ledgers.
+"""AMQP, and the only package that imports aiormq and pamqp. It knows nothing of retries or ledgers.
 
-    lane         frames: deliveries, confirms, acks and publishes of one channel, straight from and to the socket
-    connection   a connection with one channel that is opened anew when it goes
+    frames       bytes: what is read from a connection and what is written to it
+    handshake    opens a connection, or says in words why a broker did not let us
+    lane         the channel of a connection: deliveries, confirms, acks and publishes
+    topology     declares the contract's queues
+    marker       notices that a queue is worked on with two ledgers
+    watch        notices that a broker has fallen silent
+    connection   a connection that is opened anew when it goes, to the next broker
+    copies       what of a message's properties can be written again
     publisher    publishes, and returns once the broker has stored the message
-    consumer     the messages of one queue, over as many channels as it takes
+    consumer     the messages of one queue, over as many connections as it takes
     wire         the endpoints of a generated application
 
 Connections are plain ones, opened anew here when they go: a robust connection of aio_pika restores itself in the

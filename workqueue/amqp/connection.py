@@ -3,122 +3,138 @@
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable
-from contextlib import suppress
 
-from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import (
-    AMQPError,
-    ChannelPreconditionFailed,
-    ProbableAuthenticationError,
-)
-from aiormq import Channel
+from aiormq import Channel, Connection
 from yarl import URL
 
-from workqueue.amqp.lane import Lane, connect
+from workqueue.amqp.handshake import CLOSED, GONE, Socket, connect, disconnect, refused, words
+from workqueue.amqp.lane import Lane
+from workqueue.amqp.marker import Marker
+from workqueue.amqp.topology import Topology
+from workqueue.amqp.watch import Patience, Watch
 from workqueue.contract import Queue
-from workqueue.errors import BrokerUnreachable, ContractInvalid
+from workqueue.errors import BrokerRefused, BrokerUnreachable
 from workqueue.settings import Settings, hide_password
 
 log = logging.getLogger(__name__)
 
-GONE = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError, StopAsyncIteration)
-"""What a call on a lost channel or connection raises; aiormq adds RuntimeError for one that is just closing, and
-StopAsyncIteration for a peer that hangs up during the handshake."""
-
-CONNECT_TIMEOUT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes longer is not one to work with
-CALL_TIMEOUT_S = 15.0  # a declare or a consume; a quorum queue that is electing a leader answers within this
+CONNECT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes longer is not one to work with
+CONNECT_EACH_S = 4.0  # where there are others to ask
+CALL_S = 10.0  # for declaring all queues, or consuming; a quorum queue that elects a leader answers within this
 
 RECONNECT_FIRST_S = 0.1  # a broker that merely dropped a connection is back at once
 RECONNECT_CAP_S = 5.0  # and a restarted one within this of being up: a worker must not sleep through it
 
 
 class Link:
-    """One named connection with one channel, to the first broker of AMQP_URI that answers."""
+    """One named connection with one channel, to a broker of AMQP_URI.
 
-    def __init__(self, settings: Settings, name: str, queues: tuple[Queue, ...]) -> None:
-        self._settings, self._name, self._queues = settings, name, queues
-        self._connection: AbstractConnection | None = None
+    Whatever ended a connection, the next is to the next one of AMQP_URI: a node may answer and still be of no use.
+    """
+
+    def __init__(self, settings: Settings, name: str, topology: Topology, marker: Marker | None = None) -> None:
+        self._settings, self._name, self._topology, self._marker = settings, name, topology, marker
+        self._connection: Connection | None = None
+        self._socket: Socket | None = None
         self._lane: Lane | None = None
+        self._next = 0
         self._opening = asyncio.Lock()
 
     async def open(self) -> Lane:
         """Open the channel and declare the contract's queues, trying each broker once.
 
-        Raises BrokerUnreachable, and ContractInvalid when a queue exists with other properties.
+        Raises BrokerUnreachable, BrokerRefused; ContractInvalid when a queue exists with other properties;
+        LedgerDiffers.
         """
-        tried, cause = "", ""
-        for uri in self._settings.amqp_uri:
-            tried = hide_password(uri)
+        failures = []
+        for _ in self._settings.amqp_uri:
+            uri = self._settings.amqp_uri[self._next % len(self._settings.amqp_uri)]
+            self._next += 1
+            await self._drop(goodbye=False)
             try:
-                await self._drop()
                 return await self._open(uri)
-            except ChannelPreconditionFailed as error:
-                raise ContractInvalid(
-                    f"a queue at {tried} is not what the contract declares: {error}; delete it there, or change spec/"
-                ) from error
-            except ProbableAuthenticationError as error:
-                cause = f"user {URL(uri).user!r} was refused: {error}"
-            except TimeoutError:
-                cause = f"no answer within {CONNECT_TIMEOUT_S:g} s"
-            except GONE as error:
-                cause = words(error)
-        raise BrokerUnreachable(tried, cause)
+            except BrokerUnreachable as error:
+                failures.append(error)
+            except BaseException:
+                await self._drop(goodbye=False)
+                raise
+        await self._drop(goodbye=False)
+        raise _together(failures)
 
     async def lane(self) -> Lane:
         """The open channel's, or a new one's: waits, with growing delays, for at most `reconnect_s`.
 
         Raises as `open`.
         """
-        if self._lane is not None and not self._lane.channel.is_closed:
+        if self._lane is not None and self._lane.is_open:
             return self._lane
         async with self._opening:
-            started, failures = time.monotonic(), 0
-            while self._lane is None or self._lane.channel.is_closed:
+            patience, failures = Patience(), 0
+            while self._lane is None or not self._lane.is_open:
                 try:
                     await self.open()
                 except BrokerUnreachable as error:
-                    if time.monotonic() - started > self._settings.reconnect_s:
+                    if patience.waited_s > self._settings.reconnect_s:
                         raise
-                    if failures == 0:
-                        log.warning("%s  waits for a broker: %s", self._name, error.cause)
+                    if patience.due():
+                        log.warning("%s  waits for a broker: %s: %s", self._name, error.tried, error.cause)
                     failures += 1
                     await asyncio.sleep(reconnect_delay_s(failures, random.random))
             if failures:
                 log.warning("%s  is connected again", self._name)
             return self._lane
 
+    async def restore(self, queue: Queue) -> None:
+        """Declare a queue that has vanished. Raises as `open`, and what a lost connection raises."""
+        await self.lane()
+        assert self._connection is not None
+        async with asyncio.timeout(CALL_S):
+            await self._topology.restore(self._connection, queue)
+
     async def _open(self, uri: str) -> Lane:
         url = URL(uri).extend_query(heartbeat=max(1, round(self._settings.heartbeat_s)))
-        self._connection, socket = await connect(url, self._name, CONNECT_TIMEOUT_S)
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            opened = self._connection.channel()
-            await opened.initialize()
-            channel = await opened.get_underlay_channel()
-            assert isinstance(channel, Channel)  # the abstract class lacks `wait`
-            for queue in self._queues:
-                await channel.queue_declare(
-                    queue.name,
-                    durable=queue.durable,
-                    exclusive=queue.exclusive,
-                    auto_delete=queue.auto_delete,
-                    arguments=dict(queue.arguments),
-                )
+        within_s = CONNECT_EACH_S if len(self._settings.amqp_uri) > 1 else CONNECT_S
+        connection, socket = self._connection, self._socket = await connect(url, self._name, within_s)
+        try:
+            async with asyncio.timeout(CALL_S):
+                await self._topology.declare(connection)
+                if self._marker is not None:
+                    await self._marker.check(connection, self._name)
+                channel = await connection.channel()
+        except GONE as error:
+            closed = socket.tap.closed
+            if closed is not None and closed.refusal:
+                raise refused(url, closed) from error
+            cause = f"no answer within {CALL_S:g} s" if isinstance(error, TimeoutError) else words(error)
+            raise BrokerUnreachable(hide_password(uri), cause) from error
+        assert isinstance(channel, Channel)  # the abstract class lacks `wait`
         self._lane = Lane(socket, channel)
+        Watch(self._lane, self._name, f"{url.host}:{url.port}", self._settings.heartbeat_s)
         return self._lane
 
     async def close(self) -> None:
-        """Give up the connection, so that the next `lane` makes a new one."""
+        """Close the connection. The next `lane` makes a new one."""
         async with self._opening:
-            await self._drop()
+            await self._drop(goodbye=self._lane is not None and self._lane.is_open)
 
-    async def _drop(self) -> None:
-        connection, self._connection, self._lane = self._connection, None, None
-        if connection is not None:
-            with suppress(*GONE):
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    await connection.close()
+    async def _drop(self, *, goodbye: bool) -> None:
+        connection, socket, lane = self._connection, self._socket, self._lane
+        self._connection = self._socket = self._lane = None
+        if connection is not None and socket is not None:
+            await disconnect(connection, socket, goodbye=goodbye)
+        if lane is not None:
+            lane.abort(CLOSED)
+
+
+def _together(failures: list[BrokerUnreachable]) -> BrokerUnreachable:
+    """One failure for all brokers of AMQP_URI, each with its cause. A refusal tells more than a broker that is down."""
+    first = next((one for one in failures if isinstance(one, BrokerRefused)), failures[-1])
+    others = [one for one in failures if one is not first]
+    if not others:
+        return first
+    cause = "; ".join([first.cause, *(f"{one.tried}: {one.cause}" for one in others)])
+    return BrokerUnreachable(first.tried, cause, first.way_out)
 
 
 def reconnect_delay_s(failures: int, random: Callable[[], float]) -> float:
@@ -126,7 +142,3 @@ def reconnect_delay_s(failures: int, random: Callable[[], float]) -> float:
     in the upper half, so that a fleet does not come back in step. `random` gives [0, 1)."""
     ceiling_s: float = min(RECONNECT_CAP_S, RECONNECT_FIRST_S * 2.0 ** min(failures, 10))
     return ceiling_s * (0.5 + 0.5 * random())
-
-
-def words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

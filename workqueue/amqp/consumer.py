@@ -12,19 +12,38 @@ from functools import partial
 from typing import Any
 
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused
 
 from workqueue import delivery
-from workqueue.amqp.connection import CALL_TIMEOUT_S, GONE, Link, reconnect_delay_s, words
-from workqueue.amqp.lane import Arrival, Lane, Sender
+from workqueue.amqp.connection import CALL_S, Link, reconnect_delay_s
+from workqueue.amqp.frames import Arrival
+from workqueue.amqp.handshake import GONE, words
+from workqueue.amqp.lane import Lane
+from workqueue.amqp.watch import Patience
 from workqueue.contract import Receive
-from workqueue.delivery import ChannelLost, Delivery
-from workqueue.errors import WorkerFault, WorkQueueError
+from workqueue.delivery import NO_PROPERTIES, ChannelLost, Delivery, Way
+from workqueue.errors import BrokerRefused, BrokerUnreachable, WorkerFault, WorkQueueError
 from workqueue.settings import Settings
 
 log = logging.getLogger(__name__)
 
 BRIEF_S = 1.0  # a session that ends sooner is followed by a pause: something may end each of them, and no worker
 BRIEF_PAUSE_S = 0.2  # opens connections as fast as it can
+
+LOOK_S = 5.0  # within which a node tells the counters of a queue, or is of no use
+SOON_S = 1.0  # between two looks once one of them gave a doubt
+AGREE = 3  # looks in a row that must find messages waiting, and none delivered
+UNKNOWN_S = 20.0
+"""A node that can't reach a quorum queue's leader within 250 ms counts no messages and no consumers, so that says
+nothing; nor does it for a leader that is always that far away. Before a consumer is asked to prove itself then, a new
+leader has been elected, if that is what is going on: a consume would block the channel until it is."""
+
+DRAIN_S = 3.0  # for the broker's word that it delivers no more: if that does not come, closing the channel says it too
+
+HELD_BYTES = 16 << 20
+HELD_TIMES = 16
+"""The largest body that is held is of HELD_BYTES, or of HELD_TIMES the contract's limit if that is more. What is within
+these is a dead letter with a story, copied by the worker. What is larger may be more than its memory."""
 
 Fatal = Callable[[WorkQueueError], None]
 """Told when a consumer ends for good."""
@@ -102,19 +121,23 @@ class Session:
     def over(self, *_: Any) -> None:
         self.inbox.put(None)
 
-    def settle(self, tag: int, ack: bool) -> None:
+    def settle(self, tag: int, way: Way) -> None:
         """Raises ChannelLost."""
         try:
-            self.lane.ack(tag) if ack else self.lane.requeue(tag)
+            match way:
+                case "ack":
+                    self.lane.ack(tag)
+                case "requeue":
+                    self.lane.requeue(tag)
+                case "reject":
+                    self.lane.reject(tag)
         except GONE as error:
             raise ChannelLost from error
 
     @property
     def cause(self) -> str:
         """Why it is over, in words."""
-        closing = self.lane.channel.closing
-        error = closing.exception() if closing.done() and not closing.cancelled() else None
-        return words(error) if error is not None else "the broker cancelled the consumer"
+        return self.lane.cause or "the broker cancelled the consumer"
 
 
 class Consumer:
@@ -126,9 +149,10 @@ class Consumer:
         self._draining = False
 
     async def start(self) -> None:
-        """Consume. Raises as `Link.open` when there is no broker to start with; one that goes later is waited for."""
+        """Consume. Raises as `Link.open` when there is no broker to start with, or none that lets this user read the
+        queue; one that goes later is waited for."""
         await self._link.open()
-        await self._resume()
+        await self._resume(starting=True)
 
     async def recv(self) -> AsyncGenerator[Incoming, None]:
         """Yields a message and, once it is asked for the next one, expects that to be settled. Ends when drained."""
@@ -140,7 +164,7 @@ class Consumer:
                 session = self._session or await self._resume()
                 message = await self._next(session)
                 if message is None:
-                    await self._leave(session)
+                    await self._leave()
                     if not self._draining and time.monotonic() - session.began < BRIEF_S:
                         await asyncio.sleep(BRIEF_PAUSE_S)
                     continue
@@ -166,44 +190,61 @@ class Consumer:
         if self._session is not None:
             session = self._session
             with suppress(*GONE):
-                async with asyncio.timeout(CALL_TIMEOUT_S):
+                async with asyncio.timeout(DRAIN_S):
                     await session.lane.channel.basic_cancel(self._tag)
             session.over()
 
     async def stop(self) -> None:
         self._draining = True
         if self._session is not None:
-            await self._leave(self._session)
+            await self._leave()
 
-    async def _resume(self) -> Session:
-        failures = 0
+    async def _resume(self, *, starting: bool = False) -> Session:
+        """A new session, on as many connections as it takes. Raises as `Link.lane`."""
+        patience, failures = Patience(), 0
         while True:
+            lane = await self._link.lane()
             try:
-                self._session = await self._consume(await self._link.lane())
+                self._session = await self._consume(lane)
                 return self._session
             except GONE as error:
+                why = f"no answer within {CALL_S:g} s" if isinstance(error, TimeoutError) else words(error)
+                lane.abort(why)
+                if patience.waited_s > self._settings.reconnect_s or (
+                    starting and isinstance(error, ChannelAccessRefused)
+                ):
+                    raise self._unusable(error, why) from error
+                if patience.due():
+                    log.warning("%s  can't consume: %s", self._tag, why)
                 failures += 1
-                log.warning("%s  can't consume: %s", self._tag, words(error))
                 await asyncio.sleep(reconnect_delay_s(failures, random.random))
-                await self._link.close()
+
+    def _unusable(self, error: BaseException, why: str) -> BrokerUnreachable:
+        what = f"queue {self._receive.queue.name!r} can't be consumed"
+        if isinstance(error, ChannelAccessRefused):
+            return BrokerRefused(what, 403, why, "let the user read it: rabbitmqctl set_permissions")
+        return BrokerUnreachable(what, why, "see the broker's log")
 
     async def _consume(self, lane: Lane) -> Session:
         session = Session(lane)
         lane.deliver = session.inbox.put
-        async with asyncio.timeout(CALL_TIMEOUT_S):
+        lane.on_end.append(session.over)
+        lane.socket.tap.most_bytes = max(HELD_BYTES, HELD_TIMES * self._receive.message.max_bytes)
+        async with asyncio.timeout(CALL_S):
             await lane.channel.basic_qos(prefetch_count=self._receive.prefetch)
-            await lane.channel.basic_consume(self._receive.queue.name, _astray, consumer_tag=self._tag)
-        lane.channel.closing.add_done_callback(session.over)
+            await self._subscribe(lane)
         lane.channel.on_consumer_cancel_callbacks.add(session.over)
         return session
 
+    async def _subscribe(self, lane: Lane) -> None:
+        await lane.channel.basic_consume(self._receive.queue.name, _astray, consumer_tag=self._tag)
+
     async def _next(self, session: Session) -> Arrival | None:
-        """The next message, or None when the session is over. A session in which nothing comes proves itself: the
-        broker must count a consumer on the queue, and no message may wait there over two checks in a row."""
-        waiting = 0
+        """The next message, or None when the session is over. An idle session is probed."""
+        starved, unknown_s, within_s = 0, 0.0, self._settings.check_s
         while True:
             try:
-                message = await session.inbox.get(self._settings.check_s)
+                message = await session.inbox.get(within_s)
             except TimeoutError:
                 pass
             else:
@@ -211,36 +252,55 @@ class Consumer:
                     log.warning("%s  lost its consumer: %s", self._tag, session.cause)
                 return message
             try:
-                async with asyncio.timeout(CALL_TIMEOUT_S):
-                    told = await session.lane.channel.queue_declare(self._receive.queue.name, passive=True)
+                messages, consumers = await self._look(session)
+                starved = starved + 1 if messages else 0
+                unknown_s = 0.0 if messages or consumers else unknown_s + within_s
+                if unknown_s >= UNKNOWN_S:
+                    await self._prove(session)
+                    unknown_s = 0.0
             except GONE as error:
-                log.warning("%s  lost its queue: %s", self._tag, words(error))
+                why = "its node does not answer" if isinstance(error, TimeoutError) else words(error)
+                log.warning("%s  lost its queue: %s", self._tag, why)
+                session.lane.abort(why)
                 return None
-            waiting = waiting + 1 if told.message_count else 0
-            if not told.consumer_count or waiting > 1:
-                log.warning("%s  was alive and got nothing; consumes anew", self._tag)
+            if starved == AGREE:
+                log.warning("%s  idle although messages are ready; re-subscribing", self._tag)
+                session.lane.abort("idle although messages are ready")
                 return None
+            within_s = min(SOON_S, self._settings.check_s) if starved else self._settings.check_s
 
-    async def _leave(self, session: Session) -> None:
+    async def _look(self, session: Session) -> tuple[int, int]:
+        """How many messages wait in the queue, and how many consumers it has, as far as the node knows."""
+        async with asyncio.timeout(LOOK_S):
+            told = await session.lane.channel.queue_declare(self._receive.queue.name, passive=True)
+        return told.message_count or 0, told.consumer_count or 0
+
+    async def _prove(self, session: Session) -> None:
+        """Subscribe anew on the same channel: that is answered only by the queue's leader."""
+        async with asyncio.timeout(CALL_S):
+            await session.lane.channel.basic_cancel(self._tag)
+            await self._subscribe(session.lane)
+
+    async def _leave(self) -> None:
         """End the session. Closing its channel gives what was delivered and not settled back to the broker."""
         self._session = None
-        with suppress(*GONE):
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                await session.lane.channel.close()
+        await self._link.close()
 
     def _delivery(self, session: Session, arrived: Arrival) -> Delivery:
-        sender = arrived.sender or Sender()
-        count = sender.headers.get("x-delivery-count", 0)
+        properties = arrived.properties or NO_PROPERTIES
+        count = properties.headers.get("x-delivery-count", 0)
         return Delivery(
             body=arrived.body,
             queue=self._receive.queue.name,
-            message_id=sender.message_id,
-            content_type=sender.content_type,
-            headers=sender.headers,
-            readable=arrived.sender is not None,
+            message_id=properties.message_id,
+            content_type=properties.content_type,
+            headers=properties.headers,
+            readable=arrived.properties is not None,
             redelivered=arrived.redelivered,
             delivery_count=count if isinstance(count, int) else 0,
             _settle=partial(session.settle, arrived.tag),
+            properties=properties,
+            oversized_bytes=arrived.oversized_bytes,
         )
 
 

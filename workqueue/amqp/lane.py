@@ -1,45 +1,40 @@
-"""The short way: what happens with every task goes straight to the socket and comes straight from it.
+"""A channel in confirm mode. Publishes and acks are written to the socket at once, and a publish ends with its confirm.
 
-aiormq brings a delivery, and a confirm, through three tasks that wake each other, and ends the connection over a
-message whose properties it can't read. Here deliveries, confirms and returns are taken out of the stream as they
-arrive, and acks and publishes are written at once. All else (the handshake, declaring, consuming, heartbeats, closing)
-is aiormq's, which reads what is left. Frames and methods are those of AMQP 0-9-1, sections 2.3.5 and 4.2
-(https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf), confirms RabbitMQ's (https://www.rabbitmq.com/docs/confirms).
+Confirms are RabbitMQ's (https://www.rabbitmq.com/docs/confirms). A message that no queue takes comes back before it is
+confirmed, with its properties and without its number. It is known by its message id; where that is missing, or in
+flight already, by a token in a header of its own.
 """
 
 import asyncio
-import struct
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, lru_cache
+import secrets
+from collections.abc import Callable
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
-import aio_pika
-from aiormq import Channel, TransportFactory
-from aiormq.connection import SSLContextProvider
-from pamqp import decode, frame
+from aiormq import Channel
+from pamqp import frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
-from pamqp.heartbeat import Heartbeat
-from yarl import URL
 
-from workqueue.children import keep_from_children
+from workqueue.amqp.frames import (
+    ACK,
+    BODY,
+    END,
+    METHOD,
+    NACK,
+    REJECT,
+    SETTLE_FRAME,
+    START_BYTES,
+    Arrival,
+    Closed,
+    frame_of,
+    publish_frame,
+)
+from workqueue.amqp.handshake import Socket
 
-METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
-RETURN, DELIVER, ACK, NACK = (struct.pack(">HH", 60, method) for method in (50, 60, 80, 120))
-START_BYTES = 7  # of a frame: its type, its channel, its size; after the content comes one more
-END = 0xCE
-START = struct.Struct(">BHI")
-SETTLE_FRAME = struct.Struct(">BHI4sQBB")
-HEARTBEAT_FRAME = frame.marshal(Heartbeat(), 0)
-ALIVE_S = 1.0
-PROPERTIES = {
-    "content_type": 1 << 15, "content_encoding": 1 << 14, "headers": 1 << 13, "delivery_mode": 1 << 12,
-    "priority": 1 << 11, "correlation_id": 1 << 10, "reply_to": 1 << 9, "expiration": 1 << 8, "message_id": 1 << 7,
-}  # fmt: skip
-"""With their flags, in the order in which they come. Those after the id do not matter here, and are not read."""
+TOKEN = "x-publish"
+TOKEN_BYTES = 64  # with its name
+FRAME_BYTES = 131_072  # RabbitMQ's own default, where the broker sets no limit
 
 
 class Unroutable(Exception):
@@ -50,139 +45,63 @@ class Nacked(Exception):
     """The queue did not take the message: it is full, or changes its leader."""
 
 
-class Sender(NamedTuple):
-    """What the sender of a message said of it: those of its properties that matter here."""
+class HeaderTooLarge(Exception):
+    """Properties and headers go in one frame, and the broker ends the connection over one that exceeds the limit."""
 
-    content_type: str | None = None
-    headers: Mapping[str, Any] = {}
-    message_id: str | None = None
-
-    @classmethod
-    def read(cls, content: bytes) -> "Sender | None":
-        """From the content of a header frame; None if a foreign client has sent what can't be read."""
-        at = 14  # after the class, the weight, the size of the body, and the flags of what follows
-        flags = int.from_bytes(content[12:at], "big")
-        said: dict[str, Any] = {}
-        try:
-            for name, flag in PROPERTIES.items():
-                if not flags & flag:
-                    continue
-                start = at
-                if name in ("delivery_mode", "priority"):
-                    at += 1
-                elif name == "headers":
-                    at += 4 + int.from_bytes(content[at : at + 4], "big")
-                    said[name] = table(content[start:at])
-                else:
-                    at += 1 + content[at]
-                    said[name] = content[start + 1 : at].decode()
-        except (ValueError, LookupError, struct.error):
-            return None
-        return cls(said.get("content_type"), said.get("headers", {}), said.get("message_id"))
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(f"properties and headers exceed {most_bytes} bytes")
+        self.most_bytes = most_bytes
 
 
-@dataclass(slots=True)
-class Arrival:
-    """A message that was delivered, or one that is returned (it has the tag 0)."""
+class Refused(Exception):
+    """The broker closed the channel over a request that it would refuse again.
 
-    tag: int
-    redelivered: bool
-    sender: Sender | None = None
-    size: int = 0
-    body: bytes = b""
-
-
-class Tap(asyncio.StreamReader):
-    """What a connection receives, for aiormq to read; once there is a `lane`, what belongs to that goes there instead.
-
-    For a connection with one channel: on that no message begins before the last one is complete.
+    `alone`: no other publish was in flight, so it was over this one.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lane: Lane | None = None
-        self._rest = b""
-        self._arriving: Arrival | None = None
-        self._parts: list[bytes] = []
-        self._time_s = asyncio.get_running_loop().time
-        self._shown_s = 0.0
-
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # it is what a transport gives
-        data = self._rest + data if self._rest else bytes(data)
-        at = kept = 0  # where the next frame begins; up to where all is handed over
-        while len(data) - at > START_BYTES:
-            kind, _, size = START.unpack_from(data, at)
-            start = at + START_BYTES
-            end = start + size
-            if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
-                end = len(data) - 1  # not a broker: aiormq has the words for it
-            if end >= len(data):
-                break
-            if self.lane is not None and data[end] == END and self._take(self.lane, kind, data[start:end]):
-                if kept < at:
-                    super().feed_data(data[kept:at])
-                kept = end + 1
-            at = end + 1
-        if kept < at:
-            super().feed_data(data[kept:at])
-        self._rest = data[at:]
-        if kept:
-            self._show()
-
-    def feed_eof(self) -> None:
-        if self._rest:
-            super().feed_data(self._rest)
-        super().feed_eof()
-
-    def _take(self, lane: "Lane", kind: int, content: bytes) -> bool:
-        """Whether it belonged to the lane."""
-        if kind == METHOD:
-            method = content[:4]
-            if method == DELIVER:
-                tag_at = 5 + content[4]  # after the consumer tag, which is a short string
-                tag = int.from_bytes(content[tag_at : tag_at + 8], "big")
-                self._arriving = Arrival(tag, bool(content[tag_at + 8] & 1))
-            elif method in (ACK, NACK):
-                tag, bits = int.from_bytes(content[4:12], "big"), content[12]
-                lane.confirmed(tag, multiple=bool(bits & 1), stored=method == ACK)
-            elif method == RETURN:
-                self._arriving = Arrival(0, redelivered=False)
-            else:
-                return False
-            return True
-        if self._arriving is None or kind == HEARTBEAT:  # which may come in between
-            return False
-        if kind == HEADER:
-            self._arriving.size = int.from_bytes(content[4:12], "big")
-            self._arriving.sender = Sender.read(content)
-        else:
-            self._parts.append(content)
-        if sum(map(len, self._parts)) >= self._arriving.size:
-            arrived, self._arriving = self._arriving, None
-            arrived.body, self._parts = b"".join(self._parts), []
-            (lane.deliver if arrived.tag else lane.returned)(arrived)
-        return True
-
-    def _show(self) -> None:
-        """Let aiormq see now and then that something arrives, or it takes a busy connection for a dead one."""
-        now_s = self._time_s()
-        if now_s - self._shown_s > ALIVE_S:
-            self._shown_s = now_s
-            super().feed_data(HEARTBEAT_FRAME)
+    def __init__(self, why: Closed, alone: bool) -> None:
+        super().__init__(why.text)
+        self.why, self.alone = why, alone
 
 
 class Lane:
-    """The short way of one channel, which is in confirm mode. `deliver` gets each message that is delivered."""
+    """The channel of one connection. `deliver` gets each message that is delivered.
 
-    def __init__(self, socket: "Socket", channel: Channel) -> None:
-        self.channel, self._transport, self._loop = channel, socket.transport, asyncio.get_running_loop()
+    `answered` is set with every confirm, for a watch to reset. `cause` is why the channel has ended, in words; what is
+    in `on_end` is called then.
+    """
+
+    def __init__(self, socket: Socket, channel: Channel) -> None:
+        self.channel, self.socket, self._loop = channel, socket, asyncio.get_running_loop()
+        assert socket.transport is not None
+        self._transport = socket.transport
         self.deliver: Callable[[Arrival], object] = lambda arrived: None
-        self._body_bytes = channel.connection.connection_tune.frame_max - START_BYTES - 1
+        self.answered = False
+        self._frame_bytes = channel.connection.connection_tune.frame_max
+        self._body_bytes = (self._frame_bytes or FRAME_BYTES) - START_BYTES - 1
         self._published = 0
         self._waiting: dict[int, tuple[str | None, asyncio.Future[None]]] = {}
-        self._returned: Counter[str | None] = Counter()
+        self._known: dict[str, int] = {}  # what is in flight, by its message id or token
+        self._token = secrets.token_hex(6)  # a copy may carry the token of an older publish
+        self._returned: set[int] = set()
+        self.cause: str | None = None
+        self.on_end: list[Callable[[], object]] = []
         channel.closing.add_done_callback(self._lost)
-        socket.tap.lane = self
+        socket.tap.attach(self, channel.number)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_open(self) -> bool:
+        # Not by the channel's `closing`: each look at that makes one more future, which lives as long as the channel.
+        return not (self.channel.is_closed or self._transport.is_closing() or self.cause is not None)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What the broker has not taken yet of what was written."""
+        return self._transport.get_write_buffer_size()
 
     def ack(self, tag: int) -> None:
         """Raises ConnectionError."""
@@ -192,31 +111,44 @@ class Lane:
         """A nack that lets the broker deliver the message again. Raises ConnectionError."""
         self._write(SETTLE_FRAME.pack(METHOD, self.channel.number, 13, NACK, tag, 2, END))
 
+    def reject(self, tag: int) -> None:
+        """Have the broker dead-letter the message, by the arguments of its queue. Raises ConnectionError."""
+        self._write(SETTLE_FRAME.pack(METHOD, self.channel.number, 13, REJECT, tag, 0, END))
+
     async def publish(self, queue: str, properties: Basic.Properties, body: bytes, *, mandatory: bool) -> None:
         """Publish to this queue, and return once the broker has confirmed it.
 
-        Raises Unroutable, Nacked, ConnectionError when the channel was lost first, and what pamqp raises for properties
-        that it can't encode.
+        Raises Unroutable, Nacked, Refused, HeaderTooLarge, ConnectionError when the channel was lost first, and what
+        pamqp raises for properties that it can't encode.
         """
-        number = self.channel.number
+        number, key = self.channel.number, properties.message_id if mandatory else None
+        if mandatory and (key is None or key in self._known):
+            key = f"{self._token}-{self._published + 1}"
+            properties = with_token(properties, key)
         header = frame.marshal(ContentHeader(0, len(body), properties), number)
+        if 0 < self._frame_bytes < len(header):
+            raise HeaderTooLarge(self._frame_bytes - TOKEN_BYTES)
         bodies = [
             frame_of(BODY, number, body[at : at + self._body_bytes]) for at in range(0, len(body), self._body_bytes)
         ]
         self._write(b"".join((publish_frame(queue, mandatory, number), header, *bodies)))
         self._published += 1
         confirmed: asyncio.Future[None] = self._loop.create_future()
-        self._waiting[self._published] = properties.message_id, confirmed
+        self._waiting[self._published] = key, confirmed
+        if key is not None:
+            self._known[key] = self._published
         await confirmed
 
     def confirmed(self, tag: int, *, multiple: bool, stored: bool) -> None:
+        self.answered = True
         for each in list(takewhile(lambda one: one <= tag, self._waiting)) if multiple else [tag]:
-            message_id, waiting = self._waiting.pop(each, (None, None))
+            key, waiting = self._waiting.pop(each, (None, None))
             if waiting is None:
                 continue
-            returned = self._returned[message_id] > 0
-            if returned:
-                self._returned[message_id] -= 1
+            if key is not None:
+                del self._known[key]
+            returned = each in self._returned
+            self._returned.discard(each)
             if waiting.done():  # nobody waits any more
                 continue
             if returned:
@@ -228,58 +160,48 @@ class Lane:
 
     def returned(self, arrived: Arrival) -> None:
         """An unroutable message comes back, before it is confirmed."""
-        self._returned[arrived.sender.message_id if arrived.sender else None] += 1
+        properties = arrived.properties
+        tag = None
+        if properties is not None:
+            token = properties.headers.get(TOKEN)
+            ours = isinstance(token, str) and token.startswith(self._token)
+            tag = self._known.get(str(token if ours else properties.message_id))
+        if tag is None:  # its confirm would be taken for that of a message that was stored
+            return self.abort("a message came back that is not known")
+        self._returned.add(tag)
 
-    def _lost(self, _: object) -> None:
+    def closed(self, why: Closed) -> None:
+        """The broker closed the channel, or the connection."""
+        refused = why.refusal and Refused(why, alone=len(self._waiting) == 1)
+        self._end(why.text, refused or ConnectionError(why.text))
+
+    def abort(self, cause: str) -> None:
+        """End the connection at once, without the handshake that a dead peer never answers."""
+        self._end(cause, ConnectionError(cause))
+        self._transport.abort()
+
+    def _lost(self, closing: "asyncio.Future[None]") -> None:
+        error = None if closing.cancelled() else closing.exception()
+        cause = " ".join(str(error or "").split()) or "the connection was lost"
+        self._end(cause, ConnectionError(cause))
+
+    def _end(self, cause: str, error: Exception) -> None:
+        self.cause = self.cause or cause
         waiting, self._waiting = self._waiting, {}
+        self._known.clear()
         for _, confirmed in waiting.values():
             if not confirmed.done():
-                confirmed.set_exception(ConnectionError("the channel was closed"))
+                confirmed.set_exception(error)
+        ended, self.on_end = self.on_end, []
+        for tell in ended:
+            tell()
 
     def _write(self, data: bytes) -> None:
-        # Not by the channel's `closing`: each look at that makes one more future, which lives as long as the channel.
-        if self.channel.is_closed or self._transport.is_closing():
-            raise ConnectionError("the channel is closed")
+        if not self.is_open:
+            raise ConnectionError(self.cause or "the channel is closed")
         self._transport.write(data)
 
 
-@lru_cache(maxsize=16)
-def table(content: bytes) -> Mapping[str, Any]:
-    """Headers. Most messages have the same ones, and to read them takes as long as to read all else."""
-    return decode.field_table(content)[1]
-
-
-def frame_of(kind: int, channel: int, content: bytes) -> bytes:
-    return b"".join((START.pack(kind, channel, len(content)), content, b"\xce"))
-
-
-@cache
-def publish_frame(queue: str, mandatory: bool, channel: int) -> bytes:
-    return frame.marshal(Basic.Publish(exchange="", routing_key=queue, mandatory=mandatory), channel)
-
-
-class Socket(TransportFactory):
-    """Opens the socket of one connection; `tap` and `transport` are its two ends."""
-
-    tap: Tap
-    transport: asyncio.Transport
-
-    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        contexts: SSLContextProvider = kwargs.pop("ssl_context_provider")
-        ssl = await contexts.get_context() if url.scheme == "amqps" else None
-        loop, self.tap = asyncio.get_running_loop(), Tap()
-        protocol = asyncio.StreamReaderProtocol(self.tap)
-        self.transport, _ = await loop.create_connection(
-            lambda: protocol, str(url.host), int(url.port or 0), ssl=ssl, **kwargs
-        )
-        keep_from_children(self.transport.get_extra_info("socket").fileno())
-        return self.tap, asyncio.StreamWriter(self.transport, protocol, self.tap, loop)
-
-
-async def connect(url: URL, name: str, timeout_s: float) -> tuple[aio_pika.Connection, Socket]:
-    """A connection of this name, for one channel, and its socket."""
-    socket = Socket()
-    connection = aio_pika.Connection(url, client_properties={"connection_name": name})
-    connection.kwargs["transport_factory"] = socket
-    await connection.connect(timeout=timeout_s)
-    return connection, socket
+def with_token(properties: Basic.Properties, token: str) -> Basic.Properties:
+    values: dict[str, Any] = dict(iter(properties))
+    return Basic.Properties(**{**values, "headers": {**(values["headers"] or {}), TOKEN: token}})

@@ -1,29 +1,64 @@
 """Publishing with confirms, over as many connections as it takes."""
 
 import asyncio
+import logging
 import random
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pamqp.commands import Basic
 
-from workqueue.amqp.connection import GONE, Link, reconnect_delay_s
-from workqueue.amqp.lane import Nacked, Unroutable
+from workqueue.amqp.connection import Link, reconnect_delay_s
+from workqueue.amqp.copies import UNENCODABLE, encodable, fitted
+from workqueue.amqp.frames import Closed
+from workqueue.amqp.handshake import GONE
+from workqueue.amqp.lane import HeaderTooLarge, Nacked, Refused, Unroutable
+from workqueue.amqp.watch import Patience
 from workqueue.contract import Queue
-from workqueue.errors import NotSent, SendUnknown
+from workqueue.delivery import NO_PROPERTIES, Properties
+from workqueue.errors import ContractInvalid, NotSent, SendUnknown, WorkQueueError
 
-UNENCODABLE = (TypeError, ValueError, OverflowError, struct.error)
+log = logging.getLogger(__name__)
 
 RESEND_S = 0.05  # between a lost confirm and the next try, for the loss of the channel to be noticed
+RESTORES = 3  # a queue that vanishes as often as it is declared has somebody who does not want it
+NACKED_S = 2.0  # a queue that changes its leader nacks for less
+
+
+@dataclass(slots=True)
+class Message:
+    """One message on its way: what is published, and what became of the tries."""
+
+    queue: Queue
+    properties: Basic.Properties
+    body: bytes
+    mandatory: bool
+    tries: int = 0
+    nacks: int = 0
+    restored: int = 0
+
+    def refused(self, reason: str) -> NotSent:
+        return NotSent(str(self.properties.message_id), reason)
 
 
 class Publisher:
-    """Publishes, and returns once the broker has routed, stored and confirmed the message."""
+    """Publishes, and returns once the broker has routed, stored and confirmed the message.
 
-    def __init__(self, link: Link, app_id: str) -> None:
-        self._link, self._app_id = link, app_id
+    With `restores`, a queue that has vanished is declared again. `ours` are the headers that a copy never loses.
+
+    A refusal closes the channel, and does not say which of the messages in flight it was over. Each of them is then
+    published again with no other in flight, and the others wait meanwhile: the one over which the channel is closed
+    then is refused, the rest go on.
+    """
+
+    def __init__(self, link: Link, app_id: str, *, restores: bool = False, ours: Set[str] = frozenset()) -> None:
+        self._link, self._app_id, self._restores, self._ours = link, app_id, restores, ours
+        self._suspects, self._alone, self._cleared = 0, asyncio.Lock(), asyncio.Event()
+        self._declared_s: dict[str, float] = {}
+        self._restoring = asyncio.Lock()
+        self._nacked: Patience | None = None
 
     async def send(
         self,
@@ -35,66 +70,131 @@ class Publisher:
         content_type: str | None,
         headers: Mapping[str, Any],
         deadline_s: float,
+        original: Properties = NO_PROPERTIES,
         persistent: bool = True,
         mandatory: bool = True,
         timestamp: bool = True,
     ) -> None:
         """Send until confirmed, over as many connections as it takes, always under the same message id.
 
-        A nack is no answer for good: a queue that changes its leader gives some, and a full one until it is read. A
-        connection that is lost before the confirm makes it send again, so the broker may then have the message twice.
-        Raises NotSent when there is no such queue, or when `deadline_s` passed with nothing but nacks; SendUnknown
-        when it passed otherwise; BrokerUnreachable when there was no broker for too long.
+        A nack is not final: a queue that changes its leader gives some, and a full one until it is read. A connection
+        that is lost before the confirm makes it send again, so the broker may then have the message twice. Headers of
+        `original` that do not fit in a frame give way.
+        Raises NotSent when the broker refuses the message, when there is no such queue, or when `deadline_s` passed
+        with nothing but nacks; SendUnknown when it passed otherwise; BrokerUnreachable when there was no broker for
+        too long.
         """
         properties = Basic.Properties(
             content_type=content_type,
+            content_encoding=original.content_encoding,
             headers=dict(headers),
             delivery_mode=2 if persistent else 1,
+            priority=original.priority,
+            correlation_id=original.correlation_id,
+            reply_to=original.reply_to,
             message_id=message_id,
             timestamp=datetime.now(UTC) if timestamp else None,
             message_type=message_type,
             app_id=self._app_id,
         )
-        nacks, tries = 0, 0
+        message = Message(queue, properties, body, mandatory)
+        foreign = original.headers
         try:
             async with asyncio.timeout(deadline_s):
-                while True:
-                    lane = await self._link.lane()
-                    tries += 1
-                    try:
-                        return await lane.publish(queue.name, properties, body, mandatory=mandatory)
-                    except Unroutable as error:
-                        raise NotSent(str(message_id), f"there is no queue {queue.name!r} to take it") from error
-                    except Nacked:
-                        nacks += 1
-                        await asyncio.sleep(reconnect_delay_s(nacks, random.random))
-                    except UNENCODABLE:
-                        if properties == (properties := _encodable(properties)):
-                            raise
-                    except GONE:
-                        await asyncio.sleep(RESEND_S)
+                try:
+                    await self._until_confirmed(message, foreign, alone=False)
+                except Refused:
+                    await self._by_itself(message, foreign)
         except TimeoutError as error:
-            if 0 < nacks == tries:
-                reason = f"queue {queue.name!r} did not take it for {deadline_s:g} s; is it full?"
-                raise NotSent(str(message_id), reason) from error
+            if 0 < message.nacks == message.tries:
+                raise message.refused(
+                    f"queue {queue.name!r} did not take it for {deadline_s:g} s; is it full?"
+                ) from error
             raise SendUnknown(str(message_id), deadline_s) from error
 
+    async def _by_itself(self, message: Message, foreign: Mapping[str, Any]) -> None:
+        self._suspects += 1
+        self._cleared.clear()
+        try:
+            async with self._alone:
+                await self._until_confirmed(message, foreign, alone=True)
+        finally:
+            self._suspects -= 1
+            if not self._suspects:
+                self._cleared.set()
 
-def _encodable(properties: Basic.Properties) -> Basic.Properties:
-    """Without what a foreign client sent, our library could read, and can't write again: text that is not UTF-8, ..."""
-    kept: dict[str, Any] = {}
-    named: Iterator[tuple[str, Any]] = iter(properties)
-    for name, value in named:
-        if name == "headers":
-            value = {key: one for key, one in (value or {}).items() if _is_encodable("headers", {key: one})}
-        if _is_encodable(name, value):
-            kept[name] = value
-    return Basic.Properties(**kept)
+    async def _until_confirmed(self, message: Message, foreign: Mapping[str, Any], *, alone: bool) -> None:
+        """Raises Refused if the message may be the one that was refused, and is not `alone`."""
+        while True:
+            lane = await self._link.lane()
+            if self._suspects and not alone:
+                await self._cleared.wait()
+                continue
+            message.tries += 1
+            began_s = asyncio.get_running_loop().time()
+            try:
+                await lane.publish(message.queue.name, message.properties, message.body, mandatory=message.mandatory)
+                self._nacked = None
+                return
+            except Unroutable as error:
+                await self._restore(message, began_s, error)
+            except Nacked:
+                message.nacks += 1
+                self._say_nacked(message.queue.name)
+                await asyncio.sleep(reconnect_delay_s(message.nacks, random.random))
+            except Refused as error:
+                if error.alone:
+                    raise message.refused(in_words(error.why)) from error
+                if not alone:
+                    raise
+            except HeaderTooLarge as error:
+                ours = self._ours | {name for name, value in message_headers(message) if foreign.get(name) is not value}
+                before, message.properties = message.properties, fitted(message.properties, ours, error.most_bytes)
+                if before == message.properties:
+                    raise message.refused(str(error)) from error
+            except UNENCODABLE:
+                if message.properties == (kept := encodable(message.properties)):
+                    raise
+                message.properties = kept
+            except GONE:
+                await asyncio.sleep(RESEND_S)
+
+    async def _restore(self, message: Message, began_s: float, error: Unroutable) -> None:
+        """Declare the queue that did not exist when the message was published; many may find that at once."""
+        name = message.queue.name
+        gone = f"there is no queue {name!r} to take it"
+        if not self._restores or message.restored == RESTORES:
+            raise message.refused(gone) from error
+        message.restored += 1
+        async with self._restoring:
+            if self._declared_s.get(name, 0.0) > began_s:
+                return
+            try:
+                await self._link.restore(message.queue)
+            except ContractInvalid:
+                raise
+            except WorkQueueError as refusal:
+                raise message.refused(f"{gone}: {refusal}") from refusal
+            except GONE:
+                return
+            self._declared_s[name] = asyncio.get_running_loop().time()
+            log.warning("%s  queue %s was gone, and is declared again", self._app_id, name)
+
+    def _say_nacked(self, name: str) -> None:
+        self._nacked = self._nacked or Patience(NACKED_S)
+        if self._nacked.due():
+            log.warning("%s  waits: queue %s takes no messages now; is it full?", self._app_id, name)
 
 
-def _is_encodable(name: str, value: Any) -> bool:
-    try:
-        Basic.Properties(**{name: value}).marshal()
-    except UNENCODABLE:
-        return False
-    return name == "headers" or not isinstance(value, bytes)
+def message_headers(message: Message) -> list[tuple[str, Any]]:
+    return list((message.properties.headers or {}).items())
+
+
+def in_words(why: Closed) -> str:
+    """What a refusal of a publish means, and the way out."""
+    way_out = ""
+    if why.code == 403:
+        way_out = "; let the user write to that exchange: rabbitmqctl set_permissions"
+    elif "larger than" in why.text:
+        way_out = "; send less, or raise the broker's max_message_size"
+    return f"{why.text} ({why.code}){way_out}"

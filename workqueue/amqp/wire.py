@@ -8,9 +8,11 @@ from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
 
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer, Fatal, Incoming
+from workqueue.amqp.marker import Marker
 from workqueue.amqp.publisher import Publisher
+from workqueue.amqp.topology import Topology
 from workqueue.codec import Body
-from workqueue.contract import Contract, Send
+from workqueue.contract import Contract, Message, Send
 from workqueue.settings import Settings
 
 
@@ -47,29 +49,48 @@ class Producer:
 
 
 class Wire(AbstractWireFactory[WireMessage, Incoming]):
-    """Makes the endpoints of generated applications. `name` tells in the broker's lists who this process is."""
+    """Makes the endpoints of generated applications. `name` tells in the broker's lists who this process is.
 
-    def __init__(self, settings: Settings, contract: Contract, name: str, fatal: Fatal) -> None:
+    With the number of this process's ledger and its place, others that use another ledger for the same queue are
+    noticed, see `marker`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        contract: Contract,
+        name: str,
+        fatal: Fatal,
+        *,
+        ledger_identity: int | None = None,
+        ledger_place: str = "",
+    ) -> None:
         self._settings, self._contract, self._name, self._fatal = settings, contract, name, fatal
+        self._identity, self._place = ledger_identity, ledger_place
+        self._topology = Topology(contract.queues, name)
         self._links: list[Link] = []
         self._consumers: list[Consumer] = []
 
     async def create_consumer(self, **params: Unpack[EndpointParams]) -> Consumer:
         tag = f"{self._name}.{len(self._consumers) + 1}"
         receive = self._contract.receives[_queue_name(params)]
-        consumer = Consumer(self._link(tag), receive, tag, self._settings, self._fatal)
+        link = self._link(tag, self._marker(receive.queue.name, hold=True))
+        consumer = Consumer(link, receive, tag, self._settings, self._fatal)
         self._consumers.append(consumer)
         return consumer
 
     async def create_producer(self, **params: Unpack[EndpointParams]) -> Producer:
         send = self._contract.sends[_queue_name(params)]
-        return Producer(self._link(self._name), send, self._name, self._contract, self._settings.send_s)
+        link = self._link(self._name, self._marker(send.queue.name, hold=False))
+        return Producer(link, send, self._name, self._contract, self._settings.send_s)
 
     def publisher(self) -> Publisher:
         """For what a worker publishes. On a connection of its own, opened when it is first needed: the broker stops
         reading from one that publishes when memory or disk run out, and the acks of the consumers must get through
         (https://www.rabbitmq.com/docs/alarms)."""
-        return Publisher(self._link(f"{self._name} publishes"), self._name)
+        receives = self._contract.receives.values()
+        ours = {name for receive in receives for name in declared_headers(receive.message)}
+        return Publisher(self._link(f"{self._name} publishes"), self._name, restores=True, ours=ours)
 
     async def drain(self) -> None:
         await asyncio.gather(*(consumer.drain() for consumer in self._consumers))
@@ -77,10 +98,21 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
     async def close(self) -> None:
         await asyncio.gather(*(link.close() for link in self._links))
 
-    def _link(self, name: str) -> Link:
-        link = Link(self._settings, name, self._contract.queues)
+    def _marker(self, queue: str, *, hold: bool) -> Marker | None:
+        return None if self._identity is None else Marker(queue, self._identity, self._place, hold=hold)
+
+    def _link(self, name: str, marker: Marker | None = None) -> Link:
+        link = Link(self._settings, name, self._topology, marker)
         self._links.append(link)
         return link
+
+
+def declared_headers(message: Message) -> set[str]:
+    """The names of the headers that the contract declares for a message."""
+    (schema,) = message.headers_schema["allOf"]
+    while "$ref" in schema:
+        schema = message.headers_schema["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return set(schema.get("properties", {}))
 
 
 def _queue_name(params: EndpointParams) -> str:

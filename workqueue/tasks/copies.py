@@ -56,6 +56,7 @@ class Copies:
                     content_type=arrived.content_type,
                     headers={**without_brokers(arrived.headers), **headers},
                     deadline_s=self._deadline_s,
+                    original=arrived.properties,
                 )
             except (NotSent, SendUnknown) as error:
                 log.warning("%s  can't copy to %s, and keeps trying: %s", self._worker, queue.name, error)

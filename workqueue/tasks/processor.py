@@ -2,6 +2,7 @@
 
 | what arrives                         | what the guard does, in this order; the ack is always last                    |
 |--------------------------------------|------------------------------------------------------------------------------|
+| a body too large to be held in memory | reject: the broker moves it to the dead letters                             |
 | not the contract's, or not readable  | dead letter                                                                  |
 | a dead letter that was sent back     | its story becomes history, and it is a task again; too often: copy to the    |
 |                                      | longest rung first; ack                                                      |
@@ -163,6 +164,11 @@ class Guard(Generic[T]):
 
     async def _take(self, task: T | Undecodable, arrived: Delivery) -> str:
         """Returns what became of the message, in words."""
+        if arrived.oversized_bytes is not None:
+            arrived.reject()
+            self.finished += 1
+            size = f"{arrived.oversized_bytes} bytes, too large to be held in memory"
+            return f"dead  message  {arrived.message_id}  undecodable: {size}; moved by the broker itself"
         if not arrived.readable:
             return await self._dead_letter(arrived, Bury("undecodable", "its properties can't be read"), "message")
         if story.came_back(arrived.headers):

@@ -1,0 +1,124 @@
+"""Opening a connection, and why a broker did not let us, in words."""
+
+import asyncio
+import ssl
+from contextlib import suppress
+from typing import Any
+
+import aiormq
+from aiormq import TransportFactory
+from aiormq.connection import SSLContextProvider
+from aiormq.exceptions import AMQPError
+from yarl import URL
+
+from workqueue.amqp.frames import FIRST_BYTES, Closed, Tap
+from workqueue.children import keep_from_children
+from workqueue.errors import BrokerRefused, BrokerUnreachable
+from workqueue.settings import hide_password
+
+GONE = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError, StopAsyncIteration)
+"""What a call on a lost channel or connection raises; aiormq adds RuntimeError for one that is just closing, and
+StopAsyncIteration for a peer that hangs up during the handshake."""
+
+CLOSED = "the connection was closed"  # for what still waits on it: aiormq's default looks like a cancellation
+GOODBYE_S = 2.0  # for the closing handshake: the socket is closed after it in any case
+
+
+class Socket(TransportFactory):
+    """Opens the socket of one connection; `tap` and `transport` are its two ends."""
+
+    tap: Tap
+    transport: asyncio.Transport | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        contexts: SSLContextProvider = kwargs.pop("ssl_context_provider")
+        tls = await contexts.get_context() if url.scheme == "amqps" else None
+        loop, self.tap = asyncio.get_running_loop(), Tap()
+        protocol = asyncio.StreamReaderProtocol(self.tap)
+        self.transport, _ = await loop.create_connection(
+            lambda: protocol, str(url.host), int(url.port or 0), ssl=tls, **kwargs
+        )
+        keep_from_children(self.transport.get_extra_info("socket").fileno())
+        return self.tap, asyncio.StreamWriter(self.transport, protocol, self.tap, loop)
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connection, Socket]:
+    """A connection of this name, and its socket. Raises BrokerUnreachable, BrokerRefused."""
+    socket = Socket()
+    connection = aiormq.Connection(url, client_properties={"connection_name": name}, transport_factory=socket)
+    opening = asyncio.ensure_future(connection.connect())
+    try:
+        await asyncio.wait([opening], timeout=timeout_s)
+        if not opening.done():
+            raise TimeoutError(f"no answer within {timeout_s:g} s")
+        opening.result()
+    except GONE as error:
+        raise failure(url, socket, error) from error
+    finally:
+        if not opening.done():  # aborted first: aiormq would wait for a peer that is silent to close in good order
+            socket.abort()
+            opening.cancel()
+            opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return connection, socket
+
+
+async def disconnect(connection: aiormq.Connection, socket: Socket, *, goodbye: bool) -> None:
+    """Close a connection, without the closing handshake unless `goodbye`."""
+    with suppress(*GONE):
+        if goodbye:
+            async with asyncio.timeout(GOODBYE_S):
+                await connection.close(ConnectionError(CLOSED))
+    socket.abort()
+    with suppress(*GONE):
+        async with asyncio.timeout(GOODBYE_S):
+            await connection.close(ConnectionError(CLOSED))
+
+
+def failure(url: URL, socket: Socket, error: BaseException) -> BrokerUnreachable:
+    """What to raise for an attempt to connect that ended with `error`."""
+    tried = hide_password(str(url.with_query(None)))
+    if socket.transport is None:
+        if isinstance(error, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
+            return BrokerUnreachable(tried, "it does not speak TLS on this port", "use amqp:, or its port for TLS")
+        return BrokerUnreachable(tried, words(error))
+    closed, first = socket.tap.closed, socket.tap.first
+    if closed is not None:
+        return refused(url, closed) if closed.refusal else BrokerUnreachable(tried, f"{closed.text} ({closed.code})")
+    if first.startswith(b"\x15\x03"):
+        return BrokerUnreachable(tried, "it speaks TLS on this port", "use amqps:, or its port without TLS")
+    if first.startswith(b"AMQP"):
+        spoken = ".".join(map(str, first[5:8]))
+        return BrokerUnreachable(tried, f"it speaks AMQP {spoken}, not 0.9.1", "name a RabbitMQ in AMQP_URI")
+    if first and not first.startswith(b"\x01\x00\x00"):
+        began = first[:FIRST_BYTES].decode(errors="replace")
+        return BrokerUnreachable(tried, f"it is not an AMQP broker, it says {began!r}", "check the port in AMQP_URI")
+    if isinstance(error, TimeoutError):
+        return BrokerUnreachable(tried, words(error))
+    if not first:
+        return BrokerUnreachable(
+            tried, "it closed the connection at once", "check that its port speaks AMQP, and without TLS"
+        )
+    return BrokerUnreachable(tried, words(error))
+
+
+def refused(url: URL, why: Closed) -> BrokerRefused:
+    """What the broker's refusal of a connection, or of a channel on it, means."""
+    vhost, user = url.path[1:] or "/", url.user or "guest"
+    text, way_out = why.text, "see the broker's log"
+    if why.code == 403 and "Login" in text:
+        text, way_out = f"user {user!r} was refused: {text}", "check user and password in AMQP_URI"
+    elif "limit" in text:
+        way_out = "end some of those that are open, or raise the limit there"
+    elif "not found" in text:
+        way_out = f"check the vhost at the end of AMQP_URI, or make it: rabbitmqctl add_vhost {vhost}"
+    elif "access to vhost" in text or why.code == 403:
+        way_out = f"let the user in: rabbitmqctl set_permissions -p {vhost} {user} <configure> <write> <read>"
+    return BrokerRefused(hide_password(str(url.with_query(None))), why.code, text, way_out)
+
+
+def words(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,63 @@
+"""A queue that says which ledger a queue is worked with, so that two ledgers for one queue are noticed.
+
+Each task is done once because one ledger knows it; two sides with a ledger each would do it once each. RabbitMQ
+compares the arguments of a queue that is declared with those of the one that exists, in one step. So a ledger's number
+stands in an argument of the marker, `x-max-length`, which else means nothing to a queue that is always empty; who comes
+second with another number is refused. The marker lives for as long as a worker consumes from it, and 30 s longer.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from aiormq import Connection
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused, ChannelClosed, ChannelPreconditionFailed
+
+from workqueue.amqp.handshake import words
+from workqueue.errors import LedgerDiffers
+
+log = logging.getLogger(__name__)
+
+EXPIRES_MS = 30_000  # a worker that reconnects within this finds its marker as it was
+ANSWER_S = 5.0
+
+
+class Marker:
+    """The marker of one queue. `identity` is the ledger's number, from 1 to 2**31 - 1; `place` says where it is."""
+
+    def __init__(self, queue: str, identity: int, place: str, *, hold: bool) -> None:
+        self._queue, self._identity, self._place, self._hold = queue, identity, place, hold
+        self._said = False
+
+    async def check(self, connection: Connection, name: str) -> None:
+        """Declare it, and with `hold` keep it alive for as long as the connection. Raises LedgerDiffers, and what a
+        lost connection raises."""
+        arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-expires": EXPIRES_MS, "x-max-length": self._identity}
+        marker = f"{self._queue}.ledger"
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                channel = await connection.channel(publisher_confirms=False)
+                await channel.queue_declare(marker, durable=True, arguments=arguments)
+                if self._hold:
+                    await channel.basic_consume(marker, _ignore, no_ack=True)
+                else:
+                    await channel.close()
+        except ChannelPreconditionFailed as error:
+            if "x-max-length" not in words(error):
+                self._say(name, words(error))
+                return
+            raise LedgerDiffers(self._queue, self._place) from error
+        except (ChannelAccessRefused, ChannelClosed) as error:
+            self._say(name, words(error))
+        except TimeoutError:  # a replica that lost its leader for good must not keep a worker from its own queue
+            self._say(name, f"no answer within {ANSWER_S:g} s")
+
+    def _say(self, name: str, why: str) -> None:
+        if not self._said:
+            self._said = True
+            log.warning("%s  that all work on %s with one ledger is unchecked: %s", name, self._queue, why)
+
+
+async def _ignore(message: DeliveredMessage) -> None:
+    """Nothing belongs there."""

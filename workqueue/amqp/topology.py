@@ -1,0 +1,151 @@
+"""The contract's queues on the broker: declared, or looked at where we may not declare."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from aiormq import Connection
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelClosed,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+from yarl import URL
+
+from workqueue.amqp.handshake import words
+from workqueue.contract import Queue
+from workqueue.errors import BrokerRefused, ContractInvalid
+from workqueue.settings import hide_password
+
+log = logging.getLogger(__name__)
+
+LIMIT = "x-delivery-limit"
+LIMIT_DIFFERS = re.compile(rf"inequivalent arg '{LIMIT}' .* current is (?:none|(?:the value )?'(\d+)')")
+
+
+class Topology:
+    """Declares the contract's queues on one connection after the other; `name` is for what it says, each thing once.
+
+    Each queue is declared actively, so that one which exists with other properties is found at once. Two things are
+    tolerated, and said: the user may not declare, but the queue exists; and dead letters in a queue of an older
+    contract, without a delivery limit. RabbitMQ 4 then drops a dead letter that was looked at 20 times.
+    """
+
+    def __init__(self, queues: Iterable[Queue], name: str) -> None:
+        self._queues, self._name = tuple(queues), name
+        targets = {queue.arguments.get("x-dead-letter-routing-key") for queue in self._queues}
+        self._ends = {q.name for q in self._queues if "x-dead-letter-routing-key" not in q.arguments} & targets
+        self._said: set[str] = set()
+
+    async def declare(self, connection: Connection) -> None:
+        """Declare all queues. Raises ContractInvalid, BrokerRefused, and what a lost connection raises."""
+        await self._declare(connection, self._queues)
+
+    async def restore(self, connection: Connection, queue: Queue) -> None:
+        """Declare one that has vanished. Raises as `declare`."""
+        await self._declare(connection, (queue,))
+
+    async def _declare(self, connection: Connection, queues: Iterable[Queue]) -> None:
+        asking, unchecked = Asking(connection), []
+        for queue in queues:
+            try:
+                await asking.declare(queue, queue.arguments)
+            except ChannelAccessRefused as error:
+                unchecked.append(queue.name)
+                await self._look(connection, asking, queue, error)
+            except ChannelPreconditionFailed as error:
+                await self._tolerate(connection, asking, queue, error)
+            except ChannelLockedResource as error:
+                raise _differs(connection, error) from error
+        if unchecked:
+            user, names = connection.url.user, ", ".join(unchecked)
+            self._say(f"user {user!r} may not declare queues: what is declared of {names} is unchecked")
+        await asking.close()
+
+    async def _look(self, connection: Connection, asking: "Asking", queue: Queue, refusal: ChannelClosed) -> None:
+        try:
+            await asking.look(queue)
+        except ChannelNotFoundEntity as error:
+            url = connection.url
+            way_out = (
+                f"have it declared, or let {url.user} do it: rabbitmqctl set_permissions -p {_vhost(url)} {url.user}"
+            )
+            text = f"there is no queue {queue.name!r}, and it may not be declared: {words(refusal)}"
+            raise BrokerRefused(_place(connection), 403, text, way_out) from error
+        except ChannelLockedResource as error:
+            raise _differs(connection, error) from error
+
+    async def _tolerate(self, connection: Connection, asking: "Asking", queue: Queue, refusal: ChannelClosed) -> None:
+        differs = LIMIT_DIFFERS.search(words(refusal))
+        if queue.name not in self._ends or LIMIT not in queue.arguments or differs is None:
+            raise _differs(connection, refusal) from refusal
+        there: dict[str, Any] = {name: value for name, value in queue.arguments.items() if name != LIMIT}
+        if differs[1]:
+            there[LIMIT] = int(differs[1])
+        try:
+            await asking.declare(queue, there)  # that is the only difference
+        except ChannelClosed as error:
+            raise _differs(connection, error) from error
+        pattern, limit = re.escape(queue.name), queue.arguments[LIMIT]
+        self._say(
+            f"queue {queue.name!r} was declared without the contract's {LIMIT}; unless a policy says it, run: "
+            f"rabbitmqctl set_policy -p {_vhost(connection.url)} {queue.name} '^{pattern}$' "
+            f"'{{\"delivery-limit\":{limit}}}' --apply-to queues"
+        )
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            log.warning("%s  %s", self._name, what)
+
+
+class Asking:
+    """A channel for declaring, a new one after each refusal: that closes the one it is given on."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._channel: AbstractChannel | None = None
+
+    async def declare(self, queue: Queue, arguments: Mapping[str, Any]) -> None:
+        await self._ask(
+            queue.name,
+            durable=queue.durable,
+            exclusive=queue.exclusive,
+            auto_delete=queue.auto_delete,
+            arguments=dict(arguments),
+        )
+
+    async def look(self, queue: Queue) -> None:
+        await self._ask(queue.name, passive=True)
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _ask(self, name: str, **how: Any) -> None:
+        if self._channel is None:
+            self._channel = await self._connection.channel(publisher_confirms=False)
+        try:
+            await self._channel.queue_declare(name, **how)
+        except ChannelClosed:
+            self._channel = None
+            raise
+
+
+def _differs(connection: Connection, error: ChannelClosed) -> ContractInvalid:
+    return ContractInvalid(
+        f"a queue at {_place(connection)} is not what the contract declares: {words(error)}; "
+        "delete it there, or change spec/"
+    )
+
+
+def _vhost(url: URL) -> str:
+    return url.path[1:] or "/"
+
+
+def _place(connection: Connection) -> str:
+    return hide_password(str(connection.url.with_query(None)))
