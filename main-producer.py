@@ -4,6 +4,11 @@ A JSON line is a payload, such as {"kind": "simulate", "seconds": 0.1}, or a who
 id again is safe, it is the same task: that is how a run that was interrupted is resumed.
 """
 
+if __name__ == "__main__":
+    from workqueue.signals import signals
+
+    signals.listen()  # first: all other imports take half a second, in which SIGTERM would be a crash
+
 import argparse
 import sys
 from collections.abc import Iterator

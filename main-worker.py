@@ -3,6 +3,11 @@
 Start as many as you like, anywhere, at any time; stop them with Ctrl-C or SIGTERM. No task is lost.
 """
 
+if __name__ == "__main__":
+    from workqueue.signals import signals
+
+    signals.listen()  # first: all other imports take half a second, in which SIGTERM would be a crash
+
 import asyncio
 import errno
 import hashlib

@@ -6,6 +6,11 @@ A failure that reaches a script becomes one line on standard error and the proce
 from typing import ClassVar
 
 
+def escaped(text: str) -> str:
+    """The text as one line that changes no terminal: what is not printable is shown as its escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class WorkQueueError(Exception):
     """Base of all failures. Its text is one line: the thing, the value, the way out."""
 
@@ -44,7 +49,9 @@ class BrokerUnreachable(WorkQueueError):
     exit_code = 3
 
     def __init__(self, tried: str, cause: str) -> None:
-        super().__init__(f"no broker: {tried}: {cause}; check AMQP_URI, or start one with `make broker`")
+        super().__init__(
+            f"no broker: {tried}: {cause}; check AMQP_URI, or start one: export AMQP_URI=$(make -s broker)"
+        )
         self.tried, self.cause = tried, cause
 
 

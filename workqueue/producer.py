@@ -12,7 +12,7 @@ from workqueue import codec, contract
 from workqueue.amqp.wire import Wire
 from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, SettingInvalid, WorkQueueError
 from workqueue.ledger import open_ledger
-from workqueue.lifecycle import Flags, count, on_signals, run
+from workqueue.lifecycle import Flags, count, on_signals, prepare, run
 from workqueue.settings import Settings
 from workqueue.submit import Account, submit
 
@@ -24,6 +24,7 @@ def run_producer(application: type[Any], operation: Callable[[Any], Any], tasks:
 
     `operation` takes the application to that operation; `about` is what --help says. Returns the exit code.
     """
+    prepare()
     flags = Flags(about)
     flags.add_argument("paths", nargs="*", metavar="PATH", help="a checksum task for each regular file at or below it")
     flags.add_argument("--jsonl", metavar="FILE", help="a task for each line; - is standard input")
