@@ -17,12 +17,13 @@ from generated.producer import Application
 from generated.producer.messages.json import Checksum, Simulate, Task
 from workqueue.errors import InputInvalid
 from workqueue.producer import run_producer
+from workqueue.settings import Settings
 from workqueue.source import envelope, files, lines
 
 
-def tasks(given: argparse.Namespace) -> Iterator[Task | InputInvalid]:
+def tasks(given: argparse.Namespace, settings: Settings) -> Iterator[Task | InputInvalid]:
     """What the flags ask for. Made one by one as they are sent, so a million of them take no memory."""
-    for path in files(given.paths):
+    for path in files(given.paths, settings.ledger_file):
         yield (
             path
             if isinstance(path, InputInvalid)

@@ -19,7 +19,7 @@ def test_without_any_variable_the_defaults_hold_and_the_root_is_the_current_fold
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings.load({})
-    assert settings == Settings(root=tmp_path.resolve())
+    assert settings == Settings(root=tmp_path.resolve(), ledger_url=f"sqlite:{tmp_path}/.workqueue/ledger.db")
     assert settings == Settings.load({"AMQP_URI": "", "LEDGER_URL": "", "WORKQUEUE_DRAIN_S": "", "OTHER": "x"})
 
 
@@ -69,7 +69,7 @@ BAD: list[tuple[str, str, str]] = [
     *(("LEDGER_URL", value, "none") for value in ("ledger.db", "sqlite:", "NONE", "redis://h")),
     *(
         ("AMQP_URI", value, AMQP)
-        for value in ("host", "http://host/", "amqp://", "amqp:host", "amqp://h:0", "amqp://h:x")
+        for value in ("host", "http://host/", "amqp://", "amqp:host", "amqp://h:0", "amqp://a,b")
     ),
     *(("AMQP_URI", value, AMQP) for value in ("amqp://h:65536", "amqp://[::1", "rabbitmq://h")),
 ]
@@ -117,7 +117,13 @@ def test_passwords_are_not_shown() -> None:
         ("amqp://me:pw@host:1/v?x=1", "amqp://me:***@host:1/v?x=1"),
         ("amqp://me:p@w@host", "amqp://me:***@host"),
         ("amqp://:pw@host", "amqp://:***@host"),
-        ("amqp://me:p[w@host", "***"),
+        ("amqp://me:p[w@host", "amqp://me:***@host"),
+        ("amqp://me:secret", "amqp://***"),  # is it a port?
+        ("postgresql://me@h/db?sslmode=require&password=a&b=c", "postgresql://me@h/db?sslmode=require&password=***"),
+        ("postgresql://me@h/db?pass%77ord=a", "postgresql://me@h/db?pass%77ord=***"),
+        ("postgresql://h1:5432,h2/db", "postgresql://h1:5432,h2/db"),
+        ("host=h user=me password='a b'", "***"),
+        ("host=h password=x://y", "***"),
         ("sqlite:/var/lib/ledger.db", "sqlite:/var/lib/ledger.db"),
     ],
 )

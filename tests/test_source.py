@@ -15,6 +15,7 @@ import pytest
 from generated.producer.messages.json import Checksum, Simulate, Task
 from tools.project import ROOT
 from workqueue.errors import InputInvalid
+from workqueue.settings import Settings
 from workqueue.source import envelope, files, lines
 
 SIMULATE = {"kind": "simulate", "seconds": 0.5}
@@ -118,13 +119,13 @@ def test_a_path_that_can_be_no_file_is_told(name: str, tree: Path) -> None:
 
 @pytest.fixture
 def tasks() -> Callable[[argparse.Namespace], Any]:
+    """What main-producer.py makes of the flags."""
     spec = spec_from_file_location("main_producer", ROOT / "main-producer.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    made: Callable[[argparse.Namespace], Any] = module.tasks
-    return made
+    return lambda given: module.tasks(given, Settings())
 
 
 def asked(**given: Any) -> argparse.Namespace:

@@ -37,6 +37,16 @@ class InputInvalid(WorkQueueError):
         self.where, self.problem = where, problem
 
 
+class OutputFailed(WorkQueueError):
+    """What was asked for could not be written: the disk is full, for one."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(f"{name}: can't be written ({cause})")
+        self.name, self.cause = name, cause
+
+
 class ContractInvalid(WorkQueueError):
     """The contract lacks something the runtime needs, or the broker's queue differs from it."""
 

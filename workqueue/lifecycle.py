@@ -16,17 +16,20 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 
 from workqueue import stderr
 from workqueue.errors import WorkQueueError, escaped
+from workqueue.settings import Settings, misspelt
 from workqueue.signals import INTERRUPTED, on_signals, signals
 
-__all__ = ["Flags", "Report", "count", "on_signals", "prepare", "run", "say"]
+__all__ = ["Flags", "Report", "count", "load_settings", "on_signals", "prepare", "run", "say"]
 
 
 class Flags(argparse.ArgumentParser):
@@ -94,6 +97,19 @@ def prepare() -> None:
     # The wire reports every loss of a connection itself, in words that say what follows from it.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
+
+
+def project_folder(application: type[Any]) -> Path:
+    """The folder that holds the package of a generated application: the same one wherever a process is started."""
+    package = import_module(application.__module__.partition(".")[0])
+    return Path(package.__path__[0]).resolve().parent
+
+
+def load_settings(application: type[Any], variables: Collection[str]) -> Settings:
+    """The settings of a process that runs this application; `variables` are the script's own WORKQUEUE_ ones."""
+    for line in misspelt(own=variables):
+        say(line)
+    return Settings.load(project=project_folder(application))
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]], *, told_early: int = INTERRUPTED) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from workqueue import codec, contract
 from workqueue.amqp.wire import Wire
 from workqueue.errors import ContractInvalid
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
-from workqueue.lifecycle import Flags, Report, count, on_signals, prepare, run
+from workqueue.lifecycle import Flags, Report, count, load_settings, on_signals, prepare, run
 from workqueue.settings import Settings, hide_password
 from workqueue.signals import INTERRUPTED
 from workqueue.tasks.processor import Guard, Handler
@@ -25,11 +25,16 @@ CUT_OFF_S = 3.0  # for handing back what was cut off at the end of a drain; what
 
 
 def run_worker(
-    application: type[Any], operation: Callable[[Any], Any], handler: Handler[Any], about: str | None
+    application: type[Any],
+    operation: Callable[[Any], Any],
+    handler: Handler[Any],
+    about: str | None,
+    variables: Collection[str] = (),
 ) -> int:
     """Run `handler` on the messages of a generated application's receive operation until SIGTERM or SIGINT.
 
-    `operation` takes the application to that operation; `about` is what --help says. Returns the exit code.
+    `operation` takes the application to that operation; `about` is what --help says; `variables` are the names of the
+    script's own WORKQUEUE_ variables. Returns the exit code.
     """
     prepare()
     flags = Flags(about)
@@ -38,13 +43,22 @@ def run_worker(
     )
     flags.add_argument("--concurrency", type=count, default=1, metavar="N", help="tasks at a time (default 1)")
     given = flags.parse_args()
-    return run(lambda: _work(application, operation, handler, given.id, given.concurrency), told_early=0)
+
+    async def work() -> int:
+        settings = load_settings(application, variables)
+        return await _work(application, operation, handler, given.id, given.concurrency, settings)
+
+    return run(work, told_early=0)
 
 
 async def _work(
-    application: type[Any], operation: Callable[[Any], Any], handler: Handler[Any], name: str, concurrency: int
+    application: type[Any],
+    operation: Callable[[Any], Any],
+    handler: Handler[Any],
+    name: str,
+    concurrency: int,
+    settings: Settings,
 ) -> int:
-    settings = Settings.load()
     loaded = contract.load(application.__module__.rpartition(".")[0])
     if len(loaded.receives) != 1:
         raise ContractInvalid(f"a worker needs one receive operation, the contract has {len(loaded.receives)}")
