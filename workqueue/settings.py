@@ -108,7 +108,8 @@ def hide_password(url: str) -> str:
         plain = url.startswith("sqlite:") or re.fullmatch(r"(amqps?:)?[\w./-]*", url)
         return url if plain else "***"
     user, at, rest = rest.rpartition("@")
-    user = user.partition(":")[0] + ":***" if ":" in user else user
+    user, colon, _ = user.partition(":")
+    user = (user if re.fullmatch(r"[\w.%+-]*", user) else "***") + (":***" if colon else "")
     address, mark, query = rest.partition("?")
     host, slash, path = address.partition("/")
     if not HOSTS.fullmatch(host) or "#" in path:
