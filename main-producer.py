@@ -4,6 +4,11 @@ A JSON line is a payload, such as {"kind": "simulate", "seconds": 0.1}, or a who
 id again is safe, it is the same task: that is how a run that was interrupted is resumed.
 """
 
+if __name__ == "__main__":
+    from workqueue.signals import signals
+
+    signals.listen()  # first: all other imports take half a second, in which SIGTERM would be a crash
+
 import argparse
 import sys
 from collections.abc import Iterator
@@ -12,12 +17,13 @@ from generated.producer import Application
 from generated.producer.messages.json import Checksum, Simulate, Task
 from workqueue.errors import InputInvalid
 from workqueue.producer import run_producer
+from workqueue.settings import Settings
 from workqueue.source import envelope, files, lines
 
 
-def tasks(given: argparse.Namespace) -> Iterator[Task | InputInvalid]:
+def tasks(given: argparse.Namespace, settings: Settings) -> Iterator[Task | InputInvalid]:
     """What the flags ask for. Made one by one as they are sent, so a million of them take no memory."""
-    for path in files(given.paths):
+    for path in files(given.paths, settings.ledger_file):
         yield (
             path
             if isinstance(path, InputInvalid)

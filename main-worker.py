@@ -3,9 +3,15 @@
 Start as many as you like, anywhere, at any time; stop them with Ctrl-C or SIGTERM. No task is lost.
 """
 
+if __name__ == "__main__":
+    from workqueue.signals import signals
+
+    signals.listen()  # first: all other imports take half a second, in which SIGTERM would be a crash
+
 import asyncio
 import errno
 import hashlib
+import os
 import stat
 import sys
 from pathlib import Path
@@ -14,6 +20,7 @@ from typing import assert_never
 from generated.worker import Application
 from generated.worker.messages.json import Checksum, ChecksumResult, Simulate, SimulateResult, Task
 from workqueue.errors import GiveUp
+from workqueue.source import is_ledger
 from workqueue.tasks.context import Run
 from workqueue.tasks.threads import in_thread
 from workqueue.worker import run_worker
@@ -23,7 +30,7 @@ async def handle(task: Task, run: Run) -> ChecksumResult | SimulateResult:
     """Do one task. What is returned is the task's result; what is raised fails the attempt, and it is tried again."""
     match task.payload:
         case Checksum() as job:
-            return await in_thread(checksum, job, run.settings.root)
+            return await in_thread(checksum, job, run.settings.root, run.settings.ledger_file)
         case Simulate() as job:
             await asyncio.sleep(job.seconds)
             if run.attempt <= job.failures:
@@ -33,14 +40,17 @@ async def handle(task: Task, run: Run) -> ChecksumResult | SimulateResult:
             assert_never(task.payload)
 
 
-def checksum(job: Checksum, root: Path) -> ChecksumResult:
+def checksum(job: Checksum, root: Path, ledger: str | None = None) -> ChecksumResult:
+    """Hash a regular file below `root`; never one of the ledger's: closing that would drop this process's locks."""
     try:
         path = (root / job.path).resolve()
         if not path.is_relative_to(root):
             raise GiveUp(f"{job.path} leads out of {root}, the folder that WORKQUEUE_ROOT allows")
+        if is_ledger(str(path), ledger):
+            raise GiveUp(f"{job.path} belongs to the ledger")
         if not stat.S_ISREG(path.stat().st_mode):
             raise GiveUp(f"{job.path} is not a regular file")
-        with path.open("rb") as file:
+        with open(open_below(root, path), "rb") as file:
             digest = hashlib.file_digest(file, job.algorithm)
             size = file.tell()
     except OSError as error:
@@ -50,6 +60,21 @@ def checksum(job: Checksum, root: Path) -> ChecksumResult:
     except RuntimeError as error:  # pathlib's word for a loop of links
         raise GiveUp(f"{job.path}: {error}") from error
     return ChecksumResult(kind="checksum", path=job.path, algorithm=job.algorithm, digest=digest.hexdigest(), size=size)
+
+
+def open_below(root: Path, path: Path) -> int:
+    """A descriptor of a resolved path. A link, or a pipe, that was put there since it was resolved is refused."""
+    opened = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    for name in path.relative_to(root).parts:
+        try:
+            inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=opened)
+        finally:
+            os.close(opened)
+        opened = inner
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise GiveUp(f"{path} is not a regular file")
+    return opened
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 sys.path.insert(0, os.getcwd())
@@ -43,8 +43,14 @@ def recorded(handler: Callable[..., Any]) -> Callable[..., Any]:
     return handle if inspect.iscoroutinefunction(handler) else handle_blocking
 
 
-def run_recorded(application: type[Any], operation: Callable[[Any], Any], handler: Any, about: str | None) -> int:
-    return run_worker(application, operation, recorded(handler), about)
+def run_recorded(
+    application: type[Any],
+    operation: Callable[[Any], Any],
+    handler: Any,
+    about: str | None,
+    variables: Collection[str] = (),
+) -> int:
+    return run_worker(application, operation, recorded(handler), about, variables)
 
 
 worker.run_worker = run_recorded  # what the script imports

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pytest
 
-from workqueue.lifecycle import Report
+from workqueue.lifecycle import Format, Report
 
 
 def test_a_line_looks_like_one_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +44,28 @@ def test_a_line_that_cannot_be_written_is_dropped(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(sys, "stderr", Gone())
     Report()("said")
+
+
+EVIL = "w1  dead  \x1b[2J\n2026-01-01 w1  done\x00\u202e"
+SHOWN = r"w1  dead  \x1b[2J\n2026-01-01 w1  done\x00\u202e"
+
+
+def test_what_could_move_a_terminals_cursor_or_forge_a_line_is_shown_escaped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Report()(EVIL)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.endswith(f"{SHOWN}\n")
+    record = logging.LogRecord("x", logging.INFO, "", 0, "%s", (EVIL,), None)
+    assert Format("%(message)s").format(record) == SHOWN
+
+
+def test_a_traceback_keeps_its_lines_and_what_is_foreign_in_it_is_escaped() -> None:
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord("x", logging.INFO, "", 0, "failed", None, sys.exc_info())
+    said = Format("%(message)s").format(record)
+    assert said.startswith("failed\nTraceback (most recent call last):\n")
+    assert said.endswith(r"ValueError: \x1b[2J")

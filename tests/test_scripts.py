@@ -18,6 +18,7 @@ import trustme
 
 from tests.harness import Site, simulate, task, until
 from tests.proxy import Proxy
+from workqueue.signals import SAME_S
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def one_line(text: str, *parts: str) -> None:
     ("flags", "said"),
     [
         ([], "name what to send"),
+        (["--simulate", "3", "--timeout", "1"], "--timeout needs --wait"),
         (["--simulate", "0"], "'0' is not a whole number from 1 up"),
         (["--simulate", "3", "--seconds", "nan"], "'nan' is not a number of seconds"),
         (["--simulate", "3", "a-path"], "name what to send"),
@@ -83,10 +85,20 @@ async def test_a_bad_setting_is_one_line_with_its_name_and_value_and_exit_2(
     one_line(worker.text(), name, value, said)
 
 
+async def test_a_misspelt_setting_is_a_line_that_names_the_nearest_one(site: Site) -> None:
+    produced = await site.producer("--simulate", "1", WORKQUEUE_DRAINS="3")
+    assert produced.code == 0
+    first, account = produced.err.splitlines()
+    assert first.endswith("WORKQUEUE_DRAINS is no setting, and is ignored; the nearest is WORKQUEUE_DRAIN_S")
+    assert account.startswith("sent: 1 confirmed")
+    worker = await site.worker(WORKQUEUE_RECONECT_S="3")
+    assert "the nearest is WORKQUEUE_RECONNECT_S" in worker.text()
+
+
 async def test_an_unreachable_broker_is_one_line_without_the_password_and_exit_3(nowhere: Site) -> None:
     produced = await nowhere.producer("--simulate", "1")
     assert produced.code == 3
-    one_line(produced.err, "no broker", "guest:***@127.0.0.1", "check AMQP_URI")
+    one_line(produced.err, "no broker", "guest:***@127.0.0.1", "check AMQP_URI", "export AMQP_URI=$(make -s broker)")
     worker = await nowhere.worker("w", ready=False)
     assert await worker.ended() == 3
     one_line(worker.text(), "no broker", "guest:***@127.0.0.1", "check AMQP_URI")
@@ -231,6 +243,7 @@ async def test_a_second_signal_ends_a_worker_at_once_and_its_task_goes_to_anothe
     await until(site.record, "the task has begun")
     worker.signal(signal.SIGTERM)
     await until(lambda: worker.says("stops"), "it drains")
+    await asyncio.sleep(SAME_S)  # one that comes sooner is the first once more
     worker.signal(signal.SIGTERM)
     assert await worker.ended(within_s=1.0) == 130
     await site.worker("heir")

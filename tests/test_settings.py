@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from workqueue.errors import SettingInvalid
-from workqueue.settings import Settings, hide_password
+from workqueue.settings import Settings, hide_password, misspelt
 
 NUMBER_S = "use a number of seconds from 0.1 to 86400"
 WHOLE = "use a whole number from 1 to 10000"
@@ -19,7 +19,7 @@ def test_without_any_variable_the_defaults_hold_and_the_root_is_the_current_fold
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings.load({})
-    assert settings == Settings(root=tmp_path.resolve())
+    assert settings == Settings(root=tmp_path.resolve(), ledger_url=f"sqlite:{tmp_path}/.workqueue/ledger.db")
     assert settings == Settings.load({"AMQP_URI": "", "LEDGER_URL": "", "WORKQUEUE_DRAIN_S": "", "OTHER": "x"})
 
 
@@ -69,7 +69,7 @@ BAD: list[tuple[str, str, str]] = [
     *(("LEDGER_URL", value, "none") for value in ("ledger.db", "sqlite:", "NONE", "redis://h")),
     *(
         ("AMQP_URI", value, AMQP)
-        for value in ("host", "http://host/", "amqp://", "amqp:host", "amqp://h:0", "amqp://h:x")
+        for value in ("host", "http://host/", "amqp://", "amqp:host", "amqp://h:0", "amqp://a,b")
     ),
     *(("AMQP_URI", value, AMQP) for value in ("amqp://h:65536", "amqp://[::1", "rabbitmq://h")),
 ]
@@ -117,7 +117,13 @@ def test_passwords_are_not_shown() -> None:
         ("amqp://me:pw@host:1/v?x=1", "amqp://me:***@host:1/v?x=1"),
         ("amqp://me:p@w@host", "amqp://me:***@host"),
         ("amqp://:pw@host", "amqp://:***@host"),
-        ("amqp://me:p[w@host", "***"),
+        ("amqp://me:p[w@host", "amqp://me:***@host"),
+        ("amqp://me:secret", "amqp://***"),  # is it a port?
+        ("postgresql://me@h/db?sslmode=require&password=a&b=c", "postgresql://me@h/db?sslmode=require&password=***"),
+        ("postgresql://me@h/db?pass%77ord=a", "postgresql://me@h/db?pass%77ord=***"),
+        ("postgresql://h1:5432,h2/db", "postgresql://h1:5432,h2/db"),
+        ("host=h user=me password='a b'", "***"),
+        ("host=h password=x://y", "***"),
         ("sqlite:/var/lib/ledger.db", "sqlite:/var/lib/ledger.db"),
     ],
 )
@@ -152,3 +158,30 @@ def test_settings_do_not_change() -> None:
     settings: Any = Settings()
     with pytest.raises(AttributeError):
         settings.window = 1
+
+
+def test_the_default_ledger_belongs_to_the_project_and_no_later_chdir_moves_a_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = tmp_path / "project"
+    by_default = Settings.load({}, project=project)
+    assert by_default.ledger_url == f"sqlite:{project}/.workqueue/ledger.db"
+    relative = Settings.load({"LEDGER_URL": "sqlite:a/../b.db"}, project=project)
+    assert relative.ledger_url == f"sqlite:{tmp_path}/b.db"
+    monkeypatch.chdir("/")
+    assert (by_default.ledger_file, relative.ledger_file) == (
+        f"{project}/.workqueue/ledger.db",
+        f"{tmp_path}/b.db",
+    )
+    assert Settings.load({"LEDGER_URL": "postgresql://h/d"}).ledger_file is None
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_nearest_one() -> None:
+    environment = {"WORKQUEUE_DRAINS": "1", "WORKQUEUE_WINDOW": "7", "WORKQUEUE_MINE": "x", "HOME": "/", "WORK": "y"}
+    told = list(misspelt(environment))
+    assert told[0] == "WORKQUEUE_DRAINS is no setting, and is ignored; the nearest is WORKQUEUE_DRAIN_S"
+    assert told[1].startswith("WORKQUEUE_MINE is no setting")
+    assert len(told) == 2
+    assert list(misspelt(environment, own=("WORKQUEUE_MINE",))) == told[:1]
+    assert Settings.load(environment).window == 7

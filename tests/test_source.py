@@ -3,18 +3,25 @@
 import argparse
 import json
 import os
+import sys
+import threading
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from generated.producer.messages.json import Checksum, Simulate, Task
 from tools.project import ROOT
+from workqueue import source
+from workqueue.codec import Undecodable
 from workqueue.errors import InputInvalid
+from workqueue.settings import Settings
 from workqueue.source import envelope, files, lines
 
 SIMULATE = {"kind": "simulate", "seconds": 0.5}
@@ -118,13 +125,13 @@ def test_a_path_that_can_be_no_file_is_told(name: str, tree: Path) -> None:
 
 @pytest.fixture
 def tasks() -> Callable[[argparse.Namespace], Any]:
+    """What main-producer.py makes of the flags."""
     spec = spec_from_file_location("main_producer", ROOT / "main-producer.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    made: Callable[[argparse.Namespace], Any] = module.tasks
-    return made
+    return lambda given: module.tasks(given, Settings())
 
 
 def asked(**given: Any) -> argparse.Namespace:
@@ -251,3 +258,126 @@ def test_lines_are_read_as_they_are_asked_for() -> None:
 def test_an_envelope_is_what_a_task_needs_beside_its_payload() -> None:
     task = Task(**envelope(), payload=Checksum(kind="checksum", path="a"))
     assert task.created_at.utcoffset() == timedelta()
+
+
+@pytest.mark.parametrize("size", [70_000, 3_000_000])
+def test_a_line_that_is_too_long_is_told_with_its_size_and_the_next_one_is_read(
+    size: int, read: Callable[..., list[Any]]
+) -> None:
+    before, error, after = read(SIMULATE, b"x" * size, SIMULATE)
+    assert str(error).endswith(f":2: {size} bytes, the contract's limit is 65536")
+    assert before.payload == after.payload
+
+
+def test_of_a_line_without_an_end_only_a_little_is_ever_in_memory() -> None:
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as pipe:
+            for _ in range(200):
+                pipe.write(b"x" * 1_000_000)
+
+    threading.Thread(target=write, daemon=True).start()
+    tracemalloc.start()
+    try:
+        (error,) = lines(f"/dev/fd/{reading}", Task)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+        os.close(reading)
+    assert str(error).endswith(":1: 200000000 bytes, the contract's limit is 65536")
+
+
+def test_a_line_of_just_the_limit_is_read_whole(read: Callable[..., list[Any]]) -> None:
+    whole = json.dumps(WHOLE).encode()
+    padded = whole[:-1] + b" " * (65_536 - len(whole)) + b"}"
+    (task,) = read(padded + b"\r\n" + b"")
+    assert isinstance(task, Task)
+    (error,) = read(padded[:-1] + b" }")
+    assert "65537 bytes" in str(error)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(read: Callable[..., list[Any]]) -> None:
+    (task,) = read(b"\xef\xbb\xbf" + json.dumps(WHOLE).encode())
+    assert isinstance(task, Task)
+
+
+def test_nul_bytes_are_told(read: Callable[..., list[Any]]) -> None:
+    error, task = read(b"\0\0", SIMULATE)
+    assert isinstance(error, InputInvalid)
+    assert "not JSON" in str(error)
+    assert str(error).isprintable()
+    assert isinstance(task, Task)
+
+
+def test_a_standard_input_that_is_closed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    (error,) = lines("-", Task)
+    assert str(error) == "-: can't be read (it is closed)"
+
+
+class Parcel(BaseModel):
+    """A payload with fields that are named like those of the envelope."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["parcel"]
+    id: str
+    payload: dict[str, int]
+
+
+class Wrapped(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    id: UUID
+    created_at: datetime
+    payload: Parcel
+
+
+class Codec:
+    """Stands in for the codec of a contract with that kind."""
+
+    max_bytes = 65_536
+
+    def from_value(self, value: Any) -> Wrapped | Undecodable:
+        try:
+            return Wrapped.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            return Undecodable("invalid", f"/{'/'.join(map(str, first['loc']))}: {first['msg']}")
+
+
+def test_a_payload_may_have_fields_that_are_named_like_those_of_the_envelope(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "for_model", lambda model: Codec())
+    parcel: dict[str, Any] = {"kind": "parcel", "id": "p-1", "payload": {"a": 1}}
+    given = [parcel, {**WHOLE, "payload": parcel}, {**parcel, "payload": 1}, {**WHOLE, "payload": {**parcel, "id": 1}}]
+    (tmp_path / "tasks").write_text("\n".join(map(json.dumps, given)))
+    bare, whole, bad, bad_whole = lines(str(tmp_path / "tasks"), Wrapped)
+    assert isinstance(bare, Wrapped)
+    assert isinstance(whole, Wrapped)
+    assert bare.payload == whole.payload
+    assert str(whole.id) == WHOLE["id"]
+    assert "/payload/payload: " in str(bad)
+    assert "/payload/id: " in str(bad_whole)
+
+
+def test_the_ledgers_own_files_are_left_out(tree: Path) -> None:
+    before = found(tree)
+    for name in (
+        ".workqueue/ledger.db",
+        ".workqueue/ledger.db.holders/set-up",
+        "b/l.db",
+        "b/l.db-wal",
+        "b/l.db.holders/x",
+    ):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("")
+    assert [str(path) for path in files([str(tree)], str(tree / "b" / "l.db"))] == before
+    (named,) = files([str(tree / "b" / "l.db-wal")], str(tree / "b" / "l.db"))
+    assert str(named) == f"{tree}/b/l.db-wal: belongs to the ledger"
+
+
+def test_a_file_that_is_named_itself_and_has_a_name_that_is_not_unicode_is_told(tree: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tree) + b"/aa\xff"))
+    path.write_text("x")
+    assert "has a name that is not UTF-8" in problem(path)

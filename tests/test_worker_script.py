@@ -106,10 +106,10 @@ def test_what_is_not_there_or_may_not_be_read_is_given_up(
         with pytest.raises(GiveUp, match=f"^{path}: No such file or directory$"):
             checksum(job(path), root)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # root may read all
+    monkeypatch.setattr(os, "open", refuse)  # root may read all
     with pytest.raises(GiveUp, match=r"^file: Permission denied$"):
         checksum(job("file"), root)
 

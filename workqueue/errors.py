@@ -6,6 +6,11 @@ A failure that reaches a script becomes one line on standard error and the proce
 from typing import ClassVar
 
 
+def escaped(text: str) -> str:
+    """The text as one line that changes no terminal: what is not printable is shown as its escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class WorkQueueError(Exception):
     """Base of all failures. Its text is one line: the thing, the value, the way out."""
 
@@ -32,6 +37,16 @@ class InputInvalid(WorkQueueError):
         self.where, self.problem = where, problem
 
 
+class OutputFailed(WorkQueueError):
+    """What was asked for could not be written: the disk is full, for one."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(f"{name}: can't be written ({cause})")
+        self.name, self.cause = name, cause
+
+
 class ContractInvalid(WorkQueueError):
     """The contract lacks something the runtime needs, or the broker's queue differs from it."""
 
@@ -55,7 +70,7 @@ class BrokerUnreachable(WorkQueueError):
     exit_code = 3
 
     def __init__(
-        self, tried: str, cause: str, way_out: str = "check AMQP_URI, or `export AMQP_URI=$(make -s broker)`"
+        self, tried: str, cause: str, way_out: str = "check AMQP_URI, or start one: export AMQP_URI=$(make -s broker)"
     ) -> None:
         super().__init__(f"no broker: {tried}: {cause}; {way_out}")
         self.tried, self.cause, self.way_out = tried, cause, way_out

@@ -5,30 +5,47 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, TextIO
+from typing import Any, Protocol
 from uuid import UUID
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from workqueue.errors import InputInvalid, NotSent, WorkQueueError
+from workqueue.errors import InputInvalid, NotSent, WorkQueueError, escaped
 from workqueue.ledger import Ledger, LedgerBusy, Outcome
 
 POLL_S = 0.2
 LOOK_AT = 2000  # tasks: of the oldest, and of the others; some milliseconds in all
+HINT_S = 10.0  # without any progress, until it says what may be the matter; then after twice as long, and so on
+NAMED = 5  # ids of tasks that did not finish, of each kind
+
+
+class Lines(Protocol):
+    """Where lines go: a file, say."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> object: ...
 
 
 class Follower(AbstractContextManager["Follower"]):
-    """Follows tasks through the ledger: one that `noting` saw is followed until it is done or dead, or not sent."""
+    """Follows tasks through the ledger: one that `noting` saw is followed until it is done or dead, or not sent.
 
-    def __init__(self, ledger: Ledger, results: TextIO | None) -> None:
-        self._ledger, self._results = ledger, results
-        self._pending: dict[UUID, None] = {}  # in the order in which they were noted
-        self._all_noted = False
+    `matter` says in words why none may finish; it is asked when none has for a while.
+    """
+
+    def __init__(
+        self, ledger: Ledger, results: Lines | None, matter: Callable[[], Awaitable[str]] | None = None
+    ) -> None:
+        self._ledger, self._results, self._matter = ledger, results, matter
+        self._pending: dict[UUID, str] = {}  # with their kinds, in the order in which they were noted
+        self._all_noted, self._deadline_s = False, float("inf")
+        self._moved_s, self._hint_s = time.monotonic(), HINT_S
         self._workers: dict[str, list[int]] = {}
         self._began = time.monotonic()
         self._console = Console(stderr=True)
@@ -37,52 +54,85 @@ class Follower(AbstractContextManager["Follower"]):
         self._bar = self._progress.add_task("", total=0)
         self.done = self.dead = 0
 
+    @property
+    def unfinished(self) -> int:
+        return len(self._pending)
+
     def __enter__(self) -> "Follower":
         self._progress.start()
         self._watching = asyncio.ensure_future(self._watch())
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._watching.cancel()
+        if not self._watching.cancel() and not self._watching.cancelled():
+            self._watching.exception()  # `finish` raised it, unless sending failed before that
         self._progress.stop()
 
     def noting(self, tasks: Iterable[Any]) -> Iterator[Any]:
         """The same tasks; each is followed from the moment it is read."""
         for task in tasks:
             if not isinstance(task, InputInvalid):
-                self._pending[task.id] = None
+                self._pending[task.id] = sys.intern(str(getattr(getattr(task, "payload", None), "kind", "task")))
             yield task
 
     def problem(self, error: WorkQueueError) -> None:
         """Print it as a line beside the progress bar, and follow a task that was not sent no longer."""
         if isinstance(error, NotSent):
             self._pending.pop(UUID(error.message_id), None)
-        name = os.path.basename(sys.argv[0])
-        self._console.print(f"{name}: {error}", markup=False, highlight=False, soft_wrap=True)
+        self._say(str(error))
 
-    async def finish(self) -> None:
-        """Return when every task is finished; none is noted any more."""
+    async def finish(self, within_s: float | None = None) -> None:
+        """Return when every task is finished, or after this time; none is noted any more."""
+        if within_s is not None:
+            self._deadline_s = time.monotonic() + within_s
         self._all_noted = True
         await self._watching
+        for kind, ids in sorted(self._left().items()):
+            named = ", ".join(map(str, ids[:NAMED])) + f", and {len(ids) - NAMED} more" * (len(ids) > NAMED)
+            self._say(f"{len(ids)} tasks of kind {kind} did not finish within {within_s:g} s: {named}")
 
     async def _watch(self) -> None:
         start = LOOK_AT
         while True:
+            now_s, before, busy = time.monotonic(), self.done + self.dead, ""
             # The oldest are the next to finish, most often; the others have their turn, one stretch after the other.
             # Each list is made in one go, by no step of Python: tasks are noted in another thread.
             oldest = list(islice(self._pending, LOOK_AT))
             others = list(islice(self._pending, start, start + LOOK_AT))
-            with suppress(LedgerBusy):  # it is asked again
+            try:
                 for outcome in await self._ledger.outcomes(oldest + others):
                     if outcome.id in self._pending:
                         del self._pending[outcome.id]
                         self._record(outcome)
                 start = start + LOOK_AT if others else LOOK_AT
+            except LedgerBusy as error:  # it is asked again
+                busy = f"the ledger does not answer: {error}"
             finished = self.done + self.dead
+            if finished > before or not oldest:
+                self._moved_s, self._hint_s = now_s, HINT_S
+                if self._results is not None:
+                    self._results.flush()
             self._progress.update(self._bar, completed=finished, total=finished + len(self._pending))
-            if self._all_noted and not self._pending:
+            if self._all_noted and (not self._pending or now_s >= self._deadline_s):
                 return
-            await asyncio.sleep(POLL_S)
+            if now_s - self._moved_s >= self._hint_s:
+                await self._hint(now_s - self._moved_s, busy)
+            await asyncio.sleep(max(0.0, min(POLL_S, self._deadline_s - now_s)))
+
+    async def _hint(self, waited_s: float, busy: str) -> None:
+        self._hint_s = 2 * waited_s
+        why = busy or (await self._matter() if self._matter is not None else "")
+        self._say(f"waits for {len(self._pending)} tasks, and none has finished for {waited_s:.0f} s: {why}")
+
+    def _left(self) -> dict[str, list[UUID]]:
+        left: dict[str, list[UUID]] = defaultdict(list)
+        for task_id, kind in self._pending.items():
+            left[kind].append(task_id)
+        return left
+
+    def _say(self, text: str) -> None:
+        line = escaped(f"{os.path.basename(sys.argv[0])}: {text}")
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _record(self, outcome: Outcome) -> None:
         done = outcome.state == "done"
@@ -103,6 +153,7 @@ class Follower(AbstractContextManager["Follower"]):
         for column in table.columns[1:]:
             column.justify = "right"
         for worker, (done, dead) in sorted(self._workers.items()):
-            table.add_row(worker, str(done), str(dead), f"{(done + dead) / (self.done + self.dead):.0%}")
-        table.caption = f"{self.done} done, {self.dead} dead, in {elapsed_s:.1f} s"
+            table.add_row(Text(escaped(worker)), str(done), str(dead), f"{(done + dead) / (self.done + self.dead):.0%}")
+        unfinished = f", {self.unfinished} unfinished" * bool(self.unfinished)
+        table.caption = f"{self.done} done, {self.dead} dead{unfinished}, in {elapsed_s:.1f} s"
         Console().print(table)

@@ -12,21 +12,26 @@
 
 import argparse
 import asyncio
+import io
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 
-from workqueue.errors import WorkerFault, WorkQueueError
+from workqueue import stderr
+from workqueue.errors import WorkerFault, WorkQueueError, escaped
+from workqueue.settings import Settings, misspelt
+from workqueue.signals import INTERRUPTED, on_signals, signals
 
-INTERRUPTED = 130
+__all__ = ["Flags", "Report", "count", "load_settings", "on_signals", "prepare", "run", "say"]
 
 
 class Flags(argparse.ArgumentParser):
@@ -36,7 +41,7 @@ class Flags(argparse.ArgumentParser):
         super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
+        print(f"{self.prog}: {escaped(message)}; see --help", file=sys.stderr)
         sys.exit(2)
 
 
@@ -61,38 +66,78 @@ class Report:
         second = int(now_s)
         if second != self._second:
             self._second, self._told = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+        if not line.isprintable():  # an id or an error that somebody else chose
+            line = escaped(line)
         with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
             sys.stderr.write(f"{self._told},{int(1000 * (now_s - second)):03} {line}\n")
 
 
-def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run `main` on a uvloop and return its exit code, or the one of the failure it raised.
+class Format(logging.Formatter):
+    """What is not printable is escaped: a foreign text must not move a terminal's cursor, nor look like a line of ours.
+    A traceback keeps its line breaks."""
 
-    That standard error is closed, or that its reader has gone, changes neither.
-    """
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.INFO)
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        if line.isprintable():
+            return line
+        return "\n".join(map(escaped, line.split("\n"))) if record.exc_info else escaped(line)
+
+
+def prepare() -> None:
+    """The first thing that a script does: from here on signals, closed descriptors and stalled readers do no harm."""
+    signals.listen()
+    stderr.open_missing()
+    if not isinstance(sys.stderr, stderr.Stderr):
+        sys.stderr = stderr.replace(sys.stderr, 2)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that an ASCII terminal can't show ends nothing
+    elif sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(Format("%(asctime)s %(message)s"))
+    logging.basicConfig(handlers=[log], level=logging.INFO)
     # The wire reports every loss of a connection itself, in words that say what follows from it.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
+
+
+def project_folder(application: type[Any]) -> Path:
+    """The folder that holds the package of a generated application: the same one wherever a process is started."""
+    package = import_module(application.__module__.partition(".")[0])
+    return Path(package.__path__[0]).resolve().parent
+
+
+def load_settings(application: type[Any], variables: Collection[str]) -> Settings:
+    """The settings of a process that runs this application; `variables` are the script's own WORKQUEUE_ ones."""
+    for line in misspelt(own=variables):
+        say(line)
+    return Settings.load(project=project_folder(application))
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]], *, told_early: int = INTERRUPTED) -> int:
+    """Run `main` on a uvloop and return its exit code, or the one of the failure it raised.
+
+    `told_early` is the exit code when a signal came before `main` could begin.
+    """
+
+    async def attached() -> int:
+        return await main() if signals.attach() else told_early
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return _run_to_end(runner, main)
+            return _run_to_end(runner, attached)
     except WorkQueueError as error:
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        say(error)
         return error.exit_code
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001  # one line and an exit code for it too
         logging.getLogger(__name__).error("%s", traceback.format_exc().rstrip())
-        print(f"{os.path.basename(sys.argv[0])}: a fault of its own: {type(error).__name__}: {error}", file=sys.stderr)
+        say(f"a fault of its own: {type(error).__name__}: {error}")
         return WorkerFault.exit_code
     finally:
-        try:
-            sys.stderr.flush()
-        except OSError:  # the interpreter would try again at its end, and exit with 120
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        if isinstance(sys.stderr, stderr.Stderr):
+            sys.stderr.end()
 
 
 def _run_to_end(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -112,17 +157,6 @@ def _run_to_end(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, i
             logging.getLogger(__name__).warning("%s in a task of the program's own; goes on", type(error).__name__)
 
 
-def on_signals(first: Callable[[], object]) -> None:
-    """Call `first` on the first SIGTERM or SIGINT; end the process at once on the second."""
-    loop, seen = asyncio.get_running_loop(), []
-
-    def receive(number: signal.Signals) -> None:
-        seen.append(number)
-        if len(seen) == 1:
-            first()
-        else:
-            print(f"{os.path.basename(sys.argv[0])}: {number.name} again: ends now", file=sys.stderr, flush=True)
-            os._exit(INTERRUPTED)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, receive, number)
+def say(what: object) -> None:
+    """A line on standard error, in the name of the script. Foreign text in it can't move a terminal's cursor."""
+    print(f"{os.path.basename(sys.argv[0])}: {escaped(str(what))}", file=sys.stderr)

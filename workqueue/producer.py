@@ -2,79 +2,144 @@
 
 import argparse
 import asyncio
+import errno
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack
-from typing import Any, TextIO
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
 
 from workqueue import codec, contract
+from workqueue.amqp.look import look
 from workqueue.amqp.wire import Wire
-from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, SettingInvalid, WorkQueueError
+from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, OutputFailed, SettingInvalid, WorkQueueError
 from workqueue.ledger import open_ledger
-from workqueue.lifecycle import Flags, count, on_signals, run
-from workqueue.settings import Settings
+from workqueue.lifecycle import Flags, count, load_settings, on_signals, prepare, run, say
+from workqueue.settings import Settings, hide_password
 from workqueue.submit import Account, submit
 
-Tasks = Callable[[argparse.Namespace], Iterable[Any]]
+if TYPE_CHECKING:
+    from workqueue.follow import Follower
+
+Tasks = Callable[[argparse.Namespace, Settings], Iterable[Any]]
+
+KEEP_S = 60.0  # a ledger that forgets finished tasks sooner may do so before they are seen to be finished
 
 
-def run_producer(application: type[Any], operation: Callable[[Any], Any], tasks: Tasks, about: str | None) -> int:
+def run_producer(
+    application: type[Any],
+    operation: Callable[[Any], Any],
+    tasks: Tasks,
+    about: str | None,
+    variables: Collection[str] = (),
+) -> int:
     """Send the tasks that `tasks` makes of the flags through a generated application's send operation.
 
-    `operation` takes the application to that operation; `about` is what --help says. Returns the exit code.
+    `operation` takes the application to that operation; `about` is what --help says; `variables` are the names of the
+    script's own WORKQUEUE_ variables. Returns the exit code.
     """
+    prepare()
     flags = Flags(about)
     flags.add_argument("paths", nargs="*", metavar="PATH", help="a checksum task for each regular file at or below it")
     flags.add_argument("--jsonl", metavar="FILE", help="a task for each line; - is standard input")
     flags.add_argument("--simulate", type=count, default=0, metavar="N", help="N simulated tasks ...")
     flags.add_argument("--seconds", type=_seconds, default=0.0, metavar="S", help="... of S seconds each (default 0)")
     flags.add_argument("--wait", action="store_true", help="follow the tasks until all are done or dead")
+    flags.add_argument("--timeout", type=_seconds, metavar="S", help="with --wait: at most S seconds after the sending")
     flags.add_argument("--results", metavar="FILE", help="with --wait: a line of JSON for each task")
     given = flags.parse_args()
     if sum(map(bool, (given.paths, given.jsonl, given.simulate))) != 1:
         flags.error("name what to send: PATH..., or --jsonl FILE, or --simulate N")
-    if given.results and not given.wait:
-        flags.error("--results needs --wait")
-    return run(lambda: _produce(application, operation, tasks, given))
+    for flag in ("results", "timeout"):
+        if getattr(given, flag) is not None and not given.wait:
+            flags.error(f"--{flag} needs --wait")
+    return run(lambda: _produce(application, operation, tasks, given, variables))
 
 
 async def _produce(
-    application: type[Any], operation: Callable[[Any], Any], tasks: Tasks, given: argparse.Namespace
+    application: type[Any],
+    operation: Callable[[Any], Any],
+    tasks: Tasks,
+    given: argparse.Namespace,
+    variables: Collection[str],
 ) -> int:
-    settings, account = Settings.load(), Account()
+    settings, account = load_settings(application, variables), Account()
     loaded = contract.load(application.__module__.rpartition(".")[0])
     codec.install()
     this = asyncio.current_task()
     assert this is not None
     on_signals(this.cancel)
     async with AsyncExitStack() as closing:
-        results = _open(given.results, closing) if given.results else None
-        wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None)
-        closing.push_async_callback(wire.close)
-        app = application(wire)
-        await app.start()
-        send, wanted, problem, follower = _honest(operation(app)), tasks(given), _print, None
-        if given.wait:
-            from workqueue.follow import Follower  # with rich, which takes a while to import
-
-            ledger = await open_ledger(settings)
-            closing.push_async_callback(ledger.close)
-            follower = closing.enter_context(Follower(ledger, results))
+        try:
+            wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None)
+            closing.push_async_callback(wire.close)
+            app, problem, wanted = application(wire), _problem, tasks(given, settings)
+            queues = [send.queue.name for send in loaded.sends.values()]
+            follower = await _follower(settings, given.results, queues, closing) if given.wait else None
+            await app.start()
+        except asyncio.CancelledError:
+            account.complete = False
+            print(f"sent: {account}", file=sys.stderr)
+            raise
+        if follower is not None:
+            closing.enter_context(follower)
             wanted, problem = follower.noting(wanted), follower.problem
         try:
+            send = _honest(operation(app))
             await submit(wanted, send, window=settings.window, account=account, problem=problem)
             if follower is not None:
-                await follower.finish()
+                await follower.finish(given.timeout)
         finally:
             print(f"sent: {account}", file=sys.stderr)
     if follower is not None:
-        follower.print_table()
+        with _output("standard output"):
+            follower.print_table()
+            sys.stdout.flush()
     if account.unknown:
         return BrokerUnreachable.exit_code
     if account.unread:
         return InputInvalid.exit_code
-    return 1 if account.refused or (follower is not None and follower.dead) else 0
+    return 1 if account.refused or (follower is not None and (follower.dead or follower.unfinished)) else 0
+
+
+async def _follower(
+    settings: Settings, results: str | None, queues: Sequence[str], closing: AsyncExitStack
+) -> "Follower":
+    """Raises SettingInvalid for settings with which it could never end."""
+    from workqueue.follow import Follower  # with rich, which takes a while to import
+
+    if settings.ledger_url == "none":
+        raise SettingInvalid("LEDGER_URL", "none", "--wait needs a ledger, the one that the workers use")
+    if settings.keep_s < KEEP_S:
+        way_out = f"--wait may miss tasks that are forgotten so soon; use {KEEP_S:g} or more, here and for the workers"
+        raise SettingInvalid("WORKQUEUE_KEEP_S", f"{settings.keep_s:g}", way_out)
+    file = closing.enter_context(Results(results)) if results else None
+    ledger = await open_ledger(settings)
+    closing.push_async_callback(ledger.close)
+    return Follower(ledger, file, lambda: _matter(settings, queues))
+
+
+async def _matter(settings: Settings, queues: Sequence[str]) -> str:
+    """Why tasks may not finish, as far as the broker knows."""
+    try:
+        seen = await look(settings.amqp_uri, [*queues, *(f"{queue}.dead" for queue in queues)])
+    except BrokerUnreachable as error:
+        return f"no broker answers: {error.tried}: {error.cause}"
+    said = []
+    for queue in queues:
+        if queue in seen and not seen[queue].consumers:
+            said.append(f"no worker takes from {queue}, where {seen[queue].messages} wait; start one")
+        elif queue in seen and seen[queue].messages:
+            said.append(f"{seen[queue].messages} wait in {queue}, and its {seen[queue].consumers} consumers are busy")
+        elif queue in seen:
+            place = hide_password(settings.ledger_url)
+            said.append(
+                f"none waits in {queue}: they run, or wait for another attempt; or the workers have another LEDGER_URL "
+                f"than this producer ({place}), or forget too soon (WORKQUEUE_KEEP_S)"
+            )
+        if (dead := seen.get(f"{queue}.dead")) and dead.messages:
+            said.append(f"{dead.messages} lie in {queue}.dead: one that broke the workers' contract is in no ledger")
+    return "; ".join(said) or "the broker tells nothing of its queue"
 
 
 def _honest(send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
@@ -89,15 +154,46 @@ def _honest(send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable
     return wrapped
 
 
-def _open(name: str, closing: AsyncExitStack) -> TextIO:
+@contextmanager
+def _output(name: str) -> Iterator[None]:
+    """Turns a failure to write into one line; a reader that has gone, as `head` has, is none."""
     try:
-        return closing.enter_context(open(name, "w", encoding="utf-8"))
+        yield
     except OSError as error:
-        raise SettingInvalid("--results", name, f"name a file that can be written ({error.strerror})") from error
+        if name == "standard output":  # or the interpreter would try again at its end, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            raise OutputFailed(name, error.strerror or str(error)) from error
 
 
-def _print(error: WorkQueueError) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+class Results:
+    """The file of --results. Raises SettingInvalid if it can't be opened, OutputFailed if it can't be written."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        try:
+            self._file: TextIO = open(name, "w", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
+        except OSError as error:
+            raise SettingInvalid("--results", name, f"name a file that can be written ({error.strerror})") from error
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        with suppress(OSError):  # what was written was flushed before, and a failure of that was told
+            self._file.close()
+
+    def write(self, line: str) -> None:
+        with _output(self._name):
+            self._file.write(line)
+
+    def flush(self) -> None:
+        with _output(self._name):
+            self._file.flush()
+
+
+def _problem(error: WorkQueueError) -> None:
+    say(error)
 
 
 def _seconds(text: str) -> float:

@@ -1,19 +1,29 @@
 """One frozen record of settings, from the environment and the flags that beat it, validated once."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from workqueue.errors import SettingInvalid
 
 DEFAULT_AMQP_URI = "amqp://guest:guest@localhost:5672/"
-DEFAULT_LEDGER_URL = "sqlite:.workqueue/ledger.db"
+DEFAULT_LEDGER = Path(".workqueue", "ledger.db")
+"""Below the project's folder."""
 
 LONGEST_S = 86_400
 LONGEST_KEPT_S = 366 * 86_400
+
+SECRET = ("pass", "secret", "token", "pwd", "key", "auth", "cred")
+"""What the name of a URL's parameter says if its value is not to be shown."""
+HOST = r"(?:\[[\w:.%]*\]?|[\w.%-]*)(?::\d{0,5})?"
+HOSTS = re.compile(rf"{HOST}(?:,{HOST})*")
+PART = r"(?:[^@/?#\s%]|%[0-9A-Fa-f]{2})*"  # of a URL, percent-encoded as it must be
+POSTGRES = re.compile(rf"postgresql://(?:{PART}@)?{HOSTS.pattern}(?:/{PART})?(?:\?(?:[^@#\s%]|%[0-9A-Fa-f]{{2}})*)?")
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,7 +32,7 @@ class Settings:
 
     amqp_uri: tuple[str, ...] = (DEFAULT_AMQP_URI,)
     """Tried in turn at every (re)connection."""
-    ledger_url: str = DEFAULT_LEDGER_URL
+    ledger_url: str = f"sqlite:{DEFAULT_LEDGER}"
     """`sqlite:PATH` for one machine, `postgresql://...` for several; `none`: a redelivered task may run twice."""
     root: Path = Path()
     """The folder that checksum tasks may read below; the current one by default."""
@@ -50,13 +60,23 @@ class Settings:
         shown["ledger_url"] = hide_password(self.ledger_url)
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
+    @property
+    def ledger_file(self) -> str | None:
+        """The path of a SQLite ledger; its other files have names that begin with it."""
+        return self.ledger_url.removeprefix("sqlite:") if self.ledger_url.startswith("sqlite:") else None
+
     @classmethod
-    def load(cls, environment: Mapping[str, str] = os.environ, **flags: Any) -> "Settings":
-        """Read AMQP_URI, LEDGER_URL and WORKQUEUE_<FIELD>; a flag that is not None wins. Raises SettingInvalid."""
+    def load(
+        cls, environment: Mapping[str, str] = os.environ, *, project: Path | None = None, **flags: Any
+    ) -> "Settings":
+        """Read AMQP_URI, LEDGER_URL and WORKQUEUE_<FIELD>; a flag that is not None wins. Raises SettingInvalid.
+
+        The default ledger belongs to `project`, whatever the current folder is; a relative path of LEDGER_URL is
+        resolved here, once, so that a handler's os.chdir does not move it.
+        """
         values: dict[str, Any] = {}
         for field in fields(cls):
-            own = field.name in ("amqp_uri", "ledger_url")
-            variable = field.name.upper() if own else f"WORKQUEUE_{field.name.upper()}"
+            variable = _variable(field.name)
             flag = flags.pop(field.name, None)
             name, text = (f"--{field.name}", str(flag)) if flag is not None else (variable, environment.get(variable))
             if text:
@@ -64,21 +84,66 @@ class Settings:
         if flags:
             raise TypeError(f"no such setting: {', '.join(flags)}")
         values.setdefault("root", Path().resolve())
+        values.setdefault("ledger_url", f"sqlite:{(project or Path()).resolve() / DEFAULT_LEDGER}")
         return cls(**values)
+
+
+def misspelt(environment: Mapping[str, str] = os.environ, own: Collection[str] = ()) -> Iterator[str]:
+    """A line for each WORKQUEUE_ variable that is no setting, nor the script's `own`, with the nearest that is."""
+    known = {_variable(field.name) for field in fields(Settings)} | set(own)
+    for name in sorted(environment):
+        if name.startswith("WORKQUEUE_") and name not in known:
+            near = get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+            yield f"{name} is no setting, and is ignored; the nearest is {near[0]}"
+
+
+def split_uris(text: str) -> list[str]:
+    """The URIs of a comma-separated list. A comma counts only where a scheme, or nothing, follows: it may be a part of
+    a password."""
+    parts = re.split(r"\s*,\s*(?=[a-zA-Z][\w+.-]*://|,|$)", text.strip().strip(","))
+    return [part.strip() for part in parts if part.strip()]
+
+
+def hide_password(url: str) -> str:
+    """The URL without what is, or could be, a secret. For any text at all; what is unclear is not shown."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
+        plain = url.startswith("sqlite:") or re.fullmatch(r"(amqps?:)?[\w./-]*", url)
+        return url if plain else "***"
+    user, at, rest = rest.rpartition("@")
+    user, colon, _ = user.partition(":")
+    user = (user if re.fullmatch(r"[\w.%+-]*", user) else "***") + (":***" if colon else "")
+    address, mark, query = rest.partition("?")
+    host, slash, path = address.partition("/")
+    if not HOSTS.fullmatch(host) or "#" in path:
+        return f"{scheme}://{user}{at}***"
+    return f"{scheme}://{user}{at}{host}{slash}{path}{mark}{_shown(query)}"
+
+
+def _shown(query: str) -> str:
+    """The parameters up to the first that may be a secret: its value may hold an & that was not encoded."""
+    shown: list[str] = []
+    for parameter in query.split("&"):
+        name, equals, _ = parameter.partition("=")
+        if query and (not equals or "#" in parameter or any(word in unquote(name).lower() for word in SECRET)):
+            return "&".join([*shown, f"{name}=***" if equals and "#" not in name else "***"])
+        shown.append(parameter)
+    return "&".join(shown)
+
+
+def _variable(field: str) -> str:
+    return field.upper() if field in ("amqp_uri", "ledger_url") else f"WORKQUEUE_{field.upper()}"
 
 
 def _parse(field: str, name: str, text: str) -> Any:
     match field:
         case "amqp_uri":
-            uris = tuple(_amqp_uri(name, uri.strip()) for uri in text.split(",") if uri.strip())
+            uris = tuple(_amqp_uri(name, uri) for uri in split_uris(text))
             if not uris:
                 raise SettingInvalid(name, text, "name a broker, such as amqp://user:password@host:port/vhost")
             return uris
         case "ledger_url":
-            if text == "none" or text.startswith("postgresql://") or (text.startswith("sqlite:") and text != "sqlite:"):
-                return text
-            way_out = "use sqlite:PATH, postgresql://user:password@host/database, or none"
-            raise SettingInvalid(name, hide_password(text), way_out)
+            return _ledger_url(name, text)
         case "root":
             if not os.path.isdir(text):  # pathlib's raises what a name too long does
                 raise SettingInvalid(name, text, "name a folder that exists")
@@ -102,27 +167,27 @@ def _parse(field: str, name: str, text: str) -> Any:
             return seconds
 
 
+def _ledger_url(name: str, text: str) -> str:
+    if text == "none" or POSTGRES.fullmatch(text):
+        return text
+    if text.startswith("sqlite:") and text != "sqlite:":
+        return f"sqlite:{Path(text.removeprefix('sqlite:')).resolve()}"
+    way_out = "use sqlite:PATH, postgresql://user:password@host/database, or none"
+    if text.startswith("postgresql:"):  # its own parser would quote the password in the error
+        way_out = (
+            "percent-encode what is special in user and password (%40 for @, %2F for /, %25 for %, %20 for a space)"
+        )
+    raise SettingInvalid(name, hide_password(text), way_out)
+
+
 def _amqp_uri(name: str, uri: str) -> str:
     try:
         parts = urlsplit(uri)
         usable = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        usable = usable and "," not in str(parts.hostname)
         usable = usable and "@" not in parts.path + parts.query + parts.fragment  # a password with / ? # unencoded
     except ValueError:
         usable = False
     if not usable:
         raise SettingInvalid(name, hide_password(uri), "use amqp://user:password@host:port/vhost, or amqps:")
     return uri
-
-
-def hide_password(url: str) -> str:
-    """The URL with *** for its password; one that can't be parsed is hidden whole if it could hold one."""
-    try:
-        parts = urlsplit(url)
-        secret = parts.password
-    except ValueError:
-        return "***" if "@" in url else url
-    if "@" in parts.path + parts.query + parts.fragment:  # a password that was not encoded ends elsewhere
-        return f"{parts.scheme}://***@{url.rpartition('@')[2]}"
-    if secret is None:
-        return url
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}"))

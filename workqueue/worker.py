@@ -4,25 +4,27 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from workqueue import children, codec, contract
+from workqueue import codec, contract
 from workqueue.amqp.wire import Wire
 from workqueue.errors import ContractInvalid, WorkerFault
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
-from workqueue.lifecycle import Flags, Report, count, on_signals, run
+from workqueue.lifecycle import Flags, Report, count, load_settings, on_signals, prepare, run
 from workqueue.settings import Settings
+from workqueue.signals import INTERRUPTED
 from workqueue.tasks.policy import describe
 from workqueue.tasks.processor import Guard, Handler
 from workqueue.tasks.scope import Scope
 from workqueue.tasks.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 PRUNE_EVERY_S = 1800.0
 CUT_OFF_S = 3.0  # for handing back what was cut off at the end of a drain; what takes longer is left to the broker
@@ -31,36 +33,53 @@ RELEASE_S = 2.0  # for giving back the claims of handlers that do not end
 
 
 def run_worker(
-    application: type[Any], operation: Callable[[Any], Any], handler: Handler[Any], about: str | None
+    application: type[Any],
+    operation: Callable[[Any], Any],
+    handler: Handler[Any],
+    about: str | None,
+    variables: Collection[str] = (),
 ) -> int:
     """Run `handler` on the messages of a generated application's receive operation until SIGTERM or SIGINT.
 
-    `operation` takes the application to that operation; `about` is what --help says. Returns the exit code.
+    `operation` takes the application to that operation; `about` is what --help says; `variables` are the names of the
+    script's own WORKQUEUE_ variables. Returns the exit code.
     """
+    prepare()
     flags = Flags(about)
     flags.add_argument(
         "id", metavar="ID", type=_name, help="this worker's name in logs, results and the broker's lists"
     )
     flags.add_argument("--concurrency", type=count, default=1, metavar="N", help="tasks at a time (default 1)")
     given = flags.parse_args()
-    return run(lambda: _work(application, operation, handler, given.id, given.concurrency))
+
+    async def work() -> int:
+        settings = load_settings(application, variables)
+        return await _work(application, operation, handler, given.id, given.concurrency, settings)
+
+    return run(work, told_early=0)
 
 
 async def _work(
-    application: type[Any], operation: Callable[[Any], Any], handler: Handler[Any], name: str, concurrency: int
+    application: type[Any],
+    operation: Callable[[Any], Any],
+    handler: Handler[Any],
+    name: str,
+    concurrency: int,
+    settings: Settings,
 ) -> int:
-    settings = Settings.load()
     loaded = contract.load(application.__module__.rpartition(".")[0])
     if len(loaded.receives) != 1:
         raise ContractInvalid(f"a worker needs one receive operation, the contract has {len(loaded.receives)}")
     (receive,) = loaded.receives.values()
     codec.install()
-    children.install()
     ending = Ending()
+    on_signals(ending.set)
     async with AsyncExitStack() as closing:
-        ledger = await open_ledger(settings)
+        ledger = await ending.unless(open_ledger(settings))
+        if ledger is None:
+            return 0
         closing.push_async_callback(ledger.close)
-        wire = Wire(settings, loaded, name, ending.set)
+        wire = Wire(settings, loaded, name, ending.set, ledger_identity=ledger.identity, ledger_place=ledger.place)
         closing.push_async_callback(wire.close)
         pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
         closing.callback(pruning.cancel)
@@ -73,31 +92,43 @@ async def _work(
         closing.callback(watchdog.rest)
         apps = [application(wire) for _ in range(concurrency)]  # competing consumers: each handles a message at a time
         closing.push_async_callback(_stop, apps)
+        on_signals(
+            ending.set,
+            at_once=lambda: watchdog.end_by(settings.drain_s + CUT_OFF_S + CLOSE_S, 0, "the drain is over"),
+        )
+        code, drained = 0, False
         try:
-            for app in apps:
-                operation(app)(guard.take)
-                await app.start()
-            on_signals(ending.set)
-            _also_in_python(lambda: watchdog.end_by(settings.drain_s + CUT_OFF_S + CLOSE_S, 0, "the drain is over"))
-            log.info("%s  ready  takes %d at a time from %s", name, concurrency, receive.queue.name)
+            if await ending.unless(_start(apps, operation, guard)):
+                told = f"takes {concurrency} at a time from {receive.queue.name}, ledger {ledger.place}"
+                log.info("%s  ready  %s", name, told)
             await ending.wait()
             log.info("%s  stops  finishes what it has in hand: %d", name, guard.in_hand)
             guard.drain()
             await wire.drain()
             drained = await guard.idle(settings.drain_s)
+        except asyncio.CancelledError:  # a second signal: the drain ends here
+            code = INTERRUPTED
         except Exception as error:
             exit_code = getattr(error, "exit_code", WorkerFault.exit_code)
             watchdog.end_by(CUT_OFF_S + CLOSE_S, exit_code, describe(error))
             raise
         finally:
             ending.set()
+            guard.drain()
             guard.attempts.end()
         if not drained and not await guard.idle(CUT_OFF_S):
             await _stop(apps, within_s=CLOSE_S / 4)
-            await _abandon(name, guard, ledger)
-    watchdog.end_by(CLOSE_S, 0, "it has stopped")  # a thread that a handler left behind holds the interpreter up
+            await _abandon(name, guard, ledger, code)
+    watchdog.end_by(CLOSE_S, code, "it has stopped")  # a thread that a handler left behind holds the interpreter up
     log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back)
-    return 0
+    return code
+
+
+async def _start(apps: list[Any], operation: Callable[[Any], Any], guard: Guard[Any]) -> bool:
+    for app in apps:
+        operation(app)(guard.take)
+        await app.start()
+    return True
 
 
 class Ending:
@@ -118,12 +149,16 @@ class Ending:
         """Raises the error."""
         await self._told
 
-
-def _also_in_python(on_signal: Callable[[], object]) -> None:
-    """Call this on a signal even while the event loop is blocked, which then learns of the signal only later."""
-    for number in children.SIGNALS:
-        if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
-            signal.signal(number, lambda *_: on_signal())
+    async def unless(self, step: Coroutine[Any, Any, R]) -> R | None:
+        """What the step returns or raises; None if the worker is told to end first, and the step is cancelled then."""
+        stepping = asyncio.ensure_future(step)
+        try:
+            both: list[asyncio.Future[Any]] = [stepping, self._told]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            return stepping.result() if stepping.done() else None
+        finally:
+            stepping.cancel()
+            await asyncio.gather(stepping, return_exceptions=True)
 
 
 async def _stop(apps: list[Any], within_s: float | None = None) -> None:
@@ -135,7 +170,7 @@ async def _stop(apps: list[Any], within_s: float | None = None) -> None:
             log.warning("a consumer did not stop well: %s", describe(error))
 
 
-async def _abandon(name: str, guard: Guard[Any], ledger: Ledger) -> NoReturn:
+async def _abandon(name: str, guard: Guard[Any], ledger: Ledger, code: int) -> NoReturn:
     """End the process around handlers that do not end. The broker notices, and delivers their messages again."""
     scopes = list(guard.attempts.running)
     for scope in scopes:
@@ -144,7 +179,7 @@ async def _abandon(name: str, guard: Guard[Any], ledger: Ledger) -> NoReturn:
     await _release(ledger, scopes)  # last: from here on another worker may begin them
     with suppress(OSError, ValueError):
         sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 async def _release(ledger: Ledger, scopes: list[Scope]) -> None:

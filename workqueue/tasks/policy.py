@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workqueue.contract import Rung
-from workqueue.errors import GiveUp, HandlerBroke, RetryAfter, Verdict
+from workqueue.errors import GiveUp, HandlerBroke, RetryAfter, Verdict, escaped
 from workqueue.ledger import Claimed, Conflict, Finished, Taken
 
 Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"]
@@ -129,9 +129,4 @@ def describe(error: BaseException) -> str:
         text = f"(its text can't be read: str() raises {type(broken).__name__})"
     if not isinstance(error, (Verdict, HandlerBroke)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return printable(text)[:ERROR_LIMIT]
-
-
-def printable(text: str) -> str:
-    """The text with an escape for every character that could do something to a terminal, line ends included."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return escaped(text)[:ERROR_LIMIT]

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workqueue.errors import HandlerBroke
-from workqueue.tasks.policy import describe, printable
+from workqueue.errors import HandlerBroke, escaped
+from workqueue.tasks.policy import describe
 
 INNERMOST = 5  # frames that tell where a handler is
 LINES = 60  # of a traceback in the log
@@ -29,7 +29,7 @@ def traceback_lines(error: BaseException) -> list[str]:
     try:
         told = traceback.TracebackException.from_exception(error, compact=True)
         _leave_out_ours(told, set())
-        lines = [printable(line) for part in told.format() for line in part.splitlines()]
+        lines = [escaped(line) for part in told.format() for line in part.splitlines()]
     except Exception:  # noqa: BLE001  # of an exception whose own attributes fail
         return [describe(error)]
     return lines if len(lines) <= LINES else ["...", *lines[1 - LINES :]]
@@ -47,7 +47,7 @@ def where(frames: Iterable[FrameType]) -> str:
         if len(places) == INNERMOST:
             break
         places.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}")
-    return printable(" < ".join(places)) or "nowhere in Python"
+    return escaped(" < ".join(places)) or "nowhere in Python"
 
 
 def outwards(frame: FrameType | None) -> Iterator[FrameType]:

@@ -1,0 +1,159 @@
+"""--wait ends, or says what it waits for and why that may never come."""
+
+import asyncio
+import json
+import sys
+import time
+from asyncio.subprocess import PIPE
+
+import pytest
+
+from tests.harness import Site, simulate, task, until
+from tests.test_follow import Told, tasks
+from workqueue import follow
+from workqueue.follow import Follower
+from workqueue.ledger import LedgerBusy
+
+
+async def test_with_a_timeout_it_ends_with_exit_1_and_names_what_is_left(site: Site) -> None:
+    (left,) = simulate(1)
+    began = time.monotonic()
+    produced = await site.producer("--jsonl", "-", "--wait", "--timeout", "1.5", lines=json.dumps(left))
+    assert produced.code == 1
+    assert time.monotonic() - began >= 1.5
+    line, account = produced.err.strip().splitlines()
+    assert "1 tasks of kind simulate did not finish within 1.5 s: " + left["id"] in line
+    assert account == "sent: 1 confirmed, 0 refused, 0 unknown"
+    assert "0 done, 0 dead, 1 unfinished" in produced.out
+
+
+async def test_with_a_timeout_that_is_not_reached_all_is_as_without(site: Site) -> None:
+    await site.worker()
+    produced = await site.producer("--simulate", "3", "--wait", "--timeout", "60")
+    assert (produced.code, produced.err) == (0, "sent: 3 confirmed, 0 refused, 0 unknown\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--simulate", "1", "--timeout", "5"], "--timeout needs --wait"),
+        (["--simulate", "1", "--wait", "--timeout", "soon"], "'soon' is not a number of seconds"),
+        (["--simulate", "1", "--wait", "--timeout", "-1"], "'-1' is not a number of seconds"),
+    ],
+)
+async def test_a_wrong_timeout_is_one_line_and_exit_2(site: Site, flags: list[str], said: str) -> None:
+    produced = await site.producer(*flags)
+    assert produced.code == 2
+    assert said in produced.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("LEDGER_URL", "none", "--wait needs a ledger"), ("WORKQUEUE_KEEP_S", "1", "use 60 or more")],
+)
+async def test_a_wait_that_could_never_end_is_refused_before_anything_is_sent(
+    site: Site, name: str, value: str, said: str
+) -> None:
+    await site.send([])  # declares the queue
+    produced = await site.producer("--simulate", "1", "--wait", **{name: value})
+    assert produced.code == 2
+    (line,) = produced.err.splitlines()
+    assert f"{name}='{value}'" in line
+    assert said in line
+    assert await site.depth_is(0)
+    assert (await site.producer("--simulate", "1", **{name: value})).code == 0
+
+
+HINTS = """
+import os, runpy, sys
+sys.path.insert(0, os.getcwd())
+from workqueue import follow
+follow.HINT_S = 0.5
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+async def hinted(site: Site, *flags: str, lines: str, **environment: str) -> str:
+    """What a producer says that is sooner to hint."""
+    (site.folder / "soon.py").write_text(HINTS)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(site.folder / "soon.py"), "main-producer.py", "--jsonl", "-", "--wait", *flags),
+        cwd=site.project,
+        env=site._environment(environment),
+        stdin=PIPE,
+        stderr=PIPE,
+    )
+    _, err = await process.communicate(lines.encode())
+    assert process.returncode == 1, err.decode()
+    return err.decode()
+
+
+async def test_it_says_that_no_worker_takes_from_the_queue(site: Site) -> None:
+    said = await hinted(site, "--timeout", "3", lines=json.dumps(simulate(1)[0]))
+    assert "waits for 1 tasks, and none has finished for" in said
+    assert "no worker takes from task-queue, where 1 wait; start one" in said
+
+
+async def test_it_says_that_a_task_may_have_ended_in_another_ledger(site: Site) -> None:
+    await site.worker(LEDGER_URL=f"sqlite:{site.folder}/other.db")
+    said = await hinted(site, "--timeout", "3", lines=json.dumps(simulate(1)[0]))
+    assert "none waits in task-queue" in said
+    assert f"the workers have another LEDGER_URL than this producer (sqlite:{site.folder}/ledger.db)" in said
+
+
+async def test_it_says_that_dead_letters_lie_there_which_no_ledger_knows(site: Site) -> None:
+    await site.worker(LEDGER_URL=f"sqlite:{site.folder}/other.db")
+    await site.publish(b"not json")
+    await until(lambda: site.depth_is(1, "task-queue.dead"), "it is a dead letter")
+    said = await hinted(site, "--timeout", "3", lines=json.dumps(task({"kind": "simulate", "seconds": 0})))
+    assert "1 lie in task-queue.dead" in said
+
+
+async def test_hints_come_ever_more_rarely_and_progress_begins_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(follow, "POLL_S", 0.001)
+    monkeypatch.setattr(follow, "HINT_S", 0.05)
+    asked: list[float] = []
+
+    async def matter() -> str:
+        asked.append(time.monotonic())
+        return "\x1b[31mthe reason"
+
+    ledger, sent = Told(), tasks(2)
+    with Follower(ledger, None, matter) as follower:
+        list(follower.noting(iter(sent)))
+        await follower.finish(0.5)
+    assert 2 <= len(asked) <= 4  # at 0.05, 0.1, 0.2 and 0.4 s
+    said = capsys.readouterr().err
+    assert "waits for 2 tasks" in said
+    assert "\x1b[31m" not in said
+    assert r"\x1b[31mthe reason" in said
+    assert follower.unfinished == 2
+
+
+async def test_a_ledger_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(follow, "HINT_S", 0.05)
+    ledger = Told()
+
+    async def busy(ids: object) -> list[object]:
+        raise LedgerBusy("database is locked")
+
+    monkeypatch.setattr(ledger, "outcomes", busy)
+    with Follower(ledger, None) as follower:
+        list(follower.noting(iter(tasks(1))))
+        await follower.finish(0.5)
+    assert "the ledger does not answer: database is locked" in capsys.readouterr().err
+
+
+async def test_of_many_that_are_left_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    sent = tasks(12)
+    with Follower(Told(), None) as follower:
+        list(follower.noting(iter(sent)))
+        await follower.finish(0.0)
+    said = capsys.readouterr().err
+    assert f"12 tasks of kind task did not finish within 0 s: {sent[0].id}, " in said
+    assert said.endswith(f"{sent[4].id}, and 7 more\n")

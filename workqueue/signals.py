@@ -1,0 +1,110 @@
+"""SIGTERM, SIGINT and SIGHUP: each asks the process to end, and each further one presses harder.
+
+| signal                        | effect                                                                             |
+|-------------------------------|------------------------------------------------------------------------------------|
+| the first                     | the function given to `on_signals`; before that, the main task is cancelled        |
+| another within SAME_S of it   | none: it is the same request, delivered twice                                      |
+| the second                    | the main task is cancelled; the process ends within END_S, come what may           |
+| the third                     | the process ends now                                                               |
+
+Python's own handlers are used, not the loop's: they are there before the loop is, and they run while a coroutine
+blocks it.
+"""
+
+import asyncio
+import atexit
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from workqueue import children
+
+INTERRUPTED = 130
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAME_S = 0.5
+"""A supervisor signals the process and then its group, a shell passes on the SIGHUP that the terminal sent already:
+milliseconds apart, more on a busy machine. A person who presses Ctrl-C again has read a line in between."""
+END_S = 5.0  # from the second signal on: time to hand back what is in hand
+
+
+class Signals:
+    """What the process has been asked. There is one, `signals`: handlers belong to the whole process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._counted_s = -SAME_S
+        self._first: Callable[[], object] | None = None
+        self._at_once: Callable[[], object] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[Any] | None = None
+        self._listening = False
+
+    def listen(self) -> None:
+        """Take the signals from now on. For the main thread. A SIGHUP that was ignored (nohup) still is."""
+        for number in ENDING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
+        if not self._listening:
+            self._listening = True
+            children.install()  # what a forked child is sent ends it, and is not told to its parent's loop
+            # While the interpreter takes itself down, it has no handlers: a late signal would change the exit code.
+            atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
+
+    def attach(self) -> bool:
+        """Let signals reach the current task. False if one came before: then it need not begin."""
+        self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
+        return self.count == 0
+
+    def on_first(self, call: Callable[[], object], at_once: Callable[[], object] | None) -> None:
+        self._first, self._at_once = call, at_once
+        if self.count:
+            call()
+
+    def _receive(self, number: int, _: object) -> None:
+        now_s = time.monotonic()
+        if now_s - self._counted_s < SAME_S:
+            return
+        self._counted_s = now_s
+        self.count += 1
+        if self.count == 1:
+            if self._at_once is not None:
+                self._at_once()
+            self._call(self._first or self._cancel)
+        elif self.count == 2:
+            name = signal.Signals(number).name
+            self._call(lambda: _say(f"{name} again: hands back what it has, and ends within {END_S:g} s"))
+            self._call(self._cancel)
+            end = threading.Timer(END_S, os._exit, [INTERRUPTED])
+            end.daemon = True
+            end.start()
+        else:
+            os._exit(INTERRUPTED)
+
+    def _call(self, what: Callable[[], object]) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: the process is about to end
+                self._loop.call_soon_threadsafe(what)
+
+    def _cancel(self) -> None:
+        if self._main is not None:
+            self._main.cancel()
+
+
+signals = Signals()
+
+
+def on_signals(first: Callable[[], object], at_once: Callable[[], object] | None = None) -> None:
+    """Call `first` at the first signal; at once if it has come already. The second cancels the main task.
+
+    `at_once` is called in the signal's own handler, so even while a coroutine blocks the loop.
+    """
+    signals.on_first(first, at_once)
+
+
+def _say(text: str) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: {text}", file=sys.stderr)
