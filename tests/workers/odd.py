@@ -1,0 +1,139 @@
+"""A worker whose handler does what a task's path says: each a thing that other people's handlers do."""
+
+import asyncio
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from generated.worker import Application
+from generated.worker.messages.json import Checksum, SimulateResult, Task
+from workqueue.tasks.context import Run
+from workqueue.tasks.threads import in_thread
+from workqueue.worker import run_worker
+
+LONG_S = 100.0
+
+
+async def awaits_a_cancelled_task() -> None:
+    inner = asyncio.ensure_future(asyncio.sleep(LONG_S))
+    await asyncio.sleep(0)
+    inner.cancel()
+    await inner
+
+
+async def exits_in_a_task_of_its_own() -> None:
+    async def leave() -> None:
+        sys.exit(3)
+
+    await asyncio.create_task(leave())
+
+
+async def exits_in_a_callback() -> None:
+    asyncio.get_running_loop().call_soon(sys.exit, 3)
+    await asyncio.sleep(0.05)
+
+
+async def interrupts_in_a_task_of_its_own() -> None:
+    async def leave() -> None:
+        raise KeyboardInterrupt
+
+    await asyncio.gather(leave(), asyncio.sleep(0.01))
+
+
+async def exits() -> None:
+    sys.exit(3)
+
+
+async def generator_exit() -> None:
+    raise GeneratorExit
+
+
+async def in_a_loop() -> None:
+    while True:
+        with suppress(BaseException):
+            await asyncio.sleep(LONG_S)
+
+
+async def blocks() -> None:
+    time.sleep(float(os.environ.get("BLOCKS_S", LONG_S)))  # noqa: ASYNC251
+
+
+async def forks_and_returns_in_the_child() -> None:
+    os.fork()
+
+
+async def in_the_default_executor() -> None:
+    await asyncio.to_thread(time.sleep, LONG_S)
+
+
+async def leaves_a_child_behind() -> None:
+    if not os.fork():
+        time.sleep(LONG_S)  # noqa: ASYNC251
+        os._exit(0)
+    await asyncio.sleep(LONG_S)
+
+
+def uses_a_pool() -> None:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(abs, [1])
+
+
+def terminates_a_child() -> None:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(LONG_S,))
+    child.start()
+    child.terminate()
+    child.join()
+    assert child.exitcode == -15
+
+
+def stop_iteration() -> None:
+    next(iter(()))
+
+
+def cancelled_in_a_thread() -> None:
+    raise asyncio.CancelledError
+
+
+def in_c_code() -> None:
+    time.sleep(LONG_S)
+
+
+def swallows_in_a_thread() -> None:
+    while True:
+        with suppress(BaseException):
+            time.sleep(0.1)
+
+
+def leaves_a_thread_behind() -> None:
+    threading.Thread(target=time.sleep, args=(LONG_S,), name="left-behind").start()
+
+
+async def handle(task: Task, run: Run) -> SimulateResult:
+    if isinstance(task.payload, Checksum):
+        act: Callable[[], Any] = globals()[task.payload.path]
+        await (act() if asyncio.iscoroutinefunction(act) else in_thread(act))
+    return SimulateResult(kind="simulate", attempt=run.attempt)
+
+
+def handle_plain(task: Task, run: Run) -> Any:
+    """Returns a coroutine for what is one: a plain function may."""
+
+    async def finish(doing: Awaitable[None]) -> SimulateResult:
+        await doing
+        return SimulateResult(kind="simulate", attempt=run.attempt)
+
+    if isinstance(task.payload, Checksum):
+        doing = globals()[task.payload.path]()
+        if asyncio.iscoroutine(doing):
+            return finish(doing)
+    return SimulateResult(kind="simulate", attempt=run.attempt)
+
+
+if __name__ == "__main__":
+    handler = handle_plain if os.environ.get("PLAIN") else handle
+    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handler, __doc__))
