@@ -512,7 +512,7 @@ async def test_the_log_of_a_sqlite_file_stays_short_and_a_reader_merely_delays_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "LOG_BYTES", 50_000)
-    monkeypatch.setattr(store, "LOOK_EVERY", 10)
+    monkeypatch.setattr(store, "LOOK_EVERY_S", 0.0)
     path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
     one, other = SqliteLedger(str(path)), SqliteLedger(str(path))
 

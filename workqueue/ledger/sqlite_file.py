@@ -35,8 +35,8 @@ ALTER TABLE task ADD COLUMN digest BLOB;
 ALTER TABLE task ADD COLUMN alone INTEGER; -- the fence of the claim, if its task was alone in the process
 ALTER TABLE task ADD COLUMN ends_at REAL; -- `lease_until` by the steady clock of the boot that the holder names
 ALTER TABLE task ADD COLUMN next_at REAL; -- not claimed before, while it equals `lease_until`
-ALTER TABLE task ADD COLUMN created_at REAL;
-ALTER TABLE task ADD COLUMN claimed_at REAL;
+ALTER TABLE task ADD COLUMN created_at INTEGER;
+ALTER TABLE task ADD COLUMN claimed_at INTEGER; -- if it was claimed again: its latest claim
 ALTER TABLE task ADD COLUMN last_error TEXT
 """,
 )
