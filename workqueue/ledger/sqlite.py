@@ -9,6 +9,7 @@ clock's times beside them are for people, for pruning, and for workers of the ve
 
 import asyncio
 import fcntl
+import logging
 import os
 import secrets
 import sqlite3
@@ -18,21 +19,18 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID
 
-from workqueue.errors import LedgerLost
 from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
-from workqueue.ledger.clock import BOOT_LENGTH, boot, steady_s
+from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, boot, steady_s
 from workqueue.ledger.sqlite_block import Blocks
 from workqueue.ledger.sqlite_file import SqliteFile
 
+BLOCKING_S = 5.0  # the same where nothing else goes on
 BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy
 SPIN_S = 0.002  # of these without letting others on the event loop act: nearly every transaction is over by then
 LOOK_AGAIN_S = 20e-6  # between two tries: a transaction takes about as long; SQLite itself would wait 1 ms, then more
-BLOCK_S = 5.0  # how long a statement waits for a `completion` of its own process
 LOG_BYTES = 8_000_000  # of write-ahead log, before it is copied back
 LOOK_EVERY_S = 0.1  # at the file, and at the length of the log: it takes some 10 microseconds
 AT_ONCE = 500  # tasks in a statement: SQLite allows 999 parameters where it was built with the old limit
-PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM,
-           sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL}  # fmt: skip
 
 NEW = """
 INSERT OR IGNORE INTO task
@@ -75,6 +73,9 @@ FROM task WHERE finished_at IS NOT NULL AND id IN ({})
 """
 STRETCH_END = f"SELECT max(id) FROM (SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE})"
 FORGET = "DELETE FROM task WHERE id > ? AND id <= ? AND coalesce(finished_at, lease_until) < ?"
+
+
+log = logging.getLogger(__name__)
 
 
 class SqliteLedger:
@@ -126,11 +127,11 @@ class SqliteLedger:
     def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
         try:
             self._file.look()
-            with closing(self._file.connect(BLOCK_S)) as db:
+            with closing(self._file.connect(BLOCKING_S)) as db:
                 ends = (time.time() + lease_s, steady_s() + lease_s)
                 return db.execute(RENEW, (*ends, task_id.bytes, fence)).rowcount == 1
         except sqlite3.Error as error:
-            raise self._meaning(error) from error
+            raise self._file.meaning(error) from error
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         done = (result, attempts, time.time(), task_id.bytes, fence)
@@ -169,6 +170,8 @@ class SqliteLedger:
         return found
 
     async def prune(self, older_than_s: float) -> int:
+        if not await self._clock_is_right(older_than_s):
+            return 0
         # No index by age: every completion would pay for it. Some tasks at a time: nobody waits long for the others.
         before, last, forgotten = time.time() - older_than_s, b"", 0
         while True:
@@ -178,6 +181,21 @@ class SqliteLedger:
             forgotten += (await self._execute(FORGET, (last, end, before)))[0]
             last = end
             await asyncio.sleep(0)
+
+    async def _clock_is_right(self, older_than_s: float) -> bool:
+        """Not if it is much further ahead than time has passed: what it calls old may have been finished just now."""
+        _, ((text,),) = await self._execute("SELECT value FROM workqueue_meta WHERE key = 'clock'", ())
+        jump_s = max(SHORTEST_JUMP_S, min(JUMP_S, older_than_s / 4))
+        now = self._file.now()
+        seen = LastLook.read(text).next(now.wall_s, now.boot, now.steady_s, jump_s)
+        await self._execute("UPDATE workqueue_meta SET value = ? WHERE key = 'clock'", (str(seen),))
+        if seen.doubted_at_s is not None:
+            ahead_s = now.wall_s - seen.wall_s - (now.steady_s - seen.steady_s)
+            log.warning(
+                "the clock went ahead by %.0f s; %s forgets nothing until it has stayed so for %.0f s",
+                ahead_s, self.place, DOUBT_S,
+            )  # fmt: skip
+        return seen.doubted_at_s is None
 
     async def close(self) -> None:
         await self._blocks.close()
@@ -193,8 +211,8 @@ class SqliteLedger:
 
     async def _execute(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
         """How many rows it changed, and those that it gave."""
-        if self._blocks.open is not None and not statement.startswith("SELECT"):  # nobody else can write meanwhile
-            await asyncio.wait([self._blocks.open], timeout=BLOCK_S)
+        if self._blocks.open is not None and not statement.lstrip().startswith("SELECT"):
+            await self._blocks.ended()
         now_s = steady_s()
         if now_s > self._look_at_s:
             self._file.look()
@@ -208,20 +226,12 @@ class SqliteLedger:
             except sqlite3.Error as error:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if not busy or steady_s() - now_s > BUSY_S:
-                    raise self._meaning(error) from error
+                    raise self._file.meaning(error) from error
             again -= 1
             if again > 0:
                 time.sleep(LOOK_AGAIN_S)  # noqa: ASYNC251  # a turn of the event loop takes longer
             else:
                 await asyncio.sleep(SPIN_S)
-
-    def _meaning(self, error: sqlite3.Error) -> Exception:
-        """What can pass is LedgerBusy. What can't (not a database, malformed, no such table) ends the process."""
-        with suppress(LedgerBusy):
-            self._file.look()
-        if error.sqlite_errorcode & 0xFF in PASSING and error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
-            return LedgerBusy(str(error))
-        return LedgerLost(self.place, str(error))
 
     def _checkpoint(self) -> None:
         """Copy a long log back into the file, and start it anew.
@@ -244,12 +254,15 @@ class SqliteLedger:
             raise LedgerBusy(str(error)) from error
         fcntl.flock(lock, fcntl.LOCK_EX)
         self._holder, self._lock = holder, lock
+        self._file.watch(str(self._file.holders / holder))
 
     def _alive(self, holder: str) -> bool:
         try:
             lock = os.open(self._file.holders / holder, os.O_RDWR)
         except FileNotFoundError:
             return False
+        except OSError:  # another user's: it can't be asked, and has until its lease ends
+            return True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
