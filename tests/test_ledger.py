@@ -1,122 +1,96 @@
-"""What a ledger promises, on SQLite: claims, fences, leases, and the death of processes (real ones, really killed)."""
+"""What a ledger promises, on every store: claims, fences, leases, and effects in its own transactions."""
 
 import asyncio
 import json
-import os
-import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
-from tools.project import ROOT
-from workqueue.errors import LedgerUnreachable
-from workqueue.ledger import Claimed, ClaimLost, Finished, LedgerBusy, Outcome, Taken, open_ledger
-from workqueue.ledger import sqlite as store
+from workqueue.ledger import (
+    Claimed,
+    ClaimLost,
+    Conflict,
+    Crash,
+    Finished,
+    Ledger,
+    LedgerBusy,
+    Taken,
+    open_ledger,
+)  # fmt: skip
 from workqueue.ledger.none import NoLedger
-from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.settings import Settings
 
 LONG_S = 3600.0
-ASKED: dict[str, Any] = {"kind": "simulate", "digest": b"one", "alone": False}
 NOW_S = -1.0  # a lease that has ended when it begins
+ASKED: dict[str, Any] = {"kind": "simulate", "digest": b"one", "alone": False}
+
+
+@dataclass
+class Store:
+    """A store of this test's own. `table` and `mark` differ in its SQL."""
+
+    url: str
+
+    @property
+    def mark(self) -> str:
+        return "%s" if self.url.startswith("postgresql") else "?"
+
+    @property
+    def table(self) -> str:
+        return "workqueue_task" if self.url.startswith("postgresql") else "task"
+
+    async def open(self) -> Ledger:
+        return await open_ledger(Settings(ledger_url=self.url))
+
+    def run(self, statement: str) -> list[tuple[Any, ...]]:
+        """By a connection that is not the ledger's."""
+        if self.url.startswith("postgresql"):
+            with psycopg.connect(self.url, autocommit=True) as server:
+                done = server.execute(statement)
+                return done.fetchall() if done.description else []
+        with closing(sqlite3.connect(self.url.removeprefix("sqlite:"), isolation_level=None)) as file:
+            return file.execute(statement).fetchall()
+
+    def rows(self, table: str = "") -> list[tuple[Any, ...]]:
+        return self.run(f"SELECT * FROM {table or self.table} ORDER BY 1")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "sqlite":
+        return Store(f"sqlite:{tmp_path / 'below' / 'ledger.db'}")
+    server, name = request.getfixturevalue("postgres"), f"d{uuid4().hex}"
+    Store(server.url).run(f"CREATE DATABASE {name}")
+    return Store(server.url.removesuffix("postgres") + name)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "below" / "ledger.db")
-
-
-@pytest.fixture
-async def ledger(path: str) -> AsyncIterator[SqliteLedger]:
-    opened = SqliteLedger(path)
+async def ledger(store: Store) -> AsyncIterator[Ledger]:
+    opened = await store.open()
     yield opened
     await opened.close()
 
 
-@pytest.fixture
-def python(path: str) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts a process that runs this code, with `path` as its argument; the process is killed in the end."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(code: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PREAMBLE + code, path],
-            cwd=ROOT,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate(timeout=20)
-
-
-PREAMBLE = """
-import asyncio, json, sys, time
-from uuid import UUID
-from workqueue.ledger import Claimed, LedgerBusy
-from workqueue.ledger.sqlite import SqliteLedger
-
-ASKED = {"kind": "simulate", "digest": b"one", "alone": False}
-
-def say(word):
-    print(word, flush=True)
-
-"""
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def tell(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("go\n")
-    process.stdin.flush()
-
-
-async def claimed(ledger: SqliteLedger, task_id: UUID, lease_s: float = LONG_S, worker: str = "w") -> Claimed:
-    claim = await ledger.claim(task_id, worker, lease_s, **ASKED)
+async def claimed(ledger: Ledger, task_id: UUID, lease_s: float = LONG_S, worker: str = "w", **said: Any) -> Claimed:
+    claim = await ledger.claim(task_id, worker, lease_s, **{**ASKED, **said})
     assert isinstance(claim, Claimed), claim
     return claim
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGSTOP)
-    os.waitpid(process.pid, os.WUNTRACED)
-
-
-def holders(path: str) -> set[str]:
-    """The files that prove processes alive."""
-    return {file.name for file in Path(f"{path}.holders").iterdir()}
-
-
-def rows(path: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(path) as db:
-        found = db.execute("SELECT * FROM task ORDER BY id").fetchall()
-    db.close()
-    return found
 
 
 # --- claims and fences ------------------------------------------------------------------------------------------------
 
 
-async def test_a_task_is_claimed_by_one_at_a_time(ledger: SqliteLedger, path: str) -> None:
-    task_id, other = uuid4(), SqliteLedger(path)
+async def test_a_task_is_claimed_by_one_at_a_time(ledger: Ledger, store: Store) -> None:
+    task_id, other = uuid4(), await store.open()
     first = await claimed(ledger, task_id)
     for asked in (ledger, other):  # the one that has it is no exception: the broker delivers twice to one worker too
         taken = await asked.claim(task_id, "w", LONG_S, **ASKED)
@@ -126,7 +100,7 @@ async def test_a_task_is_claimed_by_one_at_a_time(ledger: SqliteLedger, path: st
     await other.close()
 
 
-async def test_a_finished_task_is_never_claimed_again(ledger: SqliteLedger) -> None:
+async def test_a_finished_task_is_never_claimed_again(ledger: Ledger) -> None:
     done, dead = uuid4(), uuid4()
     assert await ledger.complete(done, (await claimed(ledger, done)).fence, 1, '{"a":1}')
     assert await ledger.bury(dead, (await claimed(ledger, dead)).fence, 6, "failed: no")
@@ -134,7 +108,7 @@ async def test_a_finished_task_is_never_claimed_again(ledger: SqliteLedger) -> N
     assert await ledger.claim(dead, "w", LONG_S, **ASKED) == Finished("dead", 1)
 
 
-async def test_release_makes_a_task_free_at_once_and_is_no_crash(ledger: SqliteLedger) -> None:
+async def test_release_makes_a_task_free_at_once_and_is_no_crash(ledger: Ledger) -> None:
     task_id = uuid4()
     first = await claimed(ledger, task_id)
     assert await ledger.release(task_id, first.fence)
@@ -143,7 +117,7 @@ async def test_release_makes_a_task_free_at_once_and_is_no_crash(ledger: SqliteL
     assert second.crashes == ()
 
 
-async def test_a_lease_that_ended_is_taken_over_and_each_loss_is_recorded_with_its_worker(ledger: SqliteLedger) -> None:
+async def test_a_lease_that_ended_is_taken_over_and_each_loss_is_recorded_with_its_worker(ledger: Ledger) -> None:
     task_id = uuid4()
     fences = []
     for worker in ("one", "two words", "three"):
@@ -158,14 +132,14 @@ async def test_a_lease_that_ended_is_taken_over_and_each_loss_is_recorded_with_i
     assert (await claimed(ledger, task_id)).crashes == last.crashes  # what happened before stays known
 
 
-async def test_a_claim_that_was_lost_can_do_nothing(ledger: SqliteLedger, path: str) -> None:
+async def test_a_claim_that_was_lost_can_do_nothing(ledger: Ledger, store: Store) -> None:
     task_id = uuid4()
     old = (await claimed(ledger, task_id, NOW_S)).fence
     new = (await claimed(ledger, task_id)).fence
     for finish in (False, True):
         if finish:
             assert await ledger.complete(task_id, new, 2, None)
-        before = rows(path)
+        before = store.rows()
         assert not await ledger.renew(task_id, old, LONG_S)
         assert not await ledger.complete(task_id, old, 1, "stale")
         assert not await ledger.bury(task_id, old, 1, "stale")
@@ -173,12 +147,12 @@ async def test_a_claim_that_was_lost_can_do_nothing(ledger: SqliteLedger, path: 
         with pytest.raises(ClaimLost):
             async with ledger.completion(task_id, old, 1, "stale"):
                 pytest.fail("the effect has begun")
-        assert rows(path) == before
+        assert store.rows() == before
     (outcome,) = await ledger.outcomes([task_id])
     assert (outcome.state, outcome.attempts, outcome.result) == ("done", 2, None)
 
 
-async def test_a_claim_that_is_finished_or_released_can_do_nothing_more(ledger: SqliteLedger) -> None:
+async def test_a_claim_that_is_finished_or_released_can_do_nothing_more(ledger: Ledger) -> None:
     done, released = uuid4(), uuid4()
     fence = (await claimed(ledger, done)).fence
     assert await ledger.complete(done, fence, 1, None)
@@ -192,13 +166,13 @@ async def test_a_claim_that_is_finished_or_released_can_do_nothing_more(ledger: 
     assert not await ledger.complete(uuid4(), 1, 1, None)
 
 
-async def test_a_lease_that_ended_may_complete_while_nobody_else_has_claimed(ledger: SqliteLedger) -> None:
+async def test_a_lease_that_ended_may_complete_while_nobody_else_has_claimed(ledger: Ledger) -> None:
     task_id = uuid4()
     assert await ledger.complete(task_id, (await claimed(ledger, task_id, NOW_S)).fence, 1, None)
     assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Finished("done", 1)
 
 
-async def test_renewing_makes_the_lease_longer_and_a_renewed_claim_is_not_taken_over(ledger: SqliteLedger) -> None:
+async def test_renewing_makes_the_lease_longer_and_a_renewed_claim_is_not_taken_over(ledger: Ledger) -> None:
     task_id = uuid4()
     claim = await claimed(ledger, task_id, NOW_S)
     assert await ledger.renew(task_id, claim.fence, LONG_S)
@@ -207,217 +181,303 @@ async def test_renewing_makes_the_lease_longer_and_a_renewed_claim_is_not_taken_
     assert taken.left_s > LONG_S - 60
 
 
-async def test_an_effect_and_its_completion_are_one(ledger: SqliteLedger, path: str) -> None:
+async def test_an_effect_and_its_completion_are_one(ledger: Ledger, store: Store) -> None:
     task_id = uuid4()
     claim = await claimed(ledger, task_id)
     with suppress(ZeroDivisionError):
         async with ledger.completion(task_id, claim.fence, 1, None) as db:
-            await db.execute("CREATE TABLE effect (n)")
+            await db.execute("CREATE TABLE effect (n integer)")
             raise ZeroDivisionError
     assert await ledger.outcomes([task_id]) == []
     async with ledger.completion(task_id, claim.fence, 1, "{}") as db:
-        await db.execute("CREATE TABLE effect (n)")
+        await db.execute("CREATE TABLE effect (n integer)")
         assert await ledger.outcomes([task_id]) == []
     (outcome,) = await ledger.outcomes([task_id])
     assert (outcome.state, outcome.result) == ("done", "{}")
-    with sqlite3.connect(path) as other:
-        other.execute("SELECT n FROM effect")
-    other.close()
+    assert store.rows("effect") == []
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
-
-CLAIM_AND_WAIT = """
-async def main():
-    ledger = SqliteLedger(sys.argv[1])
-    await ledger.claim(UUID(int=1), "victim", float({lease_s}), **ASKED)
-    say("claimed")
-    sys.stdin.readline()
-asyncio.run(main())
-"""
+# --- digests, attempts, waiting, revival ---------------------------------------------------------------------------
 
 
-async def test_the_claim_of_a_killed_process_is_free_at_once_and_counts_as_a_crash(
-    ledger: SqliteLedger, python: Callable[[str], subprocess.Popen[str]]
+@pytest.mark.parametrize("state", ["running", "waiting", "done", "dead"])
+async def test_an_id_that_comes_with_another_digest_is_a_conflict_whatever_became_of_it(
+    ledger: Ledger, store: Store, state: str
 ) -> None:
-    process = python(CLAIM_AND_WAIT.format(lease_s=LONG_S))
-    assert line(process) == "claimed"
-    assert isinstance(await ledger.claim(UUID(int=1), "w", LONG_S, **ASKED), Taken)
-    process.send_signal(signal.SIGKILL)
-    process.wait(20)
-    claim = await claimed(ledger, UUID(int=1))
-    assert claim.crashes is not None
-    assert [crash.worker for crash in claim.crashes] == ["victim"]
+    task_id = uuid4()
+    fence = (await claimed(ledger, task_id)).fence
+    match state:
+        case "waiting":
+            await ledger.release(task_id, fence)
+        case "done":
+            await ledger.complete(task_id, fence, 1, None)
+        case "dead":
+            await ledger.bury(task_id, fence, 1, "no")
+    before = store.rows()
+    assert await ledger.claim(task_id, "w", LONG_S, kind="simulate", digest=b"two", alone=False) == Conflict()
+    assert store.rows() == before
+    assert not isinstance(await ledger.claim(task_id, "w", LONG_S, **ASKED), Conflict)
 
 
-async def test_the_claim_of_a_stopped_process_is_its_own_until_the_lease_ends(
-    ledger: SqliteLedger, python: Callable[[str], subprocess.Popen[str]]
+async def test_a_digest_that_was_not_known_at_first_is_kept_from_the_claim_that_brings_it(ledger: Ledger) -> None:
+    task_id = uuid4()
+    for digest in (b"", b"one", b"", b"one"):
+        await ledger.release(task_id, (await claimed(ledger, task_id, digest=digest)).fence)
+    assert await ledger.claim(task_id, "w", LONG_S, kind="simulate", digest=b"two", alone=False) == Conflict()
+
+
+async def test_a_crash_says_whether_its_task_was_alone_and_only_the_claim_that_finds_it_has_noticed(
+    ledger: Ledger,
 ) -> None:
-    lease_s = 0.6
-    process = python(CLAIM_AND_WAIT.format(lease_s=lease_s))
-    assert line(process) == "claimed"
-    stop(process)
-    began, answer = time.monotonic(), await ledger.claim(UUID(int=1), "w", LONG_S, **ASKED)
-    assert isinstance(answer, Taken)
-    assert 0 < answer.left_s <= lease_s
-    while isinstance(answer, Taken):
+    task_id = uuid4()
+    await claimed(ledger, task_id, NOW_S, "first", alone=True)
+    second = await claimed(ledger, task_id, NOW_S, "second", alone=False)
+    assert (second.noticed, second.crashes) == (True, (Crash("first", second.crashes[0].noticed_at, True),))  # type: ignore[index]
+    third = await claimed(ledger, task_id, LONG_S, "third")
+    assert third.noticed
+    assert [(crash.worker, crash.alone) for crash in third.crashes or ()] == [("first", True), ("second", False)]
+    assert await ledger.release(task_id, third.fence)
+    fourth = await claimed(ledger, task_id)
+    assert (fourth.noticed, fourth.crashes) == (False, third.crashes)
+
+
+@pytest.mark.parametrize(("at_first", "said", "alone"), [
+    (False, True, True), (True, False, False), (True, None, True), (False, None, False),
+])  # fmt: skip
+async def test_a_renewal_may_say_anew_whether_the_task_is_alone(
+    ledger: Ledger, at_first: bool, said: bool | None, alone: bool
+) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id, alone=at_first)
+    assert await ledger.renew(task_id, claim.fence, NOW_S, alone=said)
+    assert [crash.alone for crash in (await claimed(ledger, task_id)).crashes or ()] == [alone]
+
+
+async def test_a_failed_attempt_is_known_to_the_next_claim_and_its_error_is_kept(ledger: Ledger, store: Store) -> None:
+    task_id = uuid4()
+    first = await claimed(ledger, task_id)
+    assert first.attempts == 0
+    assert await ledger.release(task_id, first.fence, attempts=2, error="ValueError: no\0\ud800")
+    second = await claimed(ledger, task_id)
+    assert second.attempts == 2
+    assert await ledger.release(task_id, second.fence)  # handed back: that says nothing of attempts
+    third = await claimed(ledger, task_id)
+    assert third.attempts == 2
+    assert await ledger.complete(task_id, third.fence, 3, None)
+    (outcome,) = await ledger.outcomes([task_id])
+    assert (outcome.kind, outcome.error, outcome.last_error) == ("simulate", None, "ValueError: no\\x00\\ud800")
+
+
+async def test_a_task_that_waits_for_its_next_attempt_is_claimed_when_that_is_due_and_not_before(
+    ledger: Ledger,
+) -> None:
+    soon, late = uuid4(), uuid4()
+    for task_id, next_s in ((soon, 0.4), (late, LONG_S)):
+        assert await ledger.release(task_id, (await claimed(ledger, task_id)).fence, attempts=1, next_s=next_s)
+        taken = await ledger.claim(task_id, "w", LONG_S, **ASKED)
+        assert isinstance(taken, Taken)
+        assert next_s - 60 < taken.left_s <= next_s
+        assert taken.left_s > 0
+    began = time.monotonic()
+    while isinstance(answer := await ledger.claim(soon, "w", LONG_S, **ASKED), Taken):
         assert time.monotonic() - began < 10
         await asyncio.sleep(answer.left_s)
-        left_s, answer = answer.left_s, await ledger.claim(UUID(int=1), "w", LONG_S, **ASKED)
-        assert isinstance(answer, Taken) or left_s < lease_s
     assert isinstance(answer, Claimed)
-    assert len(answer.crashes or ()) == 1
+    assert (answer.attempts, answer.crashes) == (1, ())
+    assert await ledger.release(soon, answer.fence)  # and then it waits no longer
+    await claimed(ledger, soon)
 
 
-RACE = """
-async def main():
-    ledger = SqliteLedger(sys.argv[1])
-    say("ready")
-    sys.stdin.readline()
-    mine = []
-    import random
-    for number in random.sample(range(2000), 2000):  # each in an order of its own, so that each is first somewhere
+async def test_what_is_left_of_a_claim_is_what_is_left_of_its_lease(ledger: Ledger) -> None:
+    task_id = uuid4()
+    await claimed(ledger, task_id, 100.0)
+    taken = await ledger.claim(task_id, "w", LONG_S, **ASKED)
+    assert isinstance(taken, Taken)
+    assert 40 < taken.left_s <= 100
+
+
+async def test_a_buried_task_is_revived_once_for_each_burial_and_counts_anew(ledger: Ledger) -> None:
+    task_id = uuid4()
+    await claimed(ledger, task_id, NOW_S, alone=True)
+    claim = await claimed(ledger, task_id)
+    assert await ledger.bury(task_id, claim.fence, 6, "failed: no")
+    assert not await ledger.revive(task_id, claim.fence - 1)
+    assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Finished("dead", claim.fence)
+    assert await ledger.revive(task_id, claim.fence)
+    assert not await ledger.revive(task_id, claim.fence)  # the message was doubled
+    assert await ledger.outcomes([task_id]) == []
+    assert await ledger.prune(LONG_S) == 0
+    again = await claimed(ledger, task_id)
+    assert again.fence > claim.fence + 1
+    assert (again.crashes, again.attempts, again.noticed) == ((), 0, False)
+    assert not await ledger.revive(task_id, again.fence)
+    assert await ledger.complete(task_id, again.fence, 1, None)
+    assert not await ledger.revive(task_id, again.fence)
+    (outcome,) = await ledger.outcomes([task_id])
+    assert (outcome.state, outcome.error, outcome.last_error) == ("done", None, "failed: no")
+
+
+async def test_a_claim_is_renewed_from_a_thread_while_the_event_loop_is_blocked(ledger: Ledger) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id, NOW_S)
+    answers: list[bool] = []
+
+    def renew() -> None:
+        answers.extend(ledger.renew_blocking(task_id, claim.fence + wrong, LONG_S) for wrong in (0, 1))
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    thread.join()  # on the loop's own thread: nothing of it can run
+    assert answers == [True, False]
+    assert isinstance(await ledger.claim(task_id, "w", LONG_S, **ASKED), Taken)
+
+
+async def test_a_ledger_is_the_same_for_all_who_open_it_and_another_one_differs(
+    ledger: Ledger, store: Store, tmp_path: Path
+) -> None:
+    other, elsewhere = await store.open(), await open_ledger(Settings(ledger_url=f"sqlite:{tmp_path / 'other.db'}"))
+    assert 2 <= ledger.identity < 2**31
+    assert other.identity == ledger.identity != elsewhere.identity
+    assert other.place == ledger.place != elsewhere.place
+    assert ":" not in ledger.place.partition("://")[2].partition("@")[0] or ":***@" in ledger.place
+    await other.close()
+    await elsewhere.close()
+
+
+# --- effects ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_statement_gives_its_rows_and_their_number_and_takes_values(ledger: Ledger, store: Store) -> None:
+    task_id, mark = uuid4(), store.mark
+    claim = await claimed(ledger, task_id)
+    named = "%(n)s" if mark == "%s" else ":n"
+    async with ledger.completion(task_id, claim.fence, 1, None) as db:
+        await db.execute("CREATE TABLE effect (n integer, word text)")
+        assert (await db.execute(f"INSERT INTO effect VALUES ({mark}, {mark})", (1, "one"))).rowcount == 1
+        assert (await db.execute(f"INSERT INTO effect VALUES ({named}, 'two')", {"n": 2})).rowcount == 1
+        found = await db.execute(f"SELECT n, word FROM effect WHERE n > {mark} ORDER BY n", [0])
+        assert found.rows == [(1, "one"), (2, "two")]
+    with pytest.raises(RuntimeError, match="the block has ended"):
+        await db.execute("SELECT 1")
+    assert len(store.rows("effect")) == 2
+
+
+async def test_a_statement_that_nobody_awaits_is_an_error_and_nothing_is_done(ledger: Ledger, store: Store) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    store.run("CREATE TABLE effect (n integer)")
+    with pytest.raises(RuntimeError, match=r"await db.execute.*INSERT INTO effect VALUES"):  # noqa: PT012  # the end raises
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            await db.execute("INSERT INTO effect VALUES (1)")
+            db.execute("INSERT INTO effect VALUES (2)")  # type: ignore[unused-coroutine]  # mypy tells it too
+    assert store.rows("effect") == []
+    assert await ledger.outcomes([task_id]) == []
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012  # the handler's own error is not hidden
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            db.execute("INSERT INTO effect VALUES (2)")  # type: ignore[unused-coroutine]
+            raise ZeroDivisionError
+    async with ledger.completion(task_id, claim.fence, 1, None):
+        pass
+
+
+@pytest.mark.parametrize("statement", ["COMMIT", " rollback;", "END", "BEGIN", "commit work"])
+async def test_a_handler_cannot_end_the_transaction_in_its_middle(ledger: Ledger, store: Store, statement: str) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    store.run("CREATE TABLE effect (n integer)")
+    with pytest.raises(RuntimeError, match="ends the transaction itself"):  # noqa: PT012  # it is rolled back
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            await db.execute("INSERT INTO effect VALUES (1)")
+            await db.execute(statement)
+    assert store.rows("effect") == []
+    assert await ledger.outcomes([task_id]) == []
+
+
+async def test_a_savepoint_stays_inside_the_transaction(ledger: Ledger, store: Store) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    store.run("CREATE TABLE effect (n integer)")
+    async with ledger.completion(task_id, claim.fence, 1, None) as db:
+        for word in ("SAVEPOINT a", "INSERT INTO effect VALUES (1)", "ROLLBACK TO SAVEPOINT a"):
+            await db.execute(word)
+        await db.execute("INSERT INTO effect VALUES (2)")
+    assert store.rows("effect") == [(2,)]
+
+
+async def test_an_error_of_a_statement_is_the_handlers_and_the_next_block_works(ledger: Ledger) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    with pytest.raises((psycopg.Error, sqlite3.Error)):
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            await db.execute("INSERT INTO nothing VALUES (1)")
+    async with ledger.completion(task_id, claim.fence, 1, None) as db:
+        assert (await db.execute("SELECT 1")).rows == [(1,)]
+    assert [outcome.state for outcome in await ledger.outcomes([task_id])] == ["done"]
+
+
+async def test_blocks_at_once_all_succeed_and_the_event_loop_stands_still_for_none(
+    ledger: Ledger, store: Store
+) -> None:
+    store.run("CREATE TABLE effect (n integer)")
+    ids, longest_s, others = [uuid4() for _ in range(6)], 0.0, 0
+
+    async def write(task_id: UUID) -> None:
+        claim = await claimed(ledger, task_id)
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            await db.execute(f"INSERT INTO effect VALUES ({store.mark})", (task_id.int % 1000,))
+            await asyncio.sleep(0.1)
+
+    async def watch() -> None:
+        nonlocal longest_s
         while True:
-            try:
-                claim = await ledger.claim(UUID(int=number), "racer", 3600, **ASKED)
-                break
-            except LedgerBusy:
-                pass
-        if isinstance(claim, Claimed):
-            assert (claim.fence, claim.crashes) == (1, ())
-            mine.append(number)
-        time.sleep(0.0005)  # the other one's turn, however many cores there are
-    say(json.dumps(mine))
-    sys.stdin.readline()
-asyncio.run(main())
-"""
+            began = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest_s = max(longest_s, time.monotonic() - began)
+
+    async def work() -> None:
+        nonlocal others
+        while True:
+            task_id = uuid4()
+            with suppress(LedgerBusy):
+                await ledger.complete(task_id, (await claimed(ledger, task_id)).fence, 1, None)
+                others += 1
+            await asyncio.sleep(0)
+
+    beside = [asyncio.ensure_future(watch()), asyncio.ensure_future(work())]
+    await asyncio.gather(*map(write, ids))
+    for task in beside:
+        task.cancel()
+    await asyncio.gather(*beside, return_exceptions=True)
+    assert len(await ledger.outcomes(ids)) == 6
+    assert len(store.rows("effect")) == 6
+    assert longest_s < 1
+    assert others  # those beside get their turn between two blocks
 
 
-def test_of_two_processes_that_race_for_the_same_tasks_each_task_is_claimed_by_exactly_one(
-    python: Callable[[str], subprocess.Popen[str]],
+async def test_a_block_that_is_cancelled_in_a_statement_leaves_nothing_and_the_next_one_works(
+    ledger: Ledger, store: Store
 ) -> None:
-    racers = [python(RACE), python(RACE)]
-    assert [line(racer) for racer in racers] == ["ready", "ready"]
-    for racer in racers:
-        tell(racer)
-    one, two = (json.loads(line(racer)) for racer in racers)
-    assert sorted(one + two) == list(range(2000))
-    assert one  # else there was no race
-    assert two
-
-
-OPEN_AND_CLAIM = """
-async def main():
-    say("ready")
-    sys.stdin.readline()
-    opened = [SqliteLedger(f"{sys.argv[1]}-{number}") for number in range(15)]
-    while True:
-        try:
-            claim = await opened[-1].claim(UUID(int=1), "w", 3600, **ASKED)
-            break
-        except LedgerBusy:
-            pass
-    say(type(claim).__name__)
-    sys.stdin.readline()
-asyncio.run(main())
-"""
-
-
-def test_eight_processes_that_open_new_ledgers_at_once_all_succeed(
-    python: Callable[[str], subprocess.Popen[str]],
-) -> None:
-    openers = [python(OPEN_AND_CLAIM) for _ in range(8)]
-    assert [line(opener) for opener in openers] == ["ready"] * 8
-    for opener in openers:
-        tell(opener)
-    assert sorted(line(opener) for opener in openers) == ["Claimed"] + ["Taken"] * 7
-
-
-async def test_the_file_that_proves_a_process_alive_goes_when_it_closes(path: str) -> None:
-    task_id, ledger = uuid4(), SqliteLedger(path)
-    known = holders(path)
-    await ledger.outcomes([task_id])
-    assert holders(path) == known  # one that only reads proves nothing
-    await claimed(ledger, task_id)
-    assert len(holders(path) - known) == 1
-    await ledger.close()
-    assert holders(path) == known
-    successor = SqliteLedger(path)
-    assert len((await claimed(successor, task_id)).crashes or ()) == 1  # closed with a claim: it is free at once
-    await successor.close()
-
-
-async def test_the_file_of_a_process_that_died_goes_when_it_is_noticed(
-    ledger: SqliteLedger, path: str, python: Callable[[str], subprocess.Popen[str]]
-) -> None:
-    process = python(CLAIM_AND_WAIT.format(lease_s=LONG_S))
-    assert line(process) == "claimed"
-    process.kill()
-    process.wait(20)
-    left = holders(path)
-    await claimed(ledger, UUID(int=1))
-    assert len(left - holders(path)) == 1
-
-
-# --- a store that can't answer ----------------------------------------------------------------------------------------
-
-
-async def test_a_locked_database_is_busy_and_nothing_was_changed(ledger: SqliteLedger, path: str) -> None:
-    mine, free = uuid4(), uuid4()
-    fence = (await claimed(ledger, mine)).fence
-    before = rows(path)
-    calls: dict[str, Callable[[], Any]] = {
-        "claim": lambda: ledger.claim(free, "w", LONG_S, **ASKED),
-        "renew": lambda: ledger.renew(mine, fence, 2 * LONG_S),
-        "complete": lambda: ledger.complete(mine, fence, 1, None),
-        "bury": lambda: ledger.bury(mine, fence, 1, "no"),
-        "release": lambda: ledger.release(mine, fence),
-        "prune": lambda: ledger.prune(-2 * LONG_S),
-    }
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    for name, call in calls.items():
-        began = time.monotonic()
-        with pytest.raises(LedgerBusy, match="locked"):
-            await call()
-        assert time.monotonic() - began < 2, name
-    assert await ledger.outcomes([mine]) == []  # reading goes on
-    other.execute("ROLLBACK")
-    other.close()
-    assert rows(path) == before
-    assert await ledger.complete(mine, fence, 1, None)
-
-
-@pytest.mark.parametrize("name", ["", "a-file/ledger.db", "a-folder"])
-async def test_a_ledger_that_cannot_be_opened_is_unreachable_and_named(name: str, tmp_path: Path) -> None:
-    (tmp_path / "a-file").touch()
-    (tmp_path / "a-folder").mkdir()
-    path = str(tmp_path / name) if name else "/proc/nothing/ledger.db"
-    with pytest.raises(LedgerUnreachable) as caught:
-        await open_ledger(Settings(ledger_url=f"sqlite:{path}"))
-    assert str(caught.value).startswith(f"no ledger: sqlite:{path}: ")
-    assert "LEDGER_URL" in str(caught.value)
-    assert caught.value.exit_code == 3
-
-
-def test_a_file_that_is_no_database_is_unreachable_and_left_alone(path: str) -> None:
-    Path(path).parent.mkdir()
-    Path(path).write_bytes(b"not a database" * 500)
-    with pytest.raises(LedgerUnreachable, match="not a database"):
-        SqliteLedger(path)
-    assert Path(path).read_bytes() == b"not a database" * 500
-
-
-async def test_a_folder_of_holders_that_went_away_is_busy_and_not_the_end(ledger: SqliteLedger, path: str) -> None:
-    shutil.rmtree(f"{path}.holders")
-    with suppress(LedgerBusy):
-        assert isinstance(await ledger.claim(uuid4(), "w", LONG_S, **ASKED), Claimed)
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    slow = (
+        "SELECT pg_sleep(30)" if store.mark == "%s" else
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000000000) SELECT max(n) FROM c"
+    )  # fmt: skip
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):  # noqa: PT012  # whichever statement it is in
+        async with asyncio.timeout(0.3), ledger.completion(task_id, claim.fence, 1, None) as db:
+            await db.execute("CREATE TABLE effect (n integer)")
+            await db.execute(slow)
+    assert time.monotonic() - began < 10
+    assert await ledger.outcomes([task_id]) == []
+    async with ledger.completion(task_id, claim.fence, 1, None) as db:
+        await db.execute("CREATE TABLE effect (n integer)")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-async def test_outcomes_of_any_number_of_tasks_are_those_that_are_finished(ledger: SqliteLedger) -> None:
+async def test_outcomes_of_any_number_of_tasks_are_those_that_are_finished(ledger: Ledger) -> None:
     ids = [UUID(int=number) for number in range(2500)]
     for task_id in ids[::2]:
         fence = (await claimed(ledger, task_id)).fence
@@ -438,7 +498,7 @@ async def test_outcomes_of_any_number_of_tasks_are_those_that_are_finished(ledge
         assert abs(outcome.finished_at - time.time()) < 60
 
 
-async def test_prune_forgets_what_is_old_and_keeps_what_is_not(ledger: SqliteLedger) -> None:
+async def test_prune_forgets_what_is_old_and_keeps_what_is_not(ledger: Ledger) -> None:
     finished, running, abandoned = uuid4(), uuid4(), uuid4()
     await ledger.complete(finished, (await claimed(ledger, finished)).fence, 1, None)
     claim = await claimed(ledger, running)
@@ -450,7 +510,7 @@ async def test_prune_forgets_what_is_old_and_keeps_what_is_not(ledger: SqliteLed
     assert (await claimed(ledger, abandoned)).crashes == ()
 
 
-async def test_prune_looks_at_every_task_however_many_there_are(ledger: SqliteLedger) -> None:
+async def test_prune_looks_at_every_task_however_many_there_are(ledger: Ledger) -> None:
     ids = [uuid4() for _ in range(1203)]
     for task_id in ids:
         fence = (await claimed(ledger, task_id)).fence
@@ -473,16 +533,6 @@ async def test_prune_looks_at_every_task_however_many_there_are(ledger: SqliteLe
     assert await ledger.prune(-2 * LONG_S) == len(ids) - len(finished)
 
 
-async def test_what_was_written_is_there_after_the_process_that_wrote_it(path: str) -> None:
-    task_id, ledger = uuid4(), SqliteLedger(path)
-    await ledger.complete(task_id, (await claimed(ledger, task_id)).fence, 1, "{}")
-    await ledger.close()
-    again = SqliteLedger(path)
-    (outcome,) = await again.outcomes([task_id])
-    assert outcome == Outcome(task_id, "done", "w", 1, "{}", None, outcome.finished_at, "simulate")
-    await again.close()
-
-
 async def test_without_a_ledger_every_claim_is_granted_and_nothing_is_remembered() -> None:
     ledger = await open_ledger(Settings(ledger_url="none"))
     assert isinstance(ledger, NoLedger)
@@ -499,36 +549,3 @@ async def test_without_a_ledger_every_claim_is_granted_and_nothing_is_remembered
         async with ledger.completion(task_id, 0, 1, None):
             pass
     await ledger.close()
-
-
-async def test_a_ledger_may_be_closed_twice(tmp_path: Path) -> None:
-    ledger = SqliteLedger(str(tmp_path / "twice.db"))
-    await ledger.claim(UUID(int=1), "w", 1, **ASKED)
-    await ledger.close()
-    await ledger.close()
-
-
-async def test_the_log_of_a_sqlite_file_stays_short_and_a_reader_merely_delays_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "LOG_BYTES", 50_000)
-    monkeypatch.setattr(store, "LOOK_EVERY", 10)
-    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
-    one, other = SqliteLedger(str(path)), SqliteLedger(str(path))
-
-    async def work(count: int) -> int:
-        for ledger in (one, other) * count:
-            claim = await ledger.claim(task_id := uuid4(), "worker", 60, **ASKED)
-            assert isinstance(claim, Claimed)
-            assert await ledger.complete(task_id, claim.fence, 1, None)
-        return log.stat().st_size
-
-    assert await work(200) < 200_000
-    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
-        reader.execute("BEGIN")
-        (count,) = reader.execute("SELECT count(*) FROM task").fetchone()
-        assert await work(100) > 200_000
-        assert reader.execute("SELECT count(*) FROM task").fetchone() == (count,)
-    assert await work(20) < 200_000
-    await one.close()
-    await other.close()

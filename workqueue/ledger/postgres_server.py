@@ -30,7 +30,7 @@ WORDS: tuple[tuple[type[psycopg.Error], str], ...] = (
     (errors.ReadOnlySqlTransaction, "the server is read-only, as a standby is"),
     (errors.UndefinedTable, "its table is gone; a worker that starts anew makes it again"),
     (errors.UndefinedColumn, "its table is another version's; a worker of this version that starts anew changes it"),
-    (errors.InsufficientPrivilege, "its role lacks a privilege"),
+    (errors.InsufficientPrivilege, "its role lacks a privilege, or the owner of the tables must start a worker first"),
     (errors.TooManyConnections, "the server has no connection left"),
 )
 

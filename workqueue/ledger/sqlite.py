@@ -9,45 +9,43 @@ clock's times beside them are for people, for pruning, and for workers of the ve
 
 import asyncio
 import fcntl
+import logging
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from workqueue.children import forget, keep_from_children
-from workqueue.errors import LedgerLost
 from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
-from workqueue.ledger.clock import boot, steady_s
+from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, boot, steady_s
 from workqueue.ledger.sqlite_block import Blocks
 from workqueue.ledger.sqlite_file import SqliteFile
 
+BLOCKING_S = 5.0  # the same where nothing else goes on
 BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy
 SPIN_S = 0.002  # of these without letting others on the event loop act: nearly every transaction is over by then
 LOOK_AGAIN_S = 20e-6  # between two tries: a transaction takes about as long; SQLite itself would wait 1 ms, then more
-BLOCK_S = 5.0  # how long a statement waits for a `completion` of its own process
 LOG_BYTES = 8_000_000  # of write-ahead log, before it is copied back
-LOOK_EVERY = 500  # statements, at the length of the log
-LOOK_EVERY_S = 0.1  # at the file: it takes some 10 microseconds
+LOOK_EVERY_S = 0.1  # at the file, and at the length of the log: it takes some 10 microseconds
 AT_ONCE = 500  # tasks in a statement: SQLite allows 999 parameters where it was built with the old limit
-PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM,
-           sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL}  # fmt: skip
 
 NEW = """
 INSERT OR IGNORE INTO task
-    (id, state, fence, holder, worker, lease_until, ends_at, kind, digest, alone, created_at, claimed_at)
-VALUES (?1, 'running', 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)
+    (id, state, fence, holder, worker, lease_until, ends_at, kind, digest, alone, created_at)
+VALUES (?1, 'running', 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, CAST(?9 AS INTEGER))
 """
 # A holder whose name begins with the boot has its lease by the steady clock.
-OVER = "iif(substr(holder, 1, 9) = ?12, ends_at < ?11, lease_until < ?9)"
+OVER = f"iif(substr(holder, 1, {BOOT_LENGTH + 1}) = ?12, ends_at < ?11, lease_until < ?9)"
 AGAIN = f"""
 UPDATE task SET state = 'running', fence = fence + 1,
     crashes = crashes || iif(state = 'running', strftime('%Y-%m-%dT%H:%M:%SZ') || ' ' || worker
         || char(9) || fence || iif(alone = fence, ' alone', '') || char(10), ''),
     holder = ?2, worker = ?3, lease_until = ?4, ends_at = ?5, kind = ?6, digest = coalesce(digest, ?7),
-    alone = iif(?8, fence + 1, NULL), claimed_at = ?9, next_at = NULL
+    alone = iif(?8, fence + 1, NULL), claimed_at = CAST(?9 AS INTEGER), next_at = NULL
 WHERE id = ?1 AND (digest IS NULL OR ?7 IS NULL OR digest = ?7) AND CASE state
     WHEN 'running' THEN holder = ?10 OR {OVER}
     WHEN 'waiting' THEN next_at IS NOT lease_until OR {OVER}
@@ -56,8 +54,10 @@ RETURNING fence, crashes, attempts
 """
 SEEK = "SELECT state, fence, holder, lease_until, ends_at, next_at, digest FROM task WHERE id = ?"
 CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
-COMPLETE = CHANGE.format("state = 'done', attempts = ?, result = ?, finished_at = ?")
-BURY = CHANGE.format("state = 'dead', attempts = ?, error = ?, finished_at = ?")
+# A row that is done needs no lease, and a shorter row is a quicker one.
+FINISHED = "attempts = ?, finished_at = ?, holder = '', lease_until = 0, ends_at = NULL"
+COMPLETE = CHANGE.format(f"state = 'done', result = ?, {FINISHED}")
+BURY = CHANGE.format(f"state = 'dead', error = ?, {FINISHED}")
 RENEW = CHANGE.format("lease_until = ?, ends_at = ?")
 RENEW_ALONE = CHANGE.format("lease_until = ?, ends_at = ?, alone = iif(?, fence, NULL)")
 FAILED = "state = 'waiting', attempts = coalesce(?, attempts), last_error = coalesce(?, last_error)"
@@ -76,6 +76,9 @@ STRETCH_END = f"SELECT max(id) FROM (SELECT id FROM task WHERE id > ? ORDER BY i
 FORGET = "DELETE FROM task WHERE id > ? AND id <= ? AND coalesce(finished_at, lease_until) < ?"
 
 
+log = logging.getLogger(__name__)
+
+
 class SqliteLedger:
     """See `Ledger`. `path` is created with its folder if it does not exist."""
 
@@ -83,7 +86,7 @@ class SqliteLedger:
         self._file = SqliteFile(path)
         self._db, self.identity, self.place = self._file.db, self._file.identity, self._file.path
         self._blocks = Blocks(self._file)
-        self._asked, self._look_at_s = 0, 0.0
+        self._look_at_s = 0.0
         self._boot = f"{boot()}-"
         self._holder = ""
         self._lock: int | None = None
@@ -93,13 +96,13 @@ class SqliteLedger:
     ) -> Claimed | Taken | Finished | Conflict:
         if self._lock is None:
             self._hold()
-        dead, worker, kind = "", text_of(worker), text_of(kind)
+        dead = ""
         while True:
             now, steady = time.time(), steady_s()
             claim = (
                 task_id.bytes, self._holder, worker, now + lease_s, steady + lease_s, kind, digest or None, alone, now
             )  # fmt: skip
-            if await self._change(NEW, claim):
+            if (await self._execute(NEW, claim))[0]:
                 return Claimed(fence=1, crashes=())
             for row in (await self._execute(AGAIN, (*claim, dead, steady, self._boot)))[1]:
                 return Claimed.read(*row)
@@ -125,25 +128,26 @@ class SqliteLedger:
     def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
         try:
             self._file.look()
-            with closing(self._file.connect(BLOCK_S)) as db:
+            with closing(self._file.connect(BLOCKING_S)) as db:
                 ends = (time.time() + lease_s, steady_s() + lease_s)
                 return db.execute(RENEW, (*ends, task_id.bytes, fence)).rowcount == 1
         except sqlite3.Error as error:
-            raise self._meaning(error) from error
+            raise self._file.meaning(error) from error
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        return await self._change(COMPLETE, (attempts, result, time.time(), task_id.bytes, fence))
+        done = (result, attempts, time.time(), task_id.bytes, fence)
+        return (await self._execute(COMPLETE, done))[0] == 1
 
     @asynccontextmanager
     async def completion(
         self, task_id: UUID, fence: int, attempts: int, result: str | None
     ) -> AsyncIterator[Transaction]:
-        complete = (COMPLETE, (attempts, result, time.time(), task_id.bytes, fence))
+        complete = (COMPLETE, (result, attempts, time.time(), task_id.bytes, fence))
         async with self._blocks.begin(*complete) as transaction:
             yield transaction
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
-        return await self._change(BURY, (attempts, text_of(error), time.time(), task_id.bytes, fence))
+        return await self._change(BURY, (text_of(error), attempts, time.time(), task_id.bytes, fence))
 
     async def release(
         self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
@@ -167,6 +171,8 @@ class SqliteLedger:
         return found
 
     async def prune(self, older_than_s: float) -> int:
+        if not await self._clock_is_right(older_than_s):
+            return 0
         # No index by age: every completion would pay for it. Some tasks at a time: nobody waits long for the others.
         before, last, forgotten = time.time() - older_than_s, b"", 0
         while True:
@@ -176,6 +182,21 @@ class SqliteLedger:
             forgotten += (await self._execute(FORGET, (last, end, before)))[0]
             last = end
             await asyncio.sleep(0)
+
+    async def _clock_is_right(self, older_than_s: float) -> bool:
+        """Not if it is much further ahead than time has passed: what it calls old may have been finished just now."""
+        _, ((text,),) = await self._execute("SELECT value FROM workqueue_meta WHERE key = 'clock'", ())
+        jump_s = max(SHORTEST_JUMP_S, min(JUMP_S, older_than_s / 4))
+        now = self._file.now()
+        seen = LastLook.read(text).next(now.wall_s, now.boot, now.steady_s, jump_s)
+        await self._execute("UPDATE workqueue_meta SET value = ? WHERE key = 'clock'", (str(seen),))
+        if seen.doubted_at_s is not None:
+            ahead_s = now.wall_s - seen.wall_s - (now.steady_s - seen.steady_s)
+            log.warning(
+                "the clock went ahead by %.0f s; %s forgets nothing until it has stayed so for %.0f s",
+                ahead_s, self.place, DOUBT_S,
+            )  # fmt: skip
+        return seen.doubted_at_s is None
 
     async def close(self) -> None:
         await self._blocks.close()
@@ -188,47 +209,31 @@ class SqliteLedger:
             self._lock = None
 
     async def _change(self, change: str, values: Sequence[Any]) -> bool:
-        if self._blocks.open is not None:  # nobody else can write before it ends
-            await asyncio.wait([self._blocks.open], timeout=BLOCK_S)
         return (await self._execute(change, values))[0] == 1
 
     async def _execute(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
         """How many rows it changed, and those that it gave."""
-        self._asked += 1
-        if self._asked % LOOK_EVERY == 0:
-            self._checkpoint()
-        now_s = time.monotonic()
+        if self._blocks.open is not None and not statement.lstrip().startswith("SELECT"):
+            await self._blocks.ended()
+        now_s = steady_s()
         if now_s > self._look_at_s:
             self._file.look()
+            self._checkpoint()
             self._look_at_s = now_s + LOOK_EVERY_S
-        while True:
-            try:
-                return self._spin(statement, values)
-            except sqlite3.Error as error:
-                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not busy or time.monotonic() - now_s > BUSY_S:
-                    raise self._meaning(error) from error
-            await asyncio.sleep(SPIN_S)
-
-    def _spin(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
         again = int(SPIN_S / LOOK_AGAIN_S)
         while True:
             try:
                 cursor = self._db.execute(statement, values)
                 return cursor.rowcount, cursor.fetchall()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or again <= 0:
-                    raise
+            except sqlite3.Error as error:
+                busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or steady_s() - now_s > BUSY_S:
+                    raise self._file.meaning(error) from error
             again -= 1
-            time.sleep(LOOK_AGAIN_S)
-
-    def _meaning(self, error: sqlite3.Error) -> Exception:
-        """What can pass is LedgerBusy. What can't (not a database, malformed, no such table) ends the process."""
-        with suppress(LedgerBusy):
-            self._file.look()
-        if error.sqlite_errorcode & 0xFF in PASSING and error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
-            return LedgerBusy(str(error))
-        return LedgerLost(self.place, str(error))
+            if again > 0:
+                time.sleep(LOOK_AGAIN_S)  # noqa: ASYNC251  # a turn of the event loop takes longer
+            else:
+                await asyncio.sleep(SPIN_S)
 
     def _checkpoint(self) -> None:
         """Copy a long log back into the file, and start it anew.
@@ -243,7 +248,7 @@ class SqliteLedger:
 
     def _hold(self) -> None:
         """Take this process's lock, once; a producer, which claims nothing, has none."""
-        holder = f"{self._boot}{uuid4().hex}"
+        holder = f"{self._boot}{secrets.token_hex(6)}"
         try:
             self._file.holders.mkdir(mode=0o700, exist_ok=True)
             lock = os.open(self._file.holders / holder, os.O_CREAT | os.O_RDWR, 0o600)
@@ -252,12 +257,15 @@ class SqliteLedger:
         keep_from_children(lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
         self._holder, self._lock = holder, lock
+        self._file.watch(str(self._file.holders / holder))
 
     def _alive(self, holder: str) -> bool:
         try:
             lock = os.open(self._file.holders / holder, os.O_RDWR)
         except FileNotFoundError:
             return False
+        except OSError:  # another user's: it can't be asked, and has until its lease ends
+            return True
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

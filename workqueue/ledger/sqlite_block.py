@@ -18,6 +18,7 @@ R = TypeVar("R")
 BEGIN_S = 60.0  # how long a block waits for the transactions of other processes; its claim is renewed meanwhile
 BEGIN_AGAIN_S = 0.005
 SILENT_S = 1.0
+BLOCK_S = 5.0  # how long a statement waits for a block of its own process
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +32,36 @@ class Blocks:
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="completion")
         self.open: asyncio.Future[None] | None = None
+        self._waiting = 0
+
+    async def ended(self) -> None:
+        """Wait until the open block has ended: nobody else can write before. Raises LedgerBusy if that takes long."""
+        block = self.open
+        if block is None:
+            return
+        self._waiting += 1
+        try:
+            await asyncio.wait([block], timeout=BLOCK_S)
+        finally:
+            self._waiting -= 1
+        if not block.done():
+            raise LedgerBusy("a completion of this process takes long")
 
     @asynccontextmanager
     async def begin(self, change: str, values: Sequence[Any]) -> AsyncIterator[Transaction]:
         """A transaction that begins with this change. Raises ClaimLost if it changes nothing, and LedgerBusy."""
         async with self._turn:
+            if self._waiting:
+                await asyncio.sleep(BEGIN_AGAIN_S)  # first those who waited for the block before
             db = await self._begin()
             self.open = asyncio.get_running_loop().create_future()
             try:
                 # First: a claim that was lost must not begin an effect.
-                if (await self._run(db, change, values)).rowcount != 1:
+                try:
+                    changed = await self._run(db, change, values)
+                except sqlite3.Error as error:
+                    raise self._file.meaning(error) from error
+                if changed.rowcount != 1:
                     raise ClaimLost
                 with Transaction(lambda statement, given: self._run(db, statement, given)) as transaction:
                     yield transaction
@@ -48,6 +69,9 @@ class Blocks:
             finally:
                 try:
                     await self._in_thread(db.rollback)  # does nothing after the commit
+                except sqlite3.Error:
+                    db.close()  # which rolls back too
+                    self._db = None
                 finally:
                     self.open.set_result(None)
                     self.open = None
@@ -62,16 +86,16 @@ class Blocks:
         """The connection, with a transaction in which nobody else can write."""
         began_s, told = time.monotonic(), False
         while True:
-            self._file.look()
-            if self._db is None:
-                self._db = self._file.connect(0.0)
             try:
+                if self._db is None:
+                    self._file.look()
+                    self._db = self._file.connect(0.0)
                 self._db.execute("BEGIN IMMEDIATE")
                 return self._db
-            except sqlite3.OperationalError as error:
-                waited_s = time.monotonic() - began_s
-                if waited_s > BEGIN_S:
-                    raise LedgerBusy(str(error)) from error
+            except sqlite3.Error as error:
+                meaning, waited_s = self._file.meaning(error), time.monotonic() - began_s
+                if waited_s > BEGIN_S or not isinstance(meaning, LedgerBusy):
+                    raise meaning from error
                 if waited_s > SILENT_S and not told:
                     log.warning("a completion waits for the ledger: %s", error)
                     told = True

@@ -11,11 +11,13 @@ import os
 import secrets
 import sqlite3
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import SCHEMA_VERSION, LedgerBusy
+from workqueue.ledger.clock import LastLook, boot, steady_s
 
 SET_UP_S = 10.0
 PAGE_BYTES = 1024  # each change writes its whole page, of rows of some 250 bytes: 4096 takes a third longer
@@ -35,8 +37,8 @@ ALTER TABLE task ADD COLUMN digest BLOB;
 ALTER TABLE task ADD COLUMN alone INTEGER; -- the fence of the claim, if its task was alone in the process
 ALTER TABLE task ADD COLUMN ends_at REAL; -- `lease_until` by the steady clock of the boot that the holder names
 ALTER TABLE task ADD COLUMN next_at REAL; -- not claimed before, while it equals `lease_until`
-ALTER TABLE task ADD COLUMN created_at REAL;
-ALTER TABLE task ADD COLUMN claimed_at REAL;
+ALTER TABLE task ADD COLUMN created_at INTEGER;
+ALTER TABLE task ADD COLUMN claimed_at INTEGER; -- if it was claimed again: its latest claim
 ALTER TABLE task ADD COLUMN last_error TEXT
 """,
 )
@@ -47,6 +49,11 @@ IDENTITY_AT = 68  # the application id, https://www.sqlite.org/fileformat.html
 SHARED_BYTES = (0x40000002, 510)  # of the database: a shared lock there says that somebody has it open
 ALIVE_BYTE = (128, 1)  # of the -shm file: a shared lock there says that its content is in use
 FILES = ("", "-wal", "-shm")
+PASSING = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL,
+}  # fmt: skip
+"""Errors that may be gone at the next try."""
 
 
 class SqliteFile:
@@ -68,7 +75,9 @@ class SqliteFile:
                 self._guards.append(os.open(f"{self.path}-shm", os.O_RDWR))
                 _set_lock(self._guards[0], fcntl.F_RDLCK, *SHARED_BYTES)
                 _set_lock(self._guards[1], fcntl.F_RDLCK, *ALIVE_BYTE)
-                self._known = [_inode(f"{self.path}{suffix}") for suffix in FILES]
+                self._known: dict[str, tuple[int, int]] = {}
+                for suffix in FILES:
+                    self.watch(f"{self.path}{suffix}")
         except (OSError, sqlite3.Error) as error:
             if opened is not None:
                 opened.close()
@@ -88,12 +97,15 @@ class SqliteFile:
         db.execute("PRAGMA wal_autocheckpoint = 0")
         return db
 
+    def watch(self, path: str) -> None:
+        self._known[path] = _inode(path)
+
     def look(self) -> None:
-        """Raises LedgerLost if what lies at the path is not what was opened."""
+        """Raises LedgerLost if what lies at the paths is not what was opened."""
         try:
-            for suffix, known in zip(FILES, self._known, strict=True):
-                if _inode(f"{self.path}{suffix}") != known:
-                    raise LedgerLost(self.path, f"{self.path}{suffix} was replaced")
+            for path, known in self._known.items():
+                if _inode(path) != known:
+                    raise LedgerLost(self.path, f"{path} was replaced")
             head = os.pread(self._guards[0], IDENTITY_AT + 4, 0)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LedgerLost(self.path, f"{error.filename} was deleted") from error
@@ -102,6 +114,20 @@ class SqliteFile:
         written = int.from_bytes(head[IDENTITY_AT:], "big")
         if not head.startswith(MAGIC) or written not in (0, self.identity):  # 0: it is in the log still
             raise LedgerLost(self.path, "it was overwritten")
+
+    @staticmethod
+    def now() -> LastLook:
+        return LastLook(time.time(), boot(), steady_s())
+
+    def meaning(self, error: sqlite3.Error) -> LedgerBusy | LedgerLost:
+        """What can pass is LedgerBusy; what can't (malformed, not a database, no such table) LedgerLost."""
+        try:
+            self.look()
+        except (LedgerBusy, LedgerLost) as seen:
+            return seen
+        if error.sqlite_errorcode & 0xFF in PASSING and error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
+            return LedgerBusy(str(error))
+        return LedgerLost(self.path, str(error))
 
     def close(self) -> None:
         with suppress(OSError):
@@ -133,6 +159,7 @@ class SqliteFile:
         if self.identity < 2:
             self.identity = 2 + secrets.randbelow(2**31 - 2)
             db.execute(f"PRAGMA application_id = {self.identity}")
+        db.execute("INSERT OR IGNORE INTO workqueue_meta VALUES ('clock', ?)", (str(self.now()),))
         db.execute("COMMIT")
         db.execute("PRAGMA busy_timeout = 0")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
