@@ -67,15 +67,12 @@ async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connect
 
 
 async def disconnect(connection: aiormq.Connection, socket: Socket, *, goodbye: bool) -> None:
-    """Close a connection, without the closing handshake unless `goodbye`."""
+    """Close a connection, without the closing handshake unless `goodbye`; aiormq puts itself away once it is gone."""
     with suppress(*GONE):
         if goodbye:
             async with asyncio.timeout(GOODBYE_S):
                 await connection.close(ConnectionError(CLOSED))
     socket.abort()
-    with suppress(*GONE):
-        async with asyncio.timeout(GOODBYE_S):
-            await connection.close(ConnectionError(CLOSED))
 
 
 def failure(url: URL, socket: Socket, error: BaseException) -> BrokerUnreachable:
