@@ -171,7 +171,6 @@ class Consumer:
                 arrived = self._delivery(session, message)
                 delivery.current.set(arrived)
                 yield Incoming(arrived)
-            await self.stop()
         except WorkQueueError as error:
             self._fatal(error)
 
