@@ -50,7 +50,10 @@ class Follower(AbstractContextManager["Follower"]):
         self._began = time.monotonic()
         self._console = Console(stderr=True)
         columns = TextColumn("finished"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._progress = Progress(*columns, console=self._console, transient=True)
+        # Not in a file or a pipe: a bar that can't move leaves an empty line there.
+        self._progress = Progress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        )
         self._bar = self._progress.add_task("", total=0)
         self.done = self.dead = 0
 
