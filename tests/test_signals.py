@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from workqueue.signals import ENDING, SAME_S
 
 
 @pytest.fixture
-def silent() -> socket.socket:
+def silent() -> Iterator[socket.socket]:
     """A listener that accepts and never says a word."""
-    return socket.create_server(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
 
 
 def start(site: Site, *command: str) -> "subprocess.Popen[bytes]":

@@ -50,7 +50,10 @@ class Follower(AbstractContextManager["Follower"]):
         self._began = time.monotonic()
         self._console = Console(stderr=True)
         columns = TextColumn("finished"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._progress = Progress(*columns, console=self._console, transient=True)
+        # Not in a file or a pipe: a bar that can't move leaves an empty line there.
+        self._progress = Progress(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        )
         self._bar = self._progress.add_task("", total=0)
         self.done = self.dead = 0
 
@@ -89,7 +92,7 @@ class Follower(AbstractContextManager["Follower"]):
         await self._watching
         for kind, ids in sorted(self._left().items()):
             named = ", ".join(map(str, ids[:NAMED])) + f", and {len(ids) - NAMED} more" * (len(ids) > NAMED)
-            self._say(f"{len(ids)} tasks of kind {kind} did not finish within {within_s:g} s: {named}")
+            self._say(f"{_tasks(len(ids))} of kind {kind} did not finish within {within_s:g} s: {named}")
 
     async def _watch(self) -> None:
         start = LOOK_AT
@@ -122,7 +125,7 @@ class Follower(AbstractContextManager["Follower"]):
     async def _hint(self, waited_s: float, busy: str) -> None:
         self._hint_s = 2 * waited_s
         why = busy or (await self._matter() if self._matter is not None else "")
-        self._say(f"waits for {len(self._pending)} tasks, and none has finished for {waited_s:.0f} s: {why}")
+        self._say(f"waits for {_tasks(len(self._pending))}, and none has finished for {waited_s:.0f} s: {why}")
 
     def _left(self) -> dict[str, list[UUID]]:
         left: dict[str, list[UUID]] = defaultdict(list)
@@ -156,4 +159,11 @@ class Follower(AbstractContextManager["Follower"]):
             table.add_row(Text(escaped(worker)), str(done), str(dead), f"{(done + dead) / (self.done + self.dead):.0%}")
         unfinished = f", {self.unfinished} unfinished" * bool(self.unfinished)
         table.caption = f"{self.done} done, {self.dead} dead{unfinished}, in {elapsed_s:.1f} s"
-        Console().print(table)
+        console = Console()
+        with console.capture() as printed:  # by itself it ends the process when the reader of its output has gone
+            console.print(table)
+        sys.stdout.write(printed.get())
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task" + "s" * (count != 1)
