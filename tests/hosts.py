@@ -32,10 +32,11 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of sys/prctl.h
 SET_TUN, TUN_WITHOUT_HEADER = 0x400454CA, 0x1001  # TUNSETIFF; IFF_TUN | IFF_NO_PI of linux/if_tun.h
 SUBNET = "10.203.0"
 AMQP_PORT, DIST_PORT, EPMD_PORT = 5672, 25672, 4369
-START_S = 90.0
+START_S = 120.0
+COMMANDS = ("ip", "mount", "unshare")
 
 CONFIG = """\
-listeners.tcp.1 = {address}:5672
+listeners.tcp.1 = {address}:{port}
 default_user = wq
 default_pass = {password}
 disk_free_limit.absolute = 10MB
@@ -51,8 +52,8 @@ def lacking() -> str | None:
     """Why there can be no hosts here, or None."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs root and network namespaces, so Linux"
-    if shutil.which("ip") is None or shutil.which("mount") is None:
-        return "needs the commands ip and mount; on Debian: apt-get install iproute2 mount"
+    if missing := [command for command in COMMANDS if shutil.which(command) is None]:
+        return f"needs {', '.join(missing)}; on Debian: apt-get install iproute2 mount util-linux"
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return "needs /dev/net/tun; in a container: --device /dev/net/tun --cap-add NET_ADMIN --cap-add SYS_ADMIN"
     tried = subprocess.run(["unshare", "--net", "--pid", "--mount", "--fork", "true"], capture_output=True, check=False)
@@ -167,9 +168,6 @@ class Network:
         if not self._process.stdout.readline():
             raise OSError(f"the network ended, see {self._log}")
 
-    def others(self, *hosts: Host) -> list[Host]:
-        return [host for host in self.hosts if host not in hosts]
-
 
 def ways(some: Iterable[Host], others: Iterable[Host]) -> list[tuple[Host, Host]]:
     """Between these and those, both ways."""
@@ -192,7 +190,7 @@ class Broker:
     def start(self, members: Iterable["Broker"]) -> None:
         """Start it, and return once it speaks AMQP. Raises BrokerError."""
         self.folder.mkdir(mode=0o700, parents=True)
-        config = CONFIG.format(address=self.host.address, password=self._cookie)
+        config = CONFIG.format(address=self.host.address, port=AMQP_PORT, password=self._cookie)
         for number, member in enumerate(members, 1):
             config += f"cluster_formation.classic_config.nodes.{number} = {member.name}\n"
         write_private(self.folder / "rabbitmq.conf", config)
