@@ -24,6 +24,7 @@ LONG_S = 5.0  # a task of this length has its effect together with its completio
 STEADY_S = 3.0  # who did nothing for this long does not work
 SETTLED_WITHIN_S = 60.0
 PATIENCE_S = 60.0  # at the end, without anything being done, before the rest is called lost
+POLL_S = 0.5
 BEHIND = 40  # tasks that may be given and not done while all is well
 
 
@@ -147,7 +148,7 @@ class Fleet:
 
     def _is_whole(self) -> bool:
         try:
-            return all(len(broker.queue(self._queue)["online"]) == BROKERS for broker in self.brokers)
+            return len(self.brokers[0].queue(self._queue)["online"]) == BROKERS
         except BrokerError:  # one has paused itself, and restarts
             return False
 
@@ -235,7 +236,8 @@ def wait_at_most(condition: Callable[[], Any], seconds: float) -> Any:
 
     def holds() -> bool:
         found[:] = [condition()]
-        time.sleep(0.2)
+        if not found[0]:
+            time.sleep(POLL_S)
         return bool(found[0])
 
     until(holds, seconds)

@@ -18,6 +18,7 @@ from tests.harness import Site, simulate
 from tests.hosts import AMQP_PORT, SUBNET, Host
 
 SHORT_S = (0.01, 0.05)
+AHEAD = 150  # tasks that a producer was given and that are not done: more would only take long to work off
 ESTABLISHED = "01"
 
 
@@ -99,9 +100,9 @@ class KeptWorker(Kept):
 
 @dataclass
 class KeptProducer(Kept):
-    """Is given a task every `every_s`, and those in `more` besides, but for while it is `paused`. When it has ended,
-    the next one is given again what is not `is_done`. `given` is when each id was first given, `done` is set once all
-    were sent and the last producer ended well."""
+    """Is given a task every `every_s`, and those in `more` besides, but for while it is `paused`, or far ahead of what
+    `is_done`. When it has ended, the next one is given again what is not done. `given` is when each id was first given;
+    `done` is set once all were sent and the last producer ended well."""
 
     every_s: float = 0.1
     seed: str = ""
@@ -113,6 +114,7 @@ class KeptProducer(Kept):
     logs: list[Path] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
     _lines: dict[str, bytes] = field(default_factory=dict)
+    _open: set[str] = field(default_factory=set)
 
     def keep(self) -> None:
         asyncio.run(self._keep())
@@ -139,6 +141,7 @@ class KeptProducer(Kept):
                         continue
                     line = json.dumps(task).encode() + b"\n"
                     self._lines[task["id"]] = line
+                    self._open.add(task["id"])
                     self.given[task["id"]] = time.time()
                     wanted += 1
                     process.stdin.write(line)
@@ -154,15 +157,20 @@ class KeptProducer(Kept):
                 self.problems.append(f"{self.name} ended with {process.returncode}, see {log.name}: {last}")
                 await asyncio.sleep(0.5)
 
+    def _behind(self) -> int:
+        self._open = {id for id in self._open if not self.is_done(id)}
+        return len(self._open)
+
     def _tasks(self) -> Iterator[dict[str, Any] | None]:
         """What is due, again and again; None: nothing is."""
         rng, due = random.Random(self.seed), time.monotonic()
         while True:
             if self.more:
                 yield self.more.popleft()
-            elif self.paused or due > time.monotonic():
-                due = max(due, time.monotonic()) if self.paused else due
+            elif due > time.monotonic():
                 yield None
+            elif self.paused or self._behind() >= AHEAD:
+                due = time.monotonic() + self.every_s
             else:
                 due += self.every_s
                 yield simulate(1, round(rng.uniform(*SHORT_S), 4))[0]

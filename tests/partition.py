@@ -15,7 +15,6 @@ import argparse
 import functools
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -132,7 +131,7 @@ class Partition:
         self._say(f"{fault.kind} ({target})")
         began = time.time()
         self._network.change(cut, [(a, b, FAR_S) for a, b in far])
-        wait_at_most(over, fault.seconds)
+        wait_at_most(lambda: self._fleet.record() and over(), fault.seconds)
         healed = time.time()
         self._network.change()
         for worker in self._fleet.workers:
@@ -286,12 +285,8 @@ class Partition:
 def _run(folder: Path, faults: Sequence[Fault], seed: int, rate: float) -> int:
     """In a world of its own: the exit code."""
     tempfile.tempdir = str(folder)  # all that anybody makes here
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
     try:
         broken = Partition(folder, faults, seed, rate).run()
-    except KeyboardInterrupt:
-        return 130
     except (BrokerError, PostgresError) as error:
         print(f"partition: {error}; see {folder}", file=sys.stderr)
         return 3
