@@ -58,7 +58,7 @@ class Fleet:
         self._live_queues = queues - {self._dead_queue}
         environment = {"LEDGER_URL": self._database.url, "LONG_S": str(LONG_S)}
         self._site = Site(folder, self.brokers[0].uri, project, environment)
-        script = str(ROOT / "tests" / "completing_worker.py")
+        script = str(ROOT / "tests" / "workers" / "holding.py")
         self.workers = [
             KeptWorker(host.name, host, self._site, self._uris(number), script=script)
             for number, host in enumerate(worker_hosts)
