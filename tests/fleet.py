@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 
@@ -89,13 +89,21 @@ class Fleet:
 
     def leader(self) -> Broker:
         """The one with the leader of the tasks' queue."""
-        name = self.brokers[0].queue(self._queue)["leader"]
-        return next(broker for broker in self.brokers if broker.name == name)
+
+        def found() -> Broker | None:
+            name = self.brokers[0].queue(self._queue)["leader"]
+            return next((broker for broker in self.brokers if broker.name == name), None)
+
+        return cast(Broker, wait(found, f"queue {self._queue} has a leader", 30))
 
     def broker_of(self, one: Kept) -> Broker:
         """One that it has a connection to."""
-        addresses = one.brokers()
-        return next(broker for broker in self.brokers if broker.host.address in addresses)
+
+        def found() -> Broker | None:
+            addresses = one.brokers()
+            return next((broker for broker in self.brokers if broker.host.address in addresses), None)
+
+        return cast(Broker, wait(found, f"{one.name} has a connection", 30))
 
     def record(self) -> list[Note]:
         notes = self._site.record()

@@ -33,7 +33,7 @@ SET_TUN, TUN_WITHOUT_HEADER = 0x400454CA, 0x1001  # TUNSETIFF; IFF_TUN | IFF_NO_
 SUBNET = "10.203.0"
 AMQP_PORT, DIST_PORT, EPMD_PORT = 5672, 25672, 4369
 START_S = 120.0
-INTERRUPTED = 130
+OWN_FAULT, INTERRUPTED = 70, 130
 COMMANDS = ("ip", "mount", "unshare")
 
 CONFIG = """\
@@ -64,12 +64,13 @@ def lacking() -> str | None:
 
 
 def isolated(main: Callable[[], int]) -> int:
-    """Run `main` in a world of its own, and return what it returns. SIGINT and SIGTERM end it at once: 130."""
+    """Run `main` in a world of its own, and return what it returns; 70 if it raises. SIGINT and SIGTERM end it at
+    once, with 130."""
     sys.stdout.flush()
     _checked(_libc.unshare(NEW_MOUNTS | NEW_PROCESSES | NEW_NETWORK))
     child = os.fork()
     if child == 0:  # the first process there: when it ends, the kernel kills all others
-        code = 1
+        code = OWN_FAULT
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os._exit(INTERRUPTED))
         try:

@@ -45,9 +45,12 @@ class Kept:
         raise NotImplementedError
 
     def brokers(self) -> list[str]:
-        """The addresses of the brokers that the process has connections to."""
+        """The addresses of the brokers that the process has connections to; none if it is just starting."""
         assert self.process is not None
-        rows = Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]
+        try:
+            rows = Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]
+        except OSError:
+            return []
         found = []
         for _, _, remote, state, *_ in map(str.split, rows):
             address, _, port = remote.partition(":")

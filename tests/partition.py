@@ -8,7 +8,8 @@ is what handlers wrote and what processes logged, never what the ledger says. Ne
 started, however it ends.
 
 Exit codes: 0 every promise was kept, in time; 1 one was not, and all there is about it is in the folder that is named;
-2 wrong usage, or there can be no such hosts here; 3 RabbitMQ or PostgreSQL did not start; 130 interrupted.
+2 wrong usage, or there can be no such hosts here; 3 RabbitMQ or PostgreSQL did not do its part; 70 a fault of
+this program; 130 interrupted.
 """
 
 import argparse
