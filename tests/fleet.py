@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -79,7 +80,14 @@ class Fleet:
         for producer in self.producers:
             producer.start()
         wait(lambda: not self.idle(0.0), "all workers work", 60)
+        threading.Thread(target=self._look, daemon=True).start()
         self.settle(time.time())
+
+    def _look(self) -> None:
+        """Keep up with what is done, whatever else is waited for: the producers go by it."""
+        while True:
+            self.record()
+            time.sleep(POLL_S)
 
     def _uris(self, first: int) -> str:
         brokers = self.brokers[first:] + self.brokers[:first]

@@ -113,10 +113,10 @@ def effects(
 
 
 def longest_gap(times: Sequence[float], since: float, till: float) -> tuple[float, float]:
-    """The longest time in [since, till] with none of these, and what follows it: it may end later, at infinity too."""
-    later = [at for at in times if at > since]
-    ends = [*(at for at in later if at < till), min((at for at in later if at >= till), default=math.inf)]
-    return max(pairwise([since, *ends]), key=_length)
+    """The longest time in [since, till] with none of these. One that is not over by then ends with the next of them,
+    or at infinity."""
+    began, ended = max(pairwise([since, *(at for at in times if since < at < till), till]), key=_length)
+    return began, ended if ended < till else min((at for at in times if at >= till), default=math.inf)
 
 
 def _length(gap: tuple[float, float]) -> float:

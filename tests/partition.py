@@ -132,7 +132,7 @@ class Partition:
         self._say(f"{fault.kind} ({target})")
         began = time.time()
         self._network.change(cut, [(a, b, FAR_S) for a, b in far])
-        wait_at_most(lambda: self._fleet.record() and over(), fault.seconds)
+        wait_at_most(over, fault.seconds)
         healed = time.time()
         self._network.change()
         for worker in self._fleet.workers:

@@ -33,9 +33,9 @@ import socket, subprocess, sys, time
 from pathlib import Path
 from tests.hosts import Network, isolated, ways
 
-def ask(host):
+def ask(host, within_s=30):
     with socket.socket() as asking:
-        asking.settimeout(1)
+        asking.settimeout(within_s)
         try:
             asking.connect((host.address, 9))
         except OSError as error:
@@ -47,11 +47,11 @@ def main():
     network.start()
     ask(there)
     network.change(cut=[(there, here)])
-    ask(there)
+    ask(there, within_s=2)
     network.change(delayed=[(here, there, 0.2)])
     began = time.monotonic()
     ask(there)
-    print(0.2 <= time.monotonic() - began < 1, flush=True)
+    print(time.monotonic() - began >= 0.2, flush=True)
     with there.inside():
         subprocess.Popen(["sleep", "86399.5"])
     print("sleeps", flush=True)
@@ -170,6 +170,7 @@ def test_the_longest_gap_begins_with_the_outage_and_may_end_after_it_or_never() 
     assert longest_gap([90, 103, 104], 100, 110) == (104, math.inf)
     assert longest_gap([90, 103, 104, 120], 100, 110) == (104, 120)
     assert longest_gap([90, 108, 111], 100, 110) == (100, 108)
+    assert longest_gap([101, 105, 109, 140], 100, 110) == (101, 105)  # what is then is another outage's
     assert longest_gap([], 100, 110) == (100, math.inf)
 
 
