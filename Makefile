@@ -15,7 +15,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install generate verify broker broker-stop cluster cluster-stop worker1 worker2 worker3 producer demo \
-        test-workqueue test chaos bench lint types check clean
+        test-workqueue test chaos partition bench lint types check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,10 @@ chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= HANDLER= LED
 	@exec $(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
 	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(HANDLER),--handler $(HANDLER)) \
 	    $(if $(LEDGER),--ledger $(LEDGER)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) $(ARGS)
+
+partition: $(MODULES) ## tasks while hosts fall silent, in network namespaces; as root (SEED= SECONDS= TASKS=)
+	@exec $(PY) -m tests.partition $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	    $(if $(TASKS),--tasks $(TASKS)) $(ARGS)
 
 bench: $(BENCH)/installed ## measure this beside Celery, Dramatiq, Taskiq, FastStream and raw AMQP (ARGS='--quick')
 	@exec $(BENCH)/bin/python -m bench $(ARGS)

@@ -1,0 +1,28 @@
+"""A worker whose tasks of LONG_S or more do all their work in the ledger's own transaction, and so hold its locks."""
+
+import asyncio
+import os
+import sys
+
+from generated.worker import Application
+from generated.worker.messages.json import Simulate, SimulateResult, Task
+from workqueue.tasks.context import Run
+from workqueue.worker import run_worker
+
+LONG_S = float(os.environ["LONG_S"])
+
+
+async def handle(task: Task, run: Run) -> SimulateResult:
+    assert isinstance(task.payload, Simulate)
+    result = SimulateResult(kind="simulate", attempt=run.attempt)
+    if task.payload.seconds < LONG_S:
+        await asyncio.sleep(task.payload.seconds)
+        return result
+    async with run.completion(result) as db:
+        await db.execute("INSERT INTO effect (id) VALUES (%s)", (task.id,))
+        await asyncio.sleep(task.payload.seconds)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
