@@ -16,8 +16,11 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from tests.harness import Site, simulate, task, until
+from tests.example import simulate
+from tests.harness import EXAMPLE, Site, task, until
 from tests.proxy import Proxy
+
+pytestmark = pytest.mark.example
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def nowhere(tmp_path: Path) -> Site:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/")
+    return Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/", scripts=EXAMPLE)
 
 
 def one_line(text: str, *parts: str) -> None:
@@ -98,7 +101,7 @@ async def test_a_peer_that_hangs_up_is_no_broker(tmp_path: Path) -> None:
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        site = Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/")
+        site = Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/", scripts=EXAMPLE)
         for produced in [await site.producer("--simulate", "1") for _ in range(3)]:
             assert produced.code == 3
             one_line(produced.err, "no broker")

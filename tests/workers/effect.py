@@ -4,15 +4,15 @@ import asyncio
 import inspect
 import sys
 
-from generated.worker import Application
-from generated.worker.messages.json import Simulate, SimulateResult, Task
+from tests.generated.worker import Application
+from tests.generated.worker.messages.json import Nap, NapResult, Task
 from workqueue.tasks.context import Run
 from workqueue.worker import run_worker
 
 
-async def handle(task: Task, run: Run) -> SimulateResult:
-    result = SimulateResult(kind="simulate", attempt=run.attempt)
-    if isinstance(task.payload, Simulate):
+async def handle(task: Task, run: Run) -> NapResult:
+    result = NapResult(kind="nap", attempt=run.attempt)
+    if isinstance(task.payload, Nap):
         await asyncio.sleep(task.payload.seconds)
     async with run.completion(result) as db:
         for statement in ("CREATE TABLE IF NOT EXISTS effect (id text)", f"INSERT INTO effect VALUES ('{task.id}')"):
@@ -23,4 +23,4 @@ async def handle(task: Task, run: Run) -> SimulateResult:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
+    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handle, __doc__))
