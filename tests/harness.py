@@ -6,16 +6,18 @@ plain AMQP client, so that nothing of ours is between.
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +34,7 @@ from workqueue import contract
 
 RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
 PRODUCER_S = 110.0  # below the time limit of a test, so that what was running is stopped
+PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
 WAIT_S = 30.0  # generous: a deadline, not a time
 
 
@@ -43,16 +46,17 @@ class Scripts:
     worker: str
     producer: tuple[str, ...]
 
-    def queues(self, project: Path) -> tuple[str, str, list[str]]:
-        """The names of the queue of tasks, the one of dead letters, and the delay queues."""
+    def receive(self, project: Path) -> contract.Receive:
+        """What the compiled contract in this project says of the worker's operation."""
         document = json.loads((project / self.generated / "worker" / "contract.json").read_bytes())
         (receive,) = contract.read(document).receives.values()
-        return receive.queue.name, receive.dead.name, [rung.queue.name for rung in receive.rungs]
+        return receive
 
 
 TESTS = Scripts("tests/generated", "tests/workers/main.py", ("-m", "tests.workers.producer"))
 EXAMPLE = Scripts("generated", "main-worker.py", ("main-producer.py",))
-QUEUE, DEAD_QUEUE, DELAY_QUEUES = TESTS.queues(ROOT)
+RECEIVE = TESTS.receive(ROOT)
+QUEUE, DEAD_QUEUE = RECEIVE.queue.name, RECEIVE.dead.name
 
 
 async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
@@ -87,6 +91,8 @@ class Worker:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    read: threading.Event = field(default_factory=threading.Event)
+    """Cleared, nobody reads what it writes; for one of a site that is `piped`."""
 
     def text(self) -> str:
         return self.log.read_text()
@@ -126,18 +132,21 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     scripts: Scripts = TESTS
+    piped: bool = False
+    """Its workers write to pipes, each of which is read to the log's file as long as the worker's `read` is set."""
 
     @cached_property
-    def queues(self) -> tuple[str, str, list[str]]:
-        return self.scripts.queues(self.project)
+    def receive(self) -> contract.Receive:
+        """The worker's operation, as the contract of this site has it."""
+        return self.scripts.receive(self.project)
 
     @property
     def queue(self) -> str:
-        return self.queues[0]
+        return self.receive.queue.name
 
     @property
     def dead_queue(self) -> str:
-        return self.queues[1]
+        return self.receive.dead.name
 
     @property
     def ledger_url(self) -> str:
@@ -156,9 +165,16 @@ class Site:
         command = [sys.executable, RECORDING_WORKER, script or self.scripts.worker, name, *flags]
         with log.open("wb") as out:
             process = subprocess.Popen(  # noqa: ASYNC220  # it is quick, and tests signal it as they like
-                command, cwd=self.project, env=self._environment(environment), stdout=out, stderr=out
+                command,
+                cwd=self.project,
+                env=self._environment(environment),
+                stdout=out,
+                stderr=subprocess.PIPE if self.piped else out,
             )
         worker = Worker(name, process, log)
+        if self.piped:
+            worker.read.set()
+            threading.Thread(target=_drain, args=(worker,), name=f"log of {name}", daemon=True).start()
         self.workers.append(worker)
         if ready:
             await until(lambda: worker.says("ready") or process.poll() is not None, f"{name} is ready: {worker.text()}")
@@ -274,6 +290,19 @@ class Site:
                 worker.process.kill()
         for worker in self.workers:
             worker.process.wait()
+
+
+def _drain(worker: Worker) -> None:
+    """Read a worker's log into its file, while it may be read."""
+    pipe = worker.process.stderr
+    assert pipe is not None
+    with suppress(AttributeError):  # elsewhere than on Linux a pipe takes more before it is full
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    with pipe, worker.log.open("ab") as file:
+        while data := os.read(pipe.fileno(), PIPE_BYTES):
+            file.write(data)
+            file.flush()
+            worker.read.wait()
 
 
 def task(payload: dict[str, Any]) -> dict[str, Any]:
