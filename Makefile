@@ -83,11 +83,11 @@ test: $(MODULES) ## all tests
 lint: $(SET_UP)
 	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/lint-imports
 
-chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= LEDGER= CONCURRENCY=; yours: PAYLOADS= HANDLER= HURRY=1)
+chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= LEDGER= CONCURRENCY= OLD=; yours: PAYLOADS= HANDLER= HURRY=1)
 	@exec $(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
 	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LEDGER),--ledger $(LEDGER)) \
 	    $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) \
-	    $(if $(HANDLER),--handler $(HANDLER)) $(if $(HURRY),--hurry) $(ARGS)
+	    $(if $(HANDLER),--handler $(HANDLER)) $(if $(HURRY),--hurry) $(if $(OLD),--old $(OLD)) $(ARGS)
 
 bench: $(BENCH)/installed ## measure this beside Celery, Dramatiq, Taskiq, FastStream and raw AMQP (ARGS='--quick')
 	@exec $(BENCH)/bin/python -m bench $(ARGS)

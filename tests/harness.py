@@ -132,6 +132,7 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     scripts: Scripts = TESTS
+    recorder: str = RECORDING_WORKER
     piped: bool = False
     """Its workers write to pipes, each of which is read to the log's file as long as the worker's `read` is set."""
 
@@ -153,8 +154,10 @@ class Site:
         return self.environment.get("LEDGER_URL", f"sqlite:{self.folder / 'ledger.db'}")
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
-        own = {"AMQP_URI": self.uri, "LEDGER_URL": self.ledger_url, "WORKQUEUE_ROOT": str(self.folder)}
-        return {**os.environ, **own, "RECORD": str(self.folder / "record"), **self.environment, **more}
+        own = {"AMQP_URI": self.uri, "LEDGER_URL": self.ledger_url, "RECORD": str(self.folder / "record")}
+        if self.scripts != TESTS:  # a variable of the example's
+            own["WORKQUEUE_ROOT"] = str(self.folder)
+        return {**os.environ, **own, **self.environment, **more}
 
     async def worker(
         self, name: str = "", *flags: str, ready: bool = True, script: str = "", **environment: str
@@ -162,7 +165,7 @@ class Site:
         """Start a worker, one that records what its handler does, and wait until it says that it is ready."""
         name = name or f"worker{len(self.workers) + 1}"
         log = self.folder / f"{name}-{secrets.token_hex(2)}.log"
-        command = [sys.executable, RECORDING_WORKER, script or self.scripts.worker, name, *flags]
+        command = [sys.executable, self.recorder, script or self.scripts.worker, name, *flags]
         with log.open("wb") as out:
             process = subprocess.Popen(  # noqa: ASYNC220  # it is quick, and tests signal it as they like
                 command,

@@ -2,6 +2,7 @@
 
     make chaos [SEED=N] [TASKS=N] [SECONDS=S] [LEDGER=sqlite|postgres|none] [CONCURRENCY=N] [ARGS='--faults KIND,...']
     make chaos PAYLOADS=mine.jsonl [HANDLER=my-worker.py] [HURRY=1]
+    make chaos OLD=REVISION
 
 It starts a broker, a ledger, three workers and a producer of its own, with a proxy between them and the broker, and
 lets tasks flow while a schedule of faults runs; the same seed gives the same schedule and the same tasks. What is
@@ -9,7 +10,8 @@ counted is what handlers wrote and what lies among the dead letters, never what 
 
 By itself it runs on the tests' contract. With PAYLOADS, a line of JSON each, it runs this project's contract as it is,
 with main-producer.py and with main-worker.py or HANDLER; a dead letter is then no broken promise, as the handler may
-have failed. HURRY makes the delays and the lease of a copy of the contract short.
+have failed. HURRY makes the delays and the lease of a copy of the contract short. With OLD every other worker and
+producer is of that revision of this repository, and all run the example's contract, each its own, both hurried.
 
 Exit codes: 0 every promise was kept; 1 one was not, and all there is about it is in the folder that is named; 2 wrong
 usage; 3 the broker or the ledger did not start; 130 interrupted.
@@ -21,13 +23,14 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.account import Account
-from tests.chaos.plan import ALL, KINDS, usable
+from tests.chaos.plan import ALL, HOSTS, KINDS, usable
 from tests.chaos.run import Chaos
 from tests.harness import EXAMPLE, TESTS, Scripts
 from tools.broker import ensure_installed
@@ -48,13 +51,18 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--payloads", metavar="FILE", help="payloads or tasks of this project's contract")
     flags.add_argument("--handler", metavar="SCRIPT", help="a worker's script (default main-worker.py)")
     flags.add_argument("--hurry", action="store_true", help="with --payloads: short delays and a short lease")
+    flags.add_argument("--old", metavar="REVISION", help="mix workers and producers of this git revision in")
     flags.add_argument("--faults", metavar="KIND,...", default=",".join(KINDS), help=", ".join(ALL))
     flags.add_argument("--keep", action="store_true", help="the folder, with all logs, even if all is well")
     given = flags.parse_args()
     given.faults = [kind.strip() for kind in given.faults.split(",")]
     if unknown := set(given.faults) - set(ALL):
         flags.error(f"there is no such fault: {', '.join(unknown)}; see --help")
-    if not usable(given.faults, own=not given.payloads, server=given.ledger == "postgres"):
+    if given.old and given.payloads:
+        flags.error("--old runs the example, which has payloads of its own")
+    if given.old:
+        given.faults = [kind for kind in given.faults if kind in HOSTS]  # what the older one promises too
+    if not usable(given.faults, own=not (given.payloads or given.old), server=given.ledger == "postgres"):
         flags.error("none of these faults is possible with such tasks and such a ledger")
     if given.tasks < 1 or given.concurrency < 1 or given.seconds <= 0:
         flags.error("--tasks, --concurrency and --seconds are numbers above 0")
@@ -82,6 +90,9 @@ def payloads(flags: argparse.ArgumentParser, name: str) -> list[dict[str, Any]]:
 
 def prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Scripts]:
     """The project that is run and its scripts: the tests' own, or the user's, in place or as a hurried copy."""
+    if given.old:
+        hurry = hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)
+        return copy_project(folder / "project", hurry), EXAMPLE
     if not given.payloads:
         return ROOT, TESTS
     worker = str(Path(given.handler).resolve()) if given.handler else EXAMPLE.worker
@@ -91,6 +102,18 @@ def prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Scripts]:
         print(f"chaos: delays of {', '.join(delays)} s, as the contract says; with HURRY=1 they are short")
         return ROOT, scripts
     return copy_project(folder / "project", hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)), scripts
+
+
+def check_out(revision: str, folder: Path) -> Path:
+    """That revision of the project in `folder`, with its contract hurried as ours is, compiled by its own tool."""
+    folder.mkdir(parents=True)
+    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    subprocess.run(["tar", "-x"], cwd=folder, input=archive, check=True)
+    hurry = hurried(folder / "spec", lease_s=HURRIED_LEASE_S)
+    for document in (folder / "spec").glob("*.yaml"):
+        document.write_text(hurry(document.read_text()))
+    subprocess.run([sys.executable, "tools/generate.py"], cwd=folder, check=True)
+    return folder
 
 
 async def _run(chaos: Chaos) -> Account:
@@ -108,15 +131,19 @@ def main() -> int:
     try:
         ensure_installed()
         project, scripts = prepare(given, folder)
+        old = check_out(given.old, folder / "old") if given.old else None
         chaos = Chaos(
             folder, seed=given.seed, seconds=given.seconds, tasks=given.tasks, ledger=given.ledger,
             concurrency=given.concurrency, project=project, scripts=scripts, payloads=given.payloads,
-            kinds=given.faults, say=lambda line: print(line, flush=True),
+            old=old, kinds=given.faults, say=lambda line: print(line, flush=True),
         )  # fmt: skip
         result = asyncio.run(_run(chaos))
     except (asyncio.CancelledError, KeyboardInterrupt):
         shutil.rmtree(folder, ignore_errors=True)
         return 130
+    except subprocess.CalledProcessError as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 2
     except (BrokerError, PostgresError) as error:
         print(f"chaos: {error}; see {folder}", file=sys.stderr)
         return 3

@@ -179,7 +179,7 @@ class Faults:
 
     async def _cut_after_copy(self, fault: Fault) -> bool:
         if self._run.own:  # so that there are copies
-            self._run.more.extend(make_task(self._rng, nap(failures=1)) for _ in range(6))
+            self._run.more.extend(make_task(self._rng, nap(failures=1, kind=self._run.kind)) for _ in range(6))
         return await self._cut_while_held(r"worker\d publishes", lambda flow: flow.to_client, fault.seconds)
 
     async def _cut_while_held(self, name: str, way: Callable[[Flow], Direction], seconds: float) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 
 from tests.account import Account, Evidence, Letter, Life, Span, account, trail
 from tests.chaos.faults import Faults
-from tests.chaos.load import Task, make_tasks
+from tests.chaos.load import EXAMPLES_NAP, NAP, Task, make_tasks
 from tests.chaos.plan import KINDS, Fault, plan, usable
 from tests.harness import TESTS, Scripts, Site, Worker, until
 from tests.proxy import Proxy
@@ -78,17 +78,22 @@ class Chaos:
         project: Path = ROOT,
         scripts: Scripts = TESTS,
         payloads: Sequence[dict[str, Any]] = (),
+        old: Path | None = None,
         kinds: Sequence[str] = tuple(KINDS),
         say: Callable[[str], None] = print,
     ) -> None:
         """Without `payloads` the tasks are of the tests' own contract, and known to fail just where they are told to.
-        Each worker has from 1 to `concurrency` tasks in hand at a time."""
+        Each worker has from 1 to `concurrency` tasks in hand at a time. `old` is an older version of the project:
+        every other worker and producer is of that one, and all run the example's contract."""
         self.folder, self._seconds, self._ledger, self._say = folder, seconds, ledger, say
         self._project, self._scripts, self._concurrency = project, scripts, concurrency
-        self.own = not payloads
-        self.tasks = make_tasks(seed, tasks, payloads)
+        self.own, self._old = not payloads, old
+        self.kind = NAP if old is None else EXAMPLES_NAP
+        self.tasks = make_tasks(seed, tasks, payloads, self.kind)
         self._rng = random.Random(f"workers {seed}")
-        self.plan = plan(seed, seconds, usable(kinds, own=self.own, server=ledger == "postgres"), WORKERS)
+        self.plan = plan(
+            seed, seconds, usable(kinds, own=self.own and old is None, server=ledger == "postgres"), WORKERS
+        )
         self._faults = Faults(self, seed)
         self.hits: Counter[str] = Counter()
         self.misses: Counter[str] = Counter()
@@ -96,6 +101,7 @@ class Chaos:
         self.running: dict[int, tuple[Life, Worker]] = {}
         self._closing = False
         self.producer: Producing | None = None
+        self._producers = 0
         self.more: deque[Task] = deque()
         """Tasks that faults add to the others."""
         self._given: dict[str, float] = {}
@@ -182,7 +188,13 @@ class Chaos:
         uri = self.node.uri.replace(f":{self.node.record.port}/", f":{self.proxy.port}/")
         self.site = Site(self.folder, uri, self._project, environment, scripts=self._scripts, piped=True)
         self.direct = Site(self.folder, self.node.uri, self._project, scripts=self._scripts)
-        closing.callback(self.site.stop)
+        self._sites = [self.site]
+        if self._old is not None:  # with its own way of recording: what is wrapped is its own runtime
+            recorder = str(self._old / "tests" / "recording_worker.py")
+            self._sites.append(replace(self.site, project=self._old, recorder=recorder, workers=[]))
+            (self.folder / "a file").write_bytes(bytes(1_000_000))
+        for site in self._sites:
+            closing.callback(site.stop)
         rungs = self.site.receive.rungs
         self._queues = [self.site.queue, *(rung.queue.name for rung in rungs)]
         self._patience_s = PATIENCE_S + rungs[-1].delay_s
@@ -208,7 +220,7 @@ class Chaos:
         while not self._closing:
             at_once = self._rng.randint(1, self._concurrency)
             flags = ("--concurrency", str(at_once)) if at_once > 1 else ()
-            worker = await self.site.worker(f"worker{number}", *flags, ready=False)
+            worker = await self._sites[number % len(self._sites)].worker(f"worker{number}", *flags, ready=False)
             life = Life(worker.name, worker.process.pid, worker.log, began=time.time(), concurrency=at_once)
             self._lives.append(life)
             self.running[number] = life, worker
@@ -274,7 +286,9 @@ class Chaos:
             await last.process.wait()
             if last.process.returncode == 3:  # there was no broker
                 await asyncio.sleep(0.5)
-        self.producer = Producing(await self.site.start_producer("--jsonl", "-"))
+        self._producers += 1
+        site = self._sites[self._producers % len(self._sites)]
+        self.producer = Producing(await site.start_producer("--jsonl", "-"))
         process = self.producer.process
         assert process.stderr is not None
         assert process.stdout is not None
