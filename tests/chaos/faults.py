@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import aio_pika
 import psycopg
-from aio_pika.exceptions import AMQPError
+from aio_pika.exceptions import ChannelNotFoundEntity
 from psycopg import sql
 
 from tests.account import Letter
@@ -320,7 +320,7 @@ class Faults:
         async with self._broker_lock:
             for _ in range(LOOKS):
                 async with self._run.direct.amqp() as channel:
-                    with suppress(AMQPError):  # no such queue: it was deleted just now
+                    with suppress(ChannelNotFoundEntity):  # it was deleted just now
                         queue = await channel.declare_queue(self._run.site.dead_queue, passive=True)
                         while await queue.get(fail=False, no_ack=False) is not None:
                             seen += 1
@@ -330,7 +330,7 @@ class Faults:
         """As a shovel does: publish to the queue of tasks with everything it has, and ack when that is confirmed."""
         run, moved = self._run, 0
         async with self._broker_lock, run.direct.amqp() as channel:
-            with suppress(AMQPError):
+            with suppress(ChannelNotFoundEntity):
                 queue = await channel.declare_queue(run.site.dead_queue, passive=True)
                 while moved < SENT_BACK and (message := await queue.get(fail=False)) is not None:
                     await channel.default_exchange.publish(_same(message), routing_key=run.site.queue)
@@ -344,14 +344,15 @@ class Faults:
         by the operator's own act: it is counted."""
         run = self._run
         names = [run.site.dead_queue, run.site.receive.rungs[-1].queue.name]
-        async with self._broker_lock, run.direct.amqp() as channel:
+        async with self._broker_lock:
             for name in self._rng.sample(names, len(names)):
-                with suppress(AMQPError):
-                    queue = await channel.declare_queue(name, passive=True)
-                    if queue.declaration_result.message_count == 0:
-                        deleted = await channel.queue_delete(name)
-                        run.deleted += deleted.message_count or 0
-                        return True
+                async with run.direct.amqp() as channel:
+                    with suppress(ChannelNotFoundEntity):  # it is gone already
+                        queue = await channel.declare_queue(name, passive=True)
+                        if queue.declaration_result.message_count == 0:
+                            deleted = await channel.queue_delete(name)
+                            run.deleted += deleted.message_count or 0
+                            return True
         return False
 
 

@@ -34,6 +34,7 @@ from tools.project import ROOT
 WORKERS = 3
 SETTLE_S = 3.0  # before the first fault: a quorum queue younger than a second may not survive SIGKILL of its node
 PATIENCE_S = 60.0  # without anything ending, and beyond the longest delay, before the rest is called lost
+START_S = 120.0
 STOP_S = 60.0
 AGAIN = 500  # tasks that a producer is given though they are done
 LINES_AT_ONCE = 100  # about what a pipe takes
@@ -126,7 +127,7 @@ class Chaos:
             await self._set_up(closing)
             keepers = [asyncio.create_task(self._keep_worker(number + 1)) for number in range(WORKERS)]
             closing.callback(self._kill_all, keepers)
-            await until(lambda: len(self._ready()) == WORKERS, "all workers are ready")
+            await until(lambda: len(self._ready()) == WORKERS, "all workers are ready", within_s=START_S)
             await asyncio.sleep(SETTLE_S)
             self._began = time.monotonic()
             async with asyncio.TaskGroup() as group:
