@@ -29,6 +29,7 @@ HELD_WITHIN_S = 6.0  # after a broker was away, a producer may sleep this long b
 HANDSHAKE_S = 0.5  # a younger connection may have no more to lose than this
 COPIES = 4  # of one failing task
 LARGE_HEADER_BYTES = 130_900  # with the other properties just below the frame of 131,072 that a broker grants
+LETTERS_WITHIN_S = 20.0
 LOOKS = 25  # more than the deliveries that RabbitMQ 4 grants a message of a quorum queue
 SENT_BACK = 5  # dead letters at a time
 ODD_WAYS: tuple[str, ...] = Odd.model_fields["way"].annotation.__args__  # type: ignore[union-attr]
@@ -314,9 +315,28 @@ class Faults:
                 await self._run.direct.publish(task.line.strip(), headers=headers, delivery_mode=2)
         return True
 
+    async def _have_letters(self, fault: Fault) -> None:
+        """See to it that there are dead letters: tasks that fail, where there can be such, else poison."""
+        run = self._run
+        if run.own:
+            run.more.extend(make_task(self._rng, nap(failures=ALWAYS, kind=run.kind)) for _ in range(2))
+        else:
+            await self._poison(fault)
+
+        async def some() -> bool:
+            async with run.direct.amqp() as channel:
+                with suppress(ChannelNotFoundEntity):
+                    queue = await channel.declare_queue(run.site.dead_queue, passive=True)
+                    return bool(queue.declaration_result.message_count)
+            return False
+
+        with suppress(AssertionError, ConnectionError):  # while the broker is away there are none
+            await until(some, "there are dead letters", LETTERS_WITHIN_S)
+
     async def _look(self, fault: Fault) -> bool:
         """As the management page does: get all, and close without an ack."""
         seen = 0
+        await self._have_letters(fault)
         async with self._broker_lock:
             for _ in range(LOOKS):
                 async with self._run.direct.amqp() as channel:
@@ -329,6 +349,7 @@ class Faults:
     async def _send_back(self, fault: Fault) -> bool:
         """As a shovel does: publish to the queue of tasks with everything it has, and ack when that is confirmed."""
         run, moved = self._run, 0
+        await self._have_letters(fault)
         async with self._broker_lock, run.direct.amqp() as channel:
             with suppress(ChannelNotFoundEntity):
                 queue = await channel.declare_queue(run.site.dead_queue, passive=True)

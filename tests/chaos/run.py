@@ -36,6 +36,7 @@ SETTLE_S = 3.0  # before the first fault: a quorum queue younger than a second m
 PATIENCE_S = 60.0  # without anything ending, and beyond the longest delay, before the rest is called lost
 START_S = 120.0
 STOP_S = 60.0
+SIGNALS_APART_S = 0.001  # at the very same moment they would be one
 AGAIN = 500  # tasks that a producer is given though they are done
 LINES_AT_ONCE = 100  # about what a pipe takes
 
@@ -254,6 +255,7 @@ class Chaos:
         life.termed = time.time()
         for one in signals or (signal.SIGTERM,):
             worker.signal(one)
+            time.sleep(SIGNALS_APART_S)  # noqa: ASYNC251  # less than the event loop can be trusted with
         await until(lambda: life.ended, f"{life.name} ends after a signal, see {life.log}", within_s=STOP_S)
         return True
 
