@@ -40,7 +40,7 @@ def copy_project(
 
 
 def environment() -> dict[str, str]:
-    """For whoever compiles in a copy. The generator has mypy check what it made, which takes its time without a cache."""
+    """For whoever compiles in a copy. The generator has mypy check what it made, which is slow without a cache."""
     return {**os.environ, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache" / "copies")}
 
 

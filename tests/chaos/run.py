@@ -101,7 +101,7 @@ class Chaos:
         self.misses: Counter[str] = Counter()
         self._lives: list[Life] = []
         self.running: dict[int, tuple[Life, Worker]] = {}
-        self._closing = False
+        self._closing = self._faults_over = False
         self.producer: Producing | None = None
         self._producers = 0
         self.more: deque[Task] = deque()
@@ -133,10 +133,10 @@ class Chaos:
             self._began = time.monotonic()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed())
-                for fault in self.plan:
-                    group.create_task(self._carry_out(fault))
-            while self.more:
-                await self._give(self.more.popleft())
+                async with asyncio.TaskGroup() as faults:
+                    for fault in self.plan:
+                        faults.create_task(self._carry_out(fault))
+                self._faults_over = True
             await self._finish_producer()
             stuck = await self._finish()
             self._closing = True
@@ -262,13 +262,20 @@ class Chaos:
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def _feed(self) -> None:
-        """Give the producer the tasks, evenly over the time."""
+        """Give the producer the tasks, evenly over the time, and those that faults add, as long as there are faults."""
         for index, task in enumerate(self.tasks):
             due = self._began + index * self._seconds / len(self.tasks)
-            while self.more:
-                await self._give(self.more.popleft())
+            await self._give_more()
             await asyncio.sleep(due - time.monotonic())
             await self._give(task)
+        while not self._faults_over:
+            await self._give_more()
+            await asyncio.sleep(0.05)
+        await self._give_more()
+
+    async def _give_more(self) -> None:
+        while self.more:
+            await self._give(self.more.popleft())
 
     def note_given(self, task: Task) -> None:
         self._given.setdefault(task.id, time.time())
