@@ -1,5 +1,6 @@
 """The chaos suite, short, and that it sees what it is there to see."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from tests.account import Evidence, Letter, Life, account, parse, spans_between, trail
+from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
 from tests.chaos.run import Chaos
@@ -192,6 +194,35 @@ def test_every_kind_of_fault_can_be_carried_out_and_every_odd_way_has_a_handler(
     anybody: Any = None
     assert set(Faults(anybody, 1).by_kind) == set(ALL)
     assert set(ODD_WAYS) == set(ODD)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--handler", "my-worker.py"], "name tasks of it with --payloads"),
+        (["--hurry"], "name tasks of it with --payloads"),
+        (["--payloads", "/no/such/file"], "--payloads /no/such/file: No such file"),
+        (["--faults", "rain"], "there is no such fault: rain"),
+        (["--faults", "ledger silent"], "none of these faults is possible"),
+        (["--concurrency", "0"], "numbers above 0"),
+        (["--old", "HEAD", "--payloads", "x"], "--old runs the example"),
+    ],
+)
+def test_what_chaos_cannot_run_is_said_with_exit_2(
+    flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["chaos", *flags])
+    with pytest.raises(SystemExit) as ended:
+        parse_flags()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_payloads_may_be_whole_tasks_as_for_the_producer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"kind": "polish"}\n\n{"id": "x", "created_at": "y", "payload": {"kind": "smash"}}\n')
+    monkeypatch.setattr(sys, "argv", ["chaos", "--payloads", str(mine)])
+    assert parse_flags().payloads == [{"kind": "polish"}, {"kind": "smash"}]
 
 
 async def test_chaos_runs_on_a_contract_of_somebody_elses_with_a_handler_of_theirs(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ PEOPLE = {
     "queue deleted": Kind(),
     "SIGTERM twice": Kind(),
     "SIGHUP": Kind(),
-    "log stalled": Kind((8.0, 14.0)),
+    "log stalled": Kind((12.0, 16.0)),
 }
 """What handlers, senders and operators do."""
 
