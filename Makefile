@@ -8,6 +8,8 @@ SET_UP := $(VENV)/installed
 BENCH := .bench
 PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
 MODULES := generated/worker/contract.json
+# The contract of the tests is compiled in the same way.
+TESTS := --spec tests/spec --generated tests/generated
 # Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
 # Flags for the script that a target runs, such as: make producer ARGS='--simulate 100 --seconds 0.5 --wait'
@@ -26,9 +28,11 @@ venv: $(PY) ## a virtual environment in .venv
 install: $(SET_UP) ## the pinned packages of requirements.txt, in it
 generate: $(SET_UP) ## build generated/ from spec/ anew
 	@$(ONE_AT_A_TIME) $(PY) tools/generate.py
+	@$(ONE_AT_A_TIME) $(PY) tools/generate.py $(TESTS)
 
 verify: $(SET_UP) ## fail when generated/ is not what spec/ makes
 	@$(PY) tools/generate.py --check
+	@$(PY) tools/generate.py --check $(TESTS)
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -79,10 +83,11 @@ test: $(MODULES) ## all tests
 lint: $(SET_UP)
 	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/lint-imports
 
-chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= HANDLER= LEDGER=sqlite|postgres PAYLOADS=)
+chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= LEDGER= CONCURRENCY= OLD=; yours: PAYLOADS= HANDLER= HURRY=1)
 	@exec $(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
-	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(HANDLER),--handler $(HANDLER)) \
-	    $(if $(LEDGER),--ledger $(LEDGER)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) $(ARGS)
+	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LEDGER),--ledger $(LEDGER)) \
+	    $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) \
+	    $(if $(HANDLER),--handler $(HANDLER)) $(if $(HURRY),--hurry) $(if $(OLD),--old $(OLD)) $(ARGS)
 
 partition: $(MODULES) ## tasks while hosts fall silent, in network namespaces; as root (SEED= SECONDS= TASKS=)
 	@exec $(PY) -m tests.partition $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \

@@ -14,8 +14,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Site, simulate, task, until
+import pytest
+
+from tests.example import simulate
+from tests.harness import EXAMPLE, Site, task, until
 from tools.node import Node
+
+pytestmark = pytest.mark.example
 
 
 async def test_every_task_is_done_exactly_once_and_none_is_missing(site: Site) -> None:
@@ -83,7 +88,7 @@ async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(site: Site) 
 
 
 async def test_tasks_sent_while_no_worker_is_up_survive_a_broker_that_is_killed(own_node: Node, tmp_path: Path) -> None:
-    site = Site(tmp_path, own_node.uri)
+    site = Site(tmp_path, own_node.uri, scripts=EXAMPLE)
     try:
         tasks = simulate(200)
         await site.send(tasks)

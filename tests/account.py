@@ -5,6 +5,7 @@ The ledger is not asked: it is one of the things on trial.
 
 import json
 import re
+import signal
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,30 @@ from tests.harness import Note
 IDLE_S = 10.0  # a worker gets something within this, whatever happened before
 BUSY = 20  # tasks that others began meanwhile: there was something to get
 Span = tuple[float, float]
-SETTLED = re.compile(r"(\S+ \S+),(\d+) \S+  (?:done|dead|failed|is taken|lost its claim|handed back)")
+EXTRA_STARTS = 3  # of a task that was cut off where nobody could count it, beyond what its limit says
+SETTLED = {"done", "done already", "dead", "dead already", "failed", "is taken", "lost its claim", "handed back"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a worker's log about a task: `<time> <worker>  <word>  [<kind>  ]<id>  <more>`."""
+
+    at: float
+    word: str
+    id: str
+    more: str
+
+
+LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) .+?  ([a-z ]+?)  (?:\w+  )?([0-9a-f-]{36})(?:  |, |$)(.*)")
+
+
+def parse(line: str) -> Line | None:
+    """The one place that reads a log. None for what is not about a task."""
+    found = LINE.match(line)
+    if found is None:
+        return None
+    at = datetime.fromisoformat(found[1]).timestamp() + int(found[2]) / 1000
+    return Line(at, found[3], found[4], found[5])
 
 
 @dataclass
@@ -36,6 +60,7 @@ class Life:
     killed: float | None = None
     ended: float | None = None
     code: int | None = None
+    concurrency: int = 1
     frozen: list[Span] = field(default_factory=list)
 
     @cached_property
@@ -44,10 +69,18 @@ class Life:
         return self.log.read_text(errors="replace").splitlines()
 
     @cached_property
+    def told(self) -> list[Line]:
+        """What it logged of tasks."""
+        return list(filter(None, map(parse, self.lines)))
+
+    @cached_property
+    def told_done(self) -> set[str]:
+        return {line.id for line in self.told if line.word == "done"}
+
+    @cached_property
     def settled(self) -> list[float]:
         """When it settled a message, by its log: also one that it need not handle, being done already."""
-        found = filter(None, map(SETTLED.match, self.lines))
-        return [datetime.fromisoformat(line[1]).timestamp() + int(line[2]) / 1000 for line in found]
+        return [line.at for line in self.told if line.word in SETTLED]
 
     @property
     def is_crash(self) -> bool:
@@ -65,8 +98,9 @@ class Letter:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that was seen. `given` is when each task was first given to a producer; `failures` how often each is to
-    fail, None for always; `poison` what each was; `unhealthy` when broker, ledger or network could not be used."""
+    """All that was seen. `given` is when each task was first given to a producer; `failures` how often each of this
+    suite's own is to fail, None for always; `poison` what each was; `unhealthy` when broker, ledger or network could
+    not be used."""
 
     given: Mapping[str, float]
     failures: Mapping[str, int | None]
@@ -79,6 +113,18 @@ class Evidence:
     stuck: bool
     own_failures: bool
     """Handlers may fail by themselves: the tasks are not this suite's own."""
+    odd: frozenset[str] = frozenset()
+    """Tasks whose handlers do what handlers should not: each is done or dead, and which is not said here."""
+    deadly: frozenset[str] = frozenset()
+    """Tasks that kill the process which takes them."""
+    flooded: frozenset[str] = frozenset()
+    """Tasks that always fail and were sent several times."""
+    moved: Sequence[Letter] = ()
+    """Dead letters that were sent back to the queue of tasks."""
+    deleted: int = 0
+    """Messages that went with a queue which was thought to be empty when this suite deleted it."""
+    max_attempts: int = 6
+    crash_limit: int = 3
 
 
 @dataclass
@@ -103,6 +149,14 @@ class Account:
     miscounted: set[str] = field(default_factory=set)
     """An attempt was counted that was none, or one was not counted."""
     by_sigterm: int = 0
+    convicted: set[str] = field(default_factory=set)
+    """Dead as the cause of their workers' deaths, and they were not."""
+    overtried: set[str] = field(default_factory=set)
+    """Started more often than any limit of the contract allows."""
+    odd: int = 0
+    deadly: int = 0
+    moved: int = 0
+    deleted: int = 0
     idle: list[str] = field(default_factory=list)
     crashed: list[str] = field(default_factory=list)
     rolled: int = 0
@@ -114,7 +168,9 @@ class Account:
 
     @property
     def offending(self) -> set[str]:
-        return self.lost | self.twice | self.dead_unexpected | self.poison_lost | self.unknown | self.miscounted
+        lost = self.lost if len(self.lost) > self.deleted else set()
+        wrong = self.twice | self.dead_unexpected | self.poison_lost | self.unknown | self.miscounted
+        return lost | wrong | self.convicted | self.overtried
 
     @property
     def kept(self) -> bool:
@@ -126,10 +182,13 @@ class Account:
             "sent (unique ids)": self.sent,
             "done": len(self.done),
             "done more than once": f"{len(self.twice)} violations, {len(self.honest)} in the honest window",
-            "lost": len(self.lost),
+            "lost": f"{len(self.lost)}" + f", {self.deleted} went with a deleted queue" * bool(self.deleted),
             "dead": f"{len(self.dead)} as expected, {len(self.dead_unexpected)} not expected",
             "dead letters twice": len(self.dead_again),
             "poison": f"{self.poison_sent} sent, {self.poison_sent - len(self.poison_lost)} dead",
+            "odd and deadly": f"{self.odd} odd, {self.deadly} deadly, {len(self.convicted)} good tasks convicted",
+            "sent back": f"{self.moved} dead letters",
+            "tried too often": len(self.overtried),
             "handled, never sent": len(self.unknown),
             "attempts miscounted": len(self.miscounted),
             "rolling restarts": f"{self.rolled} workers ended by SIGTERM, {self.by_sigterm} failed attempts by it",
@@ -145,26 +204,22 @@ class Account:
 
 
 def account(seen: Evidence) -> Account:
+    starts: dict[str, list[Note]] = defaultdict(list)
     ends: dict[str, list[Note]] = defaultdict(list)
-    last = {note.pid: note for note in seen.notes}
     for note in seen.notes:
-        if note.word == "end":
-            ends[note.id].append(note)
+        (ends if note.word == "end" else starts)[note.id].append(note)
     letters = Counter(letter.id for letter in seen.letters)
-    expected_dead = {id for id, failures in seen.failures.items() if failures is None}
     result = Account(sent=len(seen.given), poison_sent=len(seen.poison), left_over=seen.left_over, stuck=seen.stuck)
+    result.odd, result.deadly = len(seen.odd), len(seen.deadly)
+    result.moved, result.deleted = len(seen.moved), seen.deleted
     result.done = ends.keys() & seen.given.keys()
     result.lost = seen.given.keys() - ends.keys() - letters.keys()
-    result.dead = expected_dead & letters.keys() - ends.keys()
-    result.dead_unexpected = letters.keys() & (seen.given.keys() - result.dead)
-    result.dead_again = {id for id, count in letters.items() if count > 1}
     result.poison_lost = seen.poison.keys() - letters.keys()
     result.unknown = (ends.keys() | letters.keys()) - seen.given.keys() - seen.poison.keys()
-    lives = {life.pid: life for life in seen.lives}
-    for id, notes in ends.items():
-        excused = sum(is_in_honest_window(note, last[note.pid], lives[note.pid]) for note in notes)
-        if len(notes) > 1:
-            (result.honest if excused >= len(notes) - 1 else result.twice).add(id)
+    note_deaths(seen)
+    count_dead(seen, ends, result)
+    count_done_again(seen, ends, result)
+    count_starts(seen, starts, result)
     if not seen.own_failures:
         count_attempts(seen, result)
     result.crashed = [
@@ -178,27 +233,71 @@ def account(seen: Evidence) -> Account:
     return result
 
 
+def note_deaths(seen: Evidence) -> None:
+    """A process that a deadly task killed was killed, as surely as by a fault of the schedule."""
+    struck = {note.pid for note in seen.notes if note.word == "start" and note.id in seen.deadly}
+    for life in seen.lives:
+        if life.pid in struck and life.killed is None and life.code == -signal.SIGKILL:
+            life.killed = life.ended
+
+
+def count_dead(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Account) -> None:
+    """Which dead letters are as they should be. What was sent back counts as well: it was dead once."""
+    letters = Counter(letter.id for letter in seen.letters)
+    every = [letter for letter in (*seen.letters, *seen.moved) if letter.id in seen.given]
+    by_right = {id for id, failures in seen.failures.items() if failures is None} | seen.odd | seen.deadly
+    if seen.own_failures:
+        by_right |= seen.given.keys()
+    result.dead = {letter.id for letter in every} & by_right - (ends.keys() - seen.odd - seen.deadly)
+    result.dead_unexpected = {letter.id for letter in every} - result.dead
+    result.dead_again = {id for id, count in letters.items() if count > 1}
+    blamed = {letter.id for letter in every if letter.headers.get("x-reason") == "crashed"}
+    if not seen.own_failures:
+        result.convicted = blamed - seen.deadly - seen.odd
+
+
+def count_done_again(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Account) -> None:
+    last = {note.pid: note for note in seen.notes}
+    lives = {life.pid: life for life in seen.lives}
+    for id, notes in ends.items():
+        excused = sum(is_in_honest_window(note, last[note.pid], lives[note.pid]) for note in notes)
+        if len(notes) > 1:
+            (result.honest if excused >= len(notes) - 1 else result.twice).add(id)
+
+
 def is_in_honest_window(end: Note, last: Note, life: Life) -> bool:
-    """Whether this was the last that a process did before it was killed, and it had not said that it was done."""
-    said = any(
-        f"  done  {kind}  {end.id}" in line for line in life.lines for kind in re.findall(r"  done  (\w+)", line)
-    )
-    return life.killed is not None and end == last and not said
+    """Whether this was the last that a process did before it was killed, and it had not said that it was done. One
+    that has several in hand does more meanwhile."""
+    return life.killed is not None and (end == last or life.concurrency > 1) and end.id not in life.told_done
+
+
+def count_starts(seen: Evidence, starts: Mapping[str, Sequence[Note]], result: Account) -> None:
+    """No task is begun without end: what kills has a limit, and copies of one task don't multiply its attempts."""
+    sent_back = Counter(letter.id for letter in seen.moved)
+    limits = dict.fromkeys(seen.deadly, seen.crash_limit) | dict.fromkeys(seen.flooded, seen.max_attempts)
+    for id, limit in limits.items():
+        if len(starts.get(id, ())) > (limit + EXTRA_STARTS) * (1 + sent_back[id]):
+            result.overtried.add(id)
 
 
 def count_attempts(seen: Evidence, result: Account) -> None:
     """A handler of this suite's own tasks fails only where it is told to, and says so; nothing else is an attempt."""
+    excepted = seen.odd | seen.deadly | seen.poison.keys()
     for life in seen.lives:
-        for line in life.lines:
-            if (failed := re.search(r"  failed  \w+  (\S+)  ", line)) and "told to fail" not in line:
-                result.miscounted.add(failed[1])
+        for line in life.told:
+            if line.id in excepted:
+                continue
+            if line.word == "failed" and "told to fail" not in line.more:
+                result.miscounted.add(line.id)
                 result.by_sigterm += life.termed is not None
-            elif done := re.search(r"  done  \w+  (\S+?)  (?:attempt (\d+))?", line):
-                failures = seen.failures.get(done[1])
-                if failures is not None and int(done[2] or 1) != failures + 1:
-                    result.miscounted.add(done[1])
+            elif line.word == "done":
+                failures = seen.failures.get(line.id)
+                attempt = re.match(r"attempt (\d+)", line.more)
+                if failures is not None and int(attempt[1] if attempt else 1) != failures + 1:
+                    result.miscounted.add(line.id)
     for letter in seen.letters:
-        if letter.id in seen.given and not all("told to fail" in str(one) for one in letter.headers["x-attempts"]):
+        attempts = letter.headers.get("x-attempts", [])
+        if letter.id in seen.given.keys() - excepted and not all("told to fail" in str(one) for one in attempts):
             result.miscounted.add(letter.id)
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Site, fast_copy, vhost
+from tests.harness import EXAMPLE, TESTS, Scripts, Site, fast_copy, vhost
 from tools.broker import ensure_installed
 from tools.node import Node
 from tools.postgres import Postgres
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A run that is told to end takes down what it started, as it does after Ctrl-C."""
+    config.addinivalue_line("markers", "example: `site` and `fast` run the example, not the tests' own contract")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -35,8 +36,20 @@ def own_node(tmp_path: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def fast_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project whose contract has short delays: what happens on the rungs, in a second."""
+    """A copy of the tests' contract with a short lease and short time limits: what happens at their end, in seconds."""
     return fast_copy(tmp_path_factory.mktemp("fast") / "project", lease_s=2, limit_s=6)
+
+
+@pytest.fixture(scope="session")
+def fast_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the example's contract, with short delays too."""
+    return fast_copy(tmp_path_factory.mktemp("fast-example") / "project", lease_s=2, limit_s=6, scripts=EXAMPLE)
+
+
+@pytest.fixture
+def scripts(request: pytest.FixtureRequest) -> Scripts:
+    """What a site runs: the example where a test is marked so, else the tests' own contract."""
+    return EXAMPLE if request.node.get_closest_marker("example") else TESTS
 
 
 @pytest.fixture(scope="session")
@@ -47,16 +60,17 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def site(node: Node, tmp_path: Path) -> Iterator[Site]:
+def site(node: Node, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
     """A vhost of the shared node, a folder and a ledger for one test; its processes end with it."""
-    here = Site(tmp_path, vhost(node))
+    here = Site(tmp_path, vhost(node), scripts=scripts)
     yield here
     here.stop()
 
 
 @pytest.fixture
-def fast(node: Node, tmp_path: Path, fast_project: Path) -> Iterator[Site]:
-    """A site of the contract with short delays."""
-    here = Site(tmp_path, vhost(node), fast_project)
+def fast(node: Node, tmp_path: Path, scripts: Scripts, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A site of the contract with short delays, a short lease and short time limits."""
+    project = request.getfixturevalue("fast_example" if scripts == EXAMPLE else "fast_project")
+    here = Site(tmp_path, vhost(node), project, scripts=scripts)
     yield here
     here.stop()

@@ -1,22 +1,25 @@
 """What the tests with a broker stand on: a site with a vhost, a ledger and processes of its own.
 
-A site runs the real scripts as real processes, from the project's folder or from a copy with another contract. It
-looks at the broker through a connection of its own, by the plain AMQP client, so that nothing of ours is between.
+A site runs real scripts as real processes, from the project's folder or from a copy with another contract: those of
+the tests' own contract (tests/spec), or the example's. It looks at the broker through a connection of its own, by the
+plain AMQP client, so that nothing of ours is between.
 """
 
 import asyncio
+import fcntl
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,11 +29,34 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from tools.node import Node
-from tools.project import ROOT, copy_project
+from tools.project import ROOT, copy_project, hurried
+from workqueue import contract
 
 RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
 PRODUCER_S = 110.0  # below the time limit of a test, so that what was running is stopped
+PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
 WAIT_S = 30.0  # generous: a deadline, not a time
+
+
+@dataclass(frozen=True)
+class Scripts:
+    """What runs on a contract: its compiled modules, the worker's script, and Python's arguments for the producer."""
+
+    generated: str
+    worker: str
+    producer: tuple[str, ...]
+
+    def receive(self, project: Path) -> contract.Receive:
+        """What the compiled contract in this project says of the worker's operation."""
+        document = json.loads((project / self.generated / "worker" / "contract.json").read_bytes())
+        (receive,) = contract.read(document).receives.values()
+        return receive
+
+
+TESTS = Scripts("tests/generated", "tests/workers/main.py", ("-m", "tests.workers.producer"))
+EXAMPLE = Scripts("generated", "main-worker.py", ("main-producer.py",))
+RECEIVE = TESTS.receive(ROOT)
+QUEUE, DEAD_QUEUE = RECEIVE.queue.name, RECEIVE.dead.name
 
 
 async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
@@ -60,11 +86,13 @@ class Note:
 
 @dataclass
 class Worker:
-    """A main-worker.py that was started."""
+    """A worker process that was started."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    read: threading.Event = field(default_factory=threading.Event)
+    """Cleared, nobody reads what it writes; for one of a site that is `piped`."""
 
     def text(self) -> str:
         return self.log.read_text()
@@ -83,7 +111,7 @@ class Worker:
 
 @dataclass
 class Produced:
-    """What a main-producer.py that has ended said."""
+    """What a producer that has ended said."""
 
     code: int
     out: str
@@ -103,27 +131,53 @@ class Site:
     project: Path = ROOT
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
+    scripts: Scripts = TESTS
+    recorder: str = RECORDING_WORKER
+    piped: bool = False
+    """Its workers write to pipes, each of which is read to the log's file as long as the worker's `read` is set."""
+
+    @cached_property
+    def receive(self) -> contract.Receive:
+        """The worker's operation, as the contract of this site has it."""
+        return self.scripts.receive(self.project)
+
+    @property
+    def queue(self) -> str:
+        return self.receive.queue.name
+
+    @property
+    def dead_queue(self) -> str:
+        return self.receive.dead.name
 
     @property
     def ledger_url(self) -> str:
         return self.environment.get("LEDGER_URL", f"sqlite:{self.folder / 'ledger.db'}")
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
-        own = {"AMQP_URI": self.uri, "LEDGER_URL": self.ledger_url, "WORKQUEUE_ROOT": str(self.folder)}
-        return {**os.environ, **own, "RECORD": str(self.folder / "record"), **self.environment, **more}
+        own = {"AMQP_URI": self.uri, "LEDGER_URL": self.ledger_url, "RECORD": str(self.folder / "record")}
+        if self.scripts != TESTS:  # a variable of the example's
+            own["WORKQUEUE_ROOT"] = str(self.folder)
+        return {**os.environ, **own, **self.environment, **more}
 
     async def worker(
-        self, name: str = "", *flags: str, ready: bool = True, script: str = "main-worker.py", **environment: str
+        self, name: str = "", *flags: str, ready: bool = True, script: str = "", **environment: str
     ) -> Worker:
         """Start a worker, one that records what its handler does, and wait until it says that it is ready."""
         name = name or f"worker{len(self.workers) + 1}"
         log = self.folder / f"{name}-{secrets.token_hex(2)}.log"
-        command = [sys.executable, RECORDING_WORKER, script, name, *flags]
+        command = [sys.executable, self.recorder, script or self.scripts.worker, name, *flags]
         with log.open("wb") as out:
             process = subprocess.Popen(  # noqa: ASYNC220  # it is quick, and tests signal it as they like
-                command, cwd=self.project, env=self._environment(environment), stdout=out, stderr=out
+                command,
+                cwd=self.project,
+                env=self._environment(environment),
+                stdout=out,
+                stderr=subprocess.PIPE if self.piped else out,
             )
         worker = Worker(name, process, log)
+        if self.piped:
+            worker.read.set()
+            threading.Thread(target=_drain, args=(worker,), name=f"log of {name}", daemon=True).start()
         self.workers.append(worker)
         if ready:
             await until(lambda: worker.says("ready") or process.poll() is not None, f"{name} is ready: {worker.text()}")
@@ -135,7 +189,7 @@ class Site:
         pipe = subprocess.PIPE
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            "main-producer.py",
+            *self.scripts.producer,
             *flags,
             stdin=pipe,
             stdout=pipe,
@@ -180,16 +234,18 @@ class Site:
         async with connection:
             yield await connection.channel(on_return_raises=True)
 
-    async def publish(self, body: bytes, queue: str = "task-queue", **properties: Any) -> None:
+    async def publish(self, body: bytes, queue: str | None = None, **properties: Any) -> None:
         """Publish as a client does that knows nothing of us."""
         async with self.amqp() as channel:
-            await channel.default_exchange.publish(aio_pika.Message(body, **properties), routing_key=queue)
+            await channel.default_exchange.publish(
+                aio_pika.Message(body, **properties), routing_key=queue or self.queue
+            )
 
-    async def depth_is(self, messages: int, queue: str = "task-queue") -> bool:
+    async def depth_is(self, messages: int, queue: str | None = None) -> bool:
         """Whether so many messages wait in the queue; those that are delivered and unacked do not count."""
         async with self.amqp() as channel:
             try:
-                declared = await channel.declare_queue(queue, passive=True)
+                declared = await channel.declare_queue(queue or self.queue, passive=True)
             except ChannelNotFoundEntity:
                 return False  # nobody has declared it yet
             return declared.declaration_result.message_count == messages
@@ -198,7 +254,7 @@ class Site:
         """Take this many dead letters off their queue, and see that there are no more."""
         taken: list[AbstractIncomingMessage] = []
         async with self.amqp() as channel:
-            queue = await channel.declare_queue("task-queue.dead", passive=True)
+            queue = await channel.declare_queue(self.dead_queue, passive=True)
 
             async def take() -> bool:
                 while (message := await queue.get(fail=False)) is not None:
@@ -239,13 +295,27 @@ class Site:
             worker.process.wait()
 
 
+def _drain(worker: Worker) -> None:
+    """Read a worker's log into its file, while it may be read."""
+    pipe = worker.process.stderr
+    assert pipe is not None
+    with suppress(AttributeError):  # elsewhere than on Linux a pipe takes more before it is full
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    with pipe, worker.log.open("ab") as file:
+        while data := os.read(pipe.fileno(), PIPE_BYTES):
+            file.write(data)
+            file.flush()
+            worker.read.wait()
+
+
 def task(payload: dict[str, Any]) -> dict[str, Any]:
     """A whole task, as a foreign client would make it."""
     return {"id": str(uuid4()), "created_at": "2026-11-25T09:30:00Z", "payload": payload}
 
 
 def simulate(count: int, seconds: float = 0.0, failures: int = 0) -> list[dict[str, Any]]:
-    payload = {"kind": "simulate", "seconds": seconds, "failures": failures}
+    """Tasks of the tests' own contract that take so long, after so many failures."""
+    payload = {"kind": "nap", "seconds": seconds, "failures": failures}
     return [task(payload) for _ in range(count)]
 
 
@@ -254,16 +324,14 @@ def vhost(node: Node) -> str:
     return node.add_vhost(secrets.token_hex(4))
 
 
-FAST_MS = {"1000": "100", "5000": "150", "30000": "200", "120000": "250", "600000": "300"}
-
-
-def fast_copy(folder: Path, lease_s: int, limit_s: int) -> Path:
-    """A copy of the project with another contract: the same rungs with short delays, this lease and this time limit
-    for every kind. Compiled."""
-
-    def hurried(text: str) -> str:
-        text = re.sub(r"(x-message-ttl: )(\d+)", lambda ttl: ttl[1] + FAST_MS[ttl[2]], text)
-        text = re.sub(r"x-time-limit-s: \d+", f"x-time-limit-s: {limit_s}", text)
-        return re.sub(r"x-lease-s: \d+", f"x-lease-s: {lease_s}", text)
-
-    return copy_project(folder, hurried)
+def fast_copy(folder: Path, lease_s: int, limit_s: int, scripts: Scripts = TESTS) -> Path:
+    """A copy of the project whose contract has short delays, this lease, and this time limit for every kind."""
+    if scripts == EXAMPLE:
+        return copy_project(folder, hurried(ROOT / "spec", lease_s=lease_s, limit_s=limit_s))
+    return copy_project(
+        folder,
+        hurried(ROOT / "tests" / "spec", lease_s=lease_s, limit_s=limit_s),
+        spec="tests/spec",
+        generated=scripts.generated,
+        scripts=("tests/__init__.py", "tests/workers"),
+    )

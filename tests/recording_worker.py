@@ -11,48 +11,55 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, os.getcwd())
+script = Path(sys.argv[1])
+# The project's own modules come first, as a copy of it may have another contract; then what lies beside the script.
+sys.path[:0] = [os.getcwd(), str(script.resolve().parent)]
 
-from workqueue import worker
-from workqueue.tasks.context import Run
+from workqueue import worker  # noqa: E402
 
 record = os.open(os.environ["RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 run_worker = worker.run_worker
 
 
-def note(word: str, task: Any, run: Run) -> None:
+def note(word: str, task: Any, run: Any) -> None:
     os.write(record, f"{word} {task.id} {run.worker} {os.getpid()} {time.time():.6f}\n".encode())
 
 
 def recorded(handler: Callable[..., Any]) -> Callable[..., Any]:
-    async def handle(task: Any, run: Run) -> Any:
+    """The same handler to the worker, plain or async, a function or an object that is called."""
+
+    async def handle(task: Any, run: Any) -> Any:
         note("start", task, run)
         result = await handler(task, run)
         note("end", task, run)
         return result
 
-    def handle_blocking(task: Any, run: Run) -> Any:
+    def handle_plain(task: Any, run: Any) -> Any:
         note("start", task, run)
         result = handler(task, run)
+        if inspect.isawaitable(result):  # async under a decorator that is not: it ends when that is awaited
+            return ended(result, task, run)
         note("end", task, run)
         return result
 
-    return handle if inspect.iscoroutinefunction(handler) else handle_blocking
+    async def ended(result: Any, task: Any, run: Any) -> Any:
+        value = await result
+        note("end", task, run)
+        return value
+
+    called = getattr(handler, "__call__", None)  # noqa: B004  # what an object does when it is called
+    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
+    return handle if is_async else handle_plain
 
 
-def run_recorded(
-    application: type[Any],
-    operation: Callable[[Any], Any],
-    handler: Any,
-    about: str | None,
-    variables: Collection[str] = (),
-) -> int:
-    return run_worker(application, operation, recorded(handler), about, variables)
+def run_recorded(application: type[Any], operation: Any, handler: Any, *rest: Any, **options: Any) -> int:
+    return run_worker(application, operation, recorded(handler), *rest, **options)
 
 
 worker.run_worker = run_recorded  # what the script imports
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_path(str(script), run_name="__main__")

@@ -1,15 +1,26 @@
 """The chaos suite, short, and that it sees what it is there to see."""
 
+import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import pytest
+import yaml
 
-from tests.account import Evidence, Letter, Life, account, spans_between, trail
-from tests.chaos import KINDS, PROVOKED, Chaos, plan
-from tests.harness import Note
+from tests.account import Evidence, Letter, Life, account, parse, spans_between, trail
+from tests.chaos.__main__ import parse as parse_flags
+from tests.chaos.faults import ODD_WAYS, Faults
+from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
+from tests.chaos.run import Chaos
+from tests.harness import Note, Scripts
+from tests.workers.main import ODD
 from tools.broker import ensure_installed
+from tools.project import ROOT, copy_project, hurried
 
 SEED = 7
 
@@ -19,14 +30,18 @@ def _broker() -> None:
     ensure_installed()
 
 
-async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(tmp_path: Path) -> None:
-    chaos = Chaos(tmp_path, seed=SEED, seconds=28, tasks=1500)
+@pytest.mark.parametrize("kinds", [HOSTS, PEOPLE], ids=["hosts", "people"])
+async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
+    tmp_path: Path, kinds: dict[str, Kind]
+) -> None:
+    wanted = usable([*kinds], own=True, server=False)
+    chaos = Chaos(tmp_path, seed=SEED, seconds=2.0 * len(wanted), tasks=1500, kinds=wanted)
     result = await chaos.run()
     print(chaos.describe(), *trail(result.offending, chaos.evidence), sep="\n")  # shown if it fails
     assert result.kept
     assert result.sent >= 1500
-    assert set(chaos.hits) | set(chaos.misses) == set(KINDS)
-    assert len(chaos.hits) > len(KINDS) * 0.7, chaos.misses
+    assert set(chaos.hits) | set(chaos.misses) == set(wanted)
+    assert len(chaos.hits) > len(wanted) * 0.7, chaos.misses
 
 
 async def test_a_kill_between_effect_and_record_is_seen_and_told_from_a_broken_promise(tmp_path: Path) -> None:
@@ -67,20 +82,24 @@ def test_time_between_moments_is_counted_without_what_is_taken_out() -> None:
     assert list(spans_between([0, 10], [(-1, 11)])) == []
 
 
+def uuids(count: int) -> list[str]:
+    return [str(UUID(int=number)) for number in range(count)]
+
+
 def test_an_account_names_the_lost_the_dead_and_the_idle(tmp_path: Path) -> None:
     log, other = tmp_path / "log", tmp_path / "other"
     at = datetime.fromtimestamp(79.5).isoformat(" ")  # a log has local times
-    log.write_text(f"{at[:19]},500 busy  failed  simulate  blamed  attempt 1, again in 0.1 s: CancelledError\n")
+    *ids, missing, buried, doomed, blamed, eaten = uuids(85)
+    log.write_text(f"{at[:19]},500 busy  failed  nap  {blamed}  attempt 1, again in 0.1 s: CancelledError\n")
     other.touch()
     busy, idle = Life("busy", 1, log, 0.0, termed=90.0, code=0), Life("idle", 2, other, 0.0, ended=60.0, code=1)
-    ids = [f"task{number}" for number in range(80)]
     notes = [Note(word, id, "busy", 1, float(at)) for at, id in enumerate(ids) for word in ("start", "end")]
     seen = Evidence(
-        given={**dict.fromkeys(ids, 0.0), "missing": 1.0, "buried": 1.0, "doomed": 79.0},
-        failures={"doomed": None},
+        given={**dict.fromkeys(ids, 0.0), missing: 1.0, buried: 1.0, doomed: 79.0},
+        failures={doomed: None},
         poison={"poison-1": "", "poison-2": ""},
-        notes=[*notes, Note("end", "eaten poison", "busy", 1, 80.0)],
-        letters=[Letter(id, {"x-attempts": []}) for id in ("buried", "doomed", "doomed", "poison-1")],
+        notes=[*notes, Note("end", eaten, "busy", 1, 80.0)],
+        letters=[Letter(id, {"x-attempts": []}) for id in (buried, doomed, doomed, "poison-1")],
         lives=[busy, idle],
         unhealthy=[(20.0, 30.0)],
         left_over=0,
@@ -88,9 +107,215 @@ def test_an_account_names_the_lost_the_dead_and_the_idle(tmp_path: Path) -> None
         own_failures=False,
     )
     result = account(seen)
-    assert (result.lost, result.dead_unexpected, result.dead) == ({"missing"}, {"buried"}, {"doomed"})
-    assert (result.dead_again, result.poison_lost, result.unknown) == ({"doomed"}, {"poison-2"}, {"eaten poison"})
-    assert (result.miscounted, result.by_sigterm) == ({"blamed"}, 1)
+    assert (result.lost, result.dead_unexpected, result.dead) == ({missing}, {buried}, {doomed})
+    assert (result.dead_again, result.poison_lost, result.unknown) == ({doomed}, {"poison-2"}, {eaten})
+    assert (result.miscounted, result.by_sigterm) == ({blamed}, 1)
     assert [line.split(" got nothing for ")[1].split(",")[0] for line in result.idle] == ["20.0 s", "30.0 s"]
     assert "idle (other) ended with 1" in result.crashed[0]
     assert not result.kept
+
+
+def crowd(tmp_path: Path) -> tuple[Evidence, dict[str, str]]:
+    """A process of two tasks at a time that a deadly task killed, after another one had ended beside it."""
+    log = tmp_path / "log"
+    log.touch()
+    names = dict(zip(("good", "deadly", "odd", "flooded"), uuids(4), strict=True))
+    wide = Life("wide", 1, log, 0.0, ended=3.0, code=-9, concurrency=2)
+    heir = Life("heir", 2, log, 3.0, ended=9.0, termed=8.0, code=0)
+    good, deadly, odd, flooded = names.values()
+    notes = [("start", good, wide, 1.0), ("start", deadly, wide, 1.5), ("end", good, wide, 2.0)]
+    notes += [("start", good, heir, 4.0), ("end", good, heir, 5.0), ("start", odd, heir, 6.0)]
+    letters = [Letter(deadly, {"x-reason": "crashed"})]
+    letters += [Letter(id, {"x-reason": "failed"}) for id in (odd, flooded)]
+    seen = Evidence(
+        given=dict.fromkeys(names.values(), 0.0),
+        failures={good: 0, deadly: 0, odd: 0, flooded: None},
+        poison={},
+        notes=[Note(word, id, life.name, life.pid, at) for word, id, life, at in notes],
+        letters=letters,
+        lives=[wide, heir],
+        unhealthy=[],
+        left_over=0,
+        stuck=False,
+        own_failures=False,
+        odd=frozenset([odd]),
+        deadly=frozenset([deadly]),
+        flooded=frozenset([flooded]),
+    )
+    return seen, names
+
+
+def test_a_deadly_task_may_kill_and_die_and_what_it_undid_beside_it_is_in_the_honest_window(tmp_path: Path) -> None:
+    seen, names = crowd(tmp_path)
+    result = account(seen)
+    assert result.kept, result
+    assert result.honest == {names["good"]}
+    assert result.dead == {names["deadly"], names["odd"], names["flooded"]}
+
+
+def test_a_good_task_that_is_convicted_is_a_broken_promise_even_if_it_was_sent_back(tmp_path: Path) -> None:
+    seen, names = crowd(tmp_path)
+    result = account(replace(seen, moved=[Letter(names["good"], {"x-reason": "crashed"})]))
+    assert result.convicted == result.dead_unexpected == {names["good"]}
+    assert not result.kept
+
+
+@pytest.mark.parametrize("name", ["deadly", "flooded"])
+def test_a_task_that_is_begun_without_end_is_a_broken_promise(tmp_path: Path, name: str) -> None:
+    seen, names = crowd(tmp_path)
+    many = [Note("start", names[name], "heir", 2, 6.0)] * 10
+    assert account(replace(seen, notes=[*seen.notes, *many])).overtried == {names[name]}
+
+
+def test_what_goes_with_a_deleted_queue_is_the_operators_loss_and_no_more_than_that(tmp_path: Path) -> None:
+    seen, names = crowd(tmp_path)
+    without = replace(seen, letters=seen.letters[:1], deleted=2)
+    assert account(without).lost == {names["odd"], names["flooded"]}
+    assert account(without).kept
+    assert not account(replace(without, deleted=1)).kept
+
+
+def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word_and_its_id() -> None:
+    (id,) = uuids(1)
+    for text, word, more in (
+        (f"done  nap  {id}  attempt 2  5 ms", "done", "attempt 2  5 ms"),
+        (f"done already  {id}  0 ms", "done already", "0 ms"),
+        (f"dead  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
+        (f"dead  nap  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
+        (f"is taken  {id}, again in 0.1 s  1 ms", "is taken", "again in 0.1 s  1 ms"),
+    ):
+        line = parse(f"2026-11-25 09:30:00,123 w 1  {text}")
+        assert line is not None
+        assert (line.word, line.id, line.more) == (word, id, more)
+    assert parse("2026-11-25 09:30:00,123 w 1  ready  takes 1 at a time from errands") is None
+
+
+def test_every_kind_of_fault_can_be_carried_out_and_every_odd_way_has_a_handler() -> None:
+    anybody: Any = None
+    assert set(Faults(anybody, 1).by_kind) == set(ALL)
+    assert set(ODD_WAYS) == set(ODD)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--handler", "my-worker.py"], "name tasks of it with --payloads"),
+        (["--hurry"], "name tasks of it with --payloads"),
+        (["--payloads", "/no/such/file"], "--payloads /no/such/file: No such file"),
+        (["--faults", "rain"], "there is no such fault: rain"),
+        (["--faults", "ledger silent"], "none of these faults is possible"),
+        (["--concurrency", "0"], "numbers above 0"),
+        (["--old", "HEAD", "--payloads", "x"], "--old runs the example"),
+    ],
+)
+def test_what_chaos_cannot_run_is_said_with_exit_2(
+    flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["chaos", *flags])
+    with pytest.raises(SystemExit) as ended:
+        parse_flags()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_payloads_may_be_whole_tasks_as_for_the_producer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"kind": "polish"}\n\n{"id": "x", "created_at": "y", "payload": {"kind": "smash"}}\n')
+    monkeypatch.setattr(sys, "argv", ["chaos", "--payloads", str(mine)])
+    assert parse_flags().payloads == [{"kind": "polish"}, {"kind": "smash"}]
+
+
+async def test_chaos_runs_on_a_contract_of_somebody_elses_with_a_handler_of_theirs(tmp_path: Path) -> None:
+    project = users_project(tmp_path / "project")
+    scripts = Scripts("generated", str(project / "my-worker.py"), ("main-producer.py",))
+    payloads: list[dict[str, Any]] = [{"kind": "polish", "shine": 0.5}] * 9 + [{"kind": "smash"}]
+    kinds = ["worker killed", "connections cut", "poison sent", "cut between copy and ack", "odd handlers"]
+    (tmp_path / "run").mkdir()
+    chaos = Chaos(
+        tmp_path / "run", seed=SEED, seconds=8, tasks=200, project=project, scripts=scripts, payloads=payloads,
+        kinds=kinds,
+    )  # fmt: skip
+    result = await chaos.run()
+    assert result.kept, chaos.describe()
+    assert set(chaos.hits | chaos.misses) == set(kinds) - {"odd handlers"}
+    assert result.poison_sent > 15
+    assert 0 < len(result.dead) < len(result.done)
+    assert len(result.dead | result.done) == result.sent
+
+
+def users_project(folder: Path) -> Path:
+    """A project whose contract has kinds, names and delays of somebody else, and a handler that is an object."""
+
+    def theirs(text: str) -> str:
+        text = text.replace("task-queue", "workshop").replace("process_task", "mend").replace("submit_task", "ask")
+        common = yaml.safe_load(text)
+        schemas = common.get("components", {}).get("schemas")
+        if schemas is None:
+            return text
+        for name in ("Checksum", "Simulate", "ChecksumResult", "SimulateResult"):
+            del schemas[name]
+        shine = {"type": "number", "minimum": 0, "maximum": 1}
+        schemas["Polish"] = closed("Polish", "polish", shine=shine)
+        schemas["Smash"] = closed("Smash", "smash")
+        schemas["Polished"] = closed("Polished", "polish", shine=shine)
+        refs = [{"$ref": f"#/components/schemas/{name}"} for name in ("Polish", "Smash")]
+        schemas["Task"]["properties"]["payload"]["oneOf"] = refs
+        schemas["Result"]["oneOf"] = [{"$ref": "#/components/schemas/Polished"}]
+        example = common["components"]["messages"]["task"]["examples"][0]
+        example["payload"]["payload"] = {"kind": "smash"}
+        common["components"]["messages"]["task"]["examples"] = [example]
+        return yaml.safe_dump(common, sort_keys=False)
+
+    spec = tmp_spec(folder.with_name("spec"), theirs)
+    hurry = hurried(spec, lease_s=10)
+    copy_project(folder, lambda text: hurry(theirs(text)), scripts=())
+    (folder / "my-worker.py").write_text(THEIR_WORKER)
+    (folder / "mending.py").write_text("def polished(shine):\n    return shine / 2\n")
+    (folder / "main-producer.py").write_text(THEIR_PRODUCER)
+    return folder
+
+
+def tmp_spec(folder: Path, edit: Callable[[str], str]) -> Path:
+    folder.mkdir()
+    for document in (ROOT / "spec").glob("*.yaml"):
+        (folder / document.name).write_text(edit(document.read_text()))
+    return folder
+
+
+def closed(title: str, kind: str, **properties: Any) -> dict[str, Any]:
+    properties = {"kind": {"type": "string", "const": kind}, **properties}
+    shape = {"type": "object", "additionalProperties": False, "required": list(properties), "properties": properties}
+    return {"title": title, **shape, "x-time-limit-s": 60}
+
+
+THEIR_WORKER = '''"""A worker of somebody else, whose handler is a plain object."""
+
+import sys
+
+from generated.worker import Application
+from generated.worker.messages.json import Polished
+from mending import polished
+from workqueue.worker import run_worker
+
+
+class Mend:
+    def __call__(self, task, run):
+        if task.payload.kind == "smash":
+            raise ValueError("it is in pieces")
+        return Polished(kind="polish", shine=polished(task.payload.shine))
+
+
+sys.exit(run_worker(Application, lambda app: app.consumer.mend, Mend(), __doc__))
+'''
+
+THEIR_PRODUCER = '''"""Their producer."""
+
+import sys
+
+from generated.producer import Application
+from generated.producer.messages.json import Task
+from workqueue.producer import run_producer
+from workqueue.source import lines
+
+sys.exit(run_producer(Application, lambda app: app.producer.ask, lambda given: lines(given.jsonl, Task), __doc__))
+'''

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Site, simulate, until
+from tests.harness import QUEUE, Site, simulate, until
 from tools.broker import ensure_installed
 from tools.cluster import SIZE, Cluster
 
@@ -34,7 +34,7 @@ async def test_the_loss_of_any_node_the_leader_included_loses_nothing_and_work_g
         tasks = simulate(6000, seconds=0.01)
         sending = asyncio.ensure_future(site.send(tasks))
         await until(lambda: len(site.ended()) > 300, "work goes on")
-        leader = await asyncio.to_thread(cluster.leader, "task-queue")
+        leader = await asyncio.to_thread(cluster.leader, QUEUE)
         for lost in (leader, next(node for node in cluster.nodes if node is not leader)):
             await asyncio.to_thread(lost.kill)
             done = len(site.ended())

@@ -14,7 +14,6 @@ from tools.project import ROOT
 from workqueue.tasks.processor import RETURNS_AT_ONCE
 
 MOODY = str(ROOT / "tests" / "workers" / "moody.py")
-TASKS, DEAD = "task-queue", "task-queue.dead"
 
 
 async def moved(site: Site, letter: AbstractIncomingMessage, times: int = 1) -> None:
@@ -25,14 +24,13 @@ async def moved(site: Site, letter: AbstractIncomingMessage, times: int = 1) -> 
                 letter.body, headers=letter.headers, message_id=letter.message_id, content_type=letter.content_type,
                 type=letter.type, delivery_mode=letter.delivery_mode,
             )  # fmt: skip
-            await channel.default_exchange.publish(copy, TASKS)
+            await channel.default_exchange.publish(copy, site.queue)
 
 
 async def is_empty(site: Site) -> bool:
     """Whether neither the tasks nor a delay queue has a message."""
-    contract = json.loads((site.project / "generated" / "worker" / "contract.json").read_bytes())
-    names = [channel["bindings"]["amqp"]["queue"]["name"] for channel in contract["channels"].values()]
-    return all([await site.depth_is(0, name) for name in names if name != DEAD])
+    names = [site.queue, *(rung.queue.name for rung in site.receive.rungs)]
+    return all([await site.depth_is(0, name) for name in names])
 
 
 class Broken:
@@ -91,7 +89,7 @@ async def test_a_dead_letter_that_is_sent_back_with_its_cause_still_there_is_dea
 
 @pytest.mark.parametrize(
     "body",
-    [b"not json", json.dumps(task({"kind": "simulate", "seconds": -1})).encode()],
+    [b"not json", json.dumps(task({"kind": "nap", "seconds": -1})).encode()],
     ids=["undecodable", "invalid"],
 )
 async def test_a_shovel_that_never_stops_loses_nothing_and_makes_no_hot_loop(fast: Site, body: bytes) -> None:

@@ -15,7 +15,7 @@ import aio_pika
 import psycopg
 import pytest
 
-from tests.harness import Site, Worker, simulate, task, until, vhost
+from tests.harness import QUEUE, Site, Worker, simulate, task, until, vhost
 from tools.node import Node
 from tools.postgres import Postgres
 from tools.project import ROOT
@@ -38,15 +38,14 @@ def either(request: pytest.FixtureRequest, node: Node, tmp_path: Path, fast_proj
     here.stop()
 
 
-async def keep_alive(site: Site, count: int, script: str = "main-worker.py", *flags: str) -> None:
+async def keep_alive(site: Site, count: int, script: str = "", *flags: str) -> None:
     """Have this many workers running, as a supervisor does, until cancelled."""
     running: list[Worker] = []
     while True:
         running = [one for one in running if one.process.poll() is None]
         missing = count - len(running)
-        running += [
-            await site.worker("", *flags, script=script, ready=False) for _ in range(missing)
-        ]  # it may die before that
+        for _ in range(missing):
+            running.append(await site.worker("", *flags, script=script, ready=False))  # it may die before that
         await asyncio.sleep(0.05)
 
 
@@ -144,9 +143,9 @@ async def test_a_flood_of_garbage_stops_no_good_task_and_each_piece_is_a_dead_le
         for start in range(0, count, 200):
             bodies = [garbage(chance) for _ in range(start, min(start + 200, count))]
             exchange = channel.default_exchange
-            await asyncio.gather(*(exchange.publish(aio_pika.Message(body), "task-queue") for body in bodies))
+            await asyncio.gather(*(exchange.publish(aio_pika.Message(body), QUEUE) for body in bodies))
             await site.send(good[start // 10 : start // 10 + 20])
-        await channel.default_exchange.publish(aio_pika.Message(b"\x00" * LARGEST), "task-queue")
+        await channel.default_exchange.publish(aio_pika.Message(b"\x00" * LARGEST), QUEUE)
     await site.all_end(good, within_s=100)
     letters = await site.dead_letters(count + 1, within_s=100)
     assert Counter(letter.headers["x-reason"] for letter in letters).keys() == {"undecodable", "invalid"}
@@ -157,7 +156,7 @@ async def test_a_flood_of_garbage_stops_no_good_task_and_each_piece_is_a_dead_le
 
 def garbage(chance: random.Random) -> bytes:
     """Bytes that are not a task, each time of another sort."""
-    good = task({"kind": "simulate", "seconds": 1})
+    good = task({"kind": "nap", "seconds": 1})
     match chance.randrange(8):
         case 0:
             return chance.randbytes(chance.randrange(300))
@@ -166,15 +165,13 @@ def garbage(chance: random.Random) -> bytes:
         case 2:
             return json.dumps(good).encode("utf-16")
         case 3:
-            return json.dumps(
-                {**good, "payload": {"kind": "simulate", "seconds": 10 ** chance.randrange(6, 300)}}
-            ).encode()
+            return json.dumps({**good, "payload": {"kind": "nap", "seconds": 10 ** chance.randrange(6, 300)}}).encode()
         case 4:
             return json.dumps({**good, "id": chance.choice([1, None, [], "no", True])}).encode()
         case 5:
             return json.dumps(good)[: chance.randrange(60)].encode()
         case 6:
-            return json.dumps({**good, "payload": {**good["payload"], "kind": "checksum"}}).encode()
+            return json.dumps({**good, "payload": {**good["payload"], "kind": "parcel"}}).encode()
         case _:
             return json.dumps([good]).encode() + b"}"
 

@@ -19,7 +19,7 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
-from tests.harness import Site, simulate
+from tests.harness import QUEUE, Site, simulate
 from workqueue.amqp import frames
 from workqueue.amqp.frames import Arrival, Closed, Tap, read_properties
 from workqueue.amqp.handshake import connect
@@ -310,11 +310,11 @@ async def test_publishing_and_acking_leave_nothing_behind(site: Site) -> None:
         busy = Lane(socket, underlay)
         arrived: asyncio.Queue[Arrival] = asyncio.Queue()
         busy.deliver = arrived.put_nowait
-        await underlay.basic_consume("task-queue", astray)
+        await underlay.basic_consume(QUEUE, astray)
 
         async def work(count: int) -> int:
             for _ in range(count):
-                await busy.publish("task-queue", PROPERTIES, b"body", mandatory=True)
+                await busy.publish(QUEUE, PROPERTIES, b"body", mandatory=True)
                 busy.ack((await arrived.get()).tag)
             gc.collect()
             return len(gc.get_objects())
@@ -380,7 +380,7 @@ async def test_a_message_whose_properties_cannot_be_read_is_dead_lettered_and_co
             header = frame.marshal(ContentHeader(0, len(b"{}"), Basic.Properties(**properties)), 1)
             assert right in header
             cast(asyncio.Transport, socket.transport).write(
-                frame.marshal(Basic.Publish(exchange="", routing_key="task-queue"), 1)
+                frame.marshal(Basic.Publish(exchange="", routing_key=QUEUE), 1)
                 + header.replace(right, wrong)
                 + frame.marshal(ContentBody(b"{}"), 1)
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Site, Worker, simulate, until, vhost
+from tests.harness import QUEUE, Site, Worker, simulate, until, vhost
 from tests.proxy import Proxy
 from tools.node import Node
 from tools.project import ROOT
@@ -86,7 +86,7 @@ async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site
             opened.append(lane)
             return lane
 
-    loaded, settings = load("generated.worker"), Settings(amqp_uri=(site.uri,))
+    loaded, settings = load("tests.generated.worker"), Settings(amqp_uri=(site.uri,))
     opened, ended = list[Lane](), list[WorkQueueError]()
     (receive,) = loaded.receives.values()
     link = Losing(settings, "starting", Topology(loaded.queues, "starting"))
@@ -104,7 +104,7 @@ async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site
 async def test_a_queue_that_is_deleted_is_declared_again_and_consumed(site: Site) -> None:
     worker = await site.worker()
     async with site.amqp() as channel:
-        await channel.queue_delete("task-queue")
+        await channel.queue_delete(QUEUE)
     await until(lambda: worker.says("lost its consumer"), "the worker notices")
     await until(lambda: site.depth_is(0), "the queue is there again", BACK_S)
     tasks = simulate(10)
@@ -155,12 +155,12 @@ async def test_a_full_queue_refuses_after_the_deadline_and_takes_what_is_sent_on
     site: Site, node: Node
 ) -> None:
     await site.send(simulate(1))  # declares the queue, whose overflow the contract says: reject-publish
-    node.ctl("set_policy", "-p", site.uri.rpartition("/")[2], "full", "^task-queue$", '{"max-length": 5}')
+    node.ctl("set_policy", "-p", site.uri.rpartition("/")[2], "full", f"^{QUEUE}$", '{"max-length": 5}')
     tasks = simulate(150)
     text = "".join(json.dumps(one) + "\n" for one in tasks)
     produced = await site.producer("--jsonl", "-", lines=text, WORKQUEUE_SEND_S="1", WORKQUEUE_WINDOW="50")
     assert produced.code in (1, 3), produced.err  # 3: one was just on its way again when its time was over
-    assert "queue 'task-queue' did not take it for 1 s; is it full?" in produced.err
+    assert f"queue '{QUEUE}' did not take it for 1 s; is it full?" in produced.err
     sending = asyncio.ensure_future(site.send(tasks, WORKQUEUE_WINDOW="50"))
     await asyncio.sleep(1)
     assert not sending.done()
@@ -173,7 +173,7 @@ async def test_a_full_queue_refuses_after_the_deadline_and_takes_what_is_sent_on
 async def test_a_producer_whose_broker_stays_away_ends_with_an_account_and_exit_3(alone: Site, own_node: Node) -> None:
     process = await alone.start_producer("--jsonl", "-", WORKQUEUE_SEND_S="2")
     assert process.stdin is not None
-    first = "".join(f'{{"kind": "simulate", "seconds": 0, "failures": {n % 2}}}\n' for n in range(100))
+    first = "".join(f'{{"kind": "nap", "seconds": 0, "failures": {n % 2}}}\n' for n in range(100))
     process.stdin.write(first.encode())
     await until(lambda: alone.depth_is(100), "the first hundred are queued")
     await asyncio.to_thread(own_node.kill)
@@ -266,7 +266,7 @@ async def test_the_claim_of_a_frozen_worker_is_respected_until_its_lease_ends(al
     frozen.signal(signal.SIGCONT)
     await until(lambda: frozen.says("lost its claim") or frozen.says("done already"), "the frozen one can't complete")
     (line,) = await alone.run([{"id": alone.record()[0].id, "created_at": "2026-11-25T09:30:00Z",
-                                "payload": {"kind": "simulate", "seconds": 1.0}}])  # fmt: skip
+                                "payload": {"kind": "nap", "seconds": 1.0}}])  # fmt: skip
     assert line["worker"] == "heir"
 
 

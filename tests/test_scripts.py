@@ -16,9 +16,12 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from tests.harness import Site, simulate, task, until
+from tests.example import simulate
+from tests.harness import EXAMPLE, Site, task, until
 from tests.proxy import Proxy
 from workqueue.signals import SAME_S
+
+pytestmark = pytest.mark.example
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def nowhere(tmp_path: Path) -> Site:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/")
+    return Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/", scripts=EXAMPLE)
 
 
 def one_line(text: str, *parts: str) -> None:
@@ -110,7 +113,7 @@ async def test_a_peer_that_hangs_up_is_no_broker(tmp_path: Path) -> None:
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        site = Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/")
+        site = Site(tmp_path, f"amqp://guest:secret@127.0.0.1:{port}/", scripts=EXAMPLE)
         for produced in [await site.producer("--simulate", "1") for _ in range(3)]:
             assert produced.code == 3
             one_line(produced.err, "no broker")

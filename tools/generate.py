@@ -3,6 +3,8 @@
     python tools/generate.py            delete generated/ and build it anew
     python tools/generate.py --check    exit 1 and name the files when generated/ is not what spec/ makes
 
+With `--spec tests/spec --generated tests/generated` it does the same for the contract of the tests.
+
 For each application document (`spec/<app>.asyncapi.yaml` with operations) the asyncapi-python generator writes the
 package `generated/<app>`. It drops what it does not know (every `x-` key, `autoDelete`, the schemas' own strictness),
 so beside its modules this script puts `contract.json`: the whole document with its references resolved, which the
@@ -96,13 +98,13 @@ def contract(document: Path) -> dict[str, Any]:
     return {**whole, "components": {"schemas": schemas}}
 
 
-def build(target: Path) -> None:
-    """Write every application's package below `target`, which must not exist."""
+def build(target: Path, spec: Path = SPEC) -> None:
+    """Write the package of every application in `spec` below `target`, which must not exist."""
     target.mkdir()
     (target / "__init__.py").write_text('"""Built from spec/ by `make generate`; never edited."""\n')
-    applications = [path for path in sorted(SPEC.glob("*.asyncapi.yaml")) if "operations" in Resolver().load(path)]
+    applications = [path for path in sorted(spec.glob("*.asyncapi.yaml")) if "operations" in Resolver().load(path)]
     if not applications:
-        raise SpecError(f"{SPEC.name}/: no document with operations, so there is nothing to generate")
+        raise SpecError(f"{spec.name}/: no document with operations, so there is nothing to generate")
     for document in applications:
         package = target / document.name.removesuffix(".asyncapi.yaml")
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -131,22 +133,25 @@ def differences(one: filecmp.dircmp[str], prefix: str = "") -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compile spec/ into generated/.")
     parser.add_argument("--check", action="store_true", help="only say whether generated/ is what spec/ makes")
-    check = parser.parse_args().check
+    parser.add_argument("--spec", type=Path, default=SPEC, metavar="FOLDER", help="the documents (default spec/)")
+    parser.add_argument("--generated", type=Path, default=GENERATED, metavar="FOLDER", help="(default generated/)")
+    given = parser.parse_args()
+    spec, generated = given.spec.resolve(), given.generated.resolve()
     os.chdir(ROOT)  # the generator takes its options from the pyproject.toml of the current folder
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "generated"
         try:
-            build(fresh)
+            build(fresh, spec)
         except SpecError as error:
             print(f"generate: {error}", file=sys.stderr)
             return 2
-        if not check:
-            shutil.rmtree(GENERATED, ignore_errors=True)
-            shutil.move(fresh, GENERATED)
+        if not given.check:
+            shutil.rmtree(generated, ignore_errors=True)
+            shutil.move(fresh, generated)
             return 0
-        stale = differences(filecmp.dircmp(fresh, GENERATED, ignore=[])) if GENERATED.is_dir() else ["everything"]
+        stale = differences(filecmp.dircmp(fresh, generated, ignore=[])) if generated.is_dir() else ["everything"]
         for name in stale:
-            print(f"generated/{name} is not what spec/ makes; run `make generate`", file=sys.stderr)
+            print(f"generated/{name} is not what {spec.name}/ makes; run `make generate`", file=sys.stderr)
         return 1 if stale else 0
 
 

@@ -1,22 +1,85 @@
 """A copy of the project whose contract says something else, for tests and the bench."""
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("main-worker.py", "main-producer.py")
 
 
-def copy_project(folder: Path, edit: Callable[[str], str]) -> Path:
-    """Copy what runs into `folder`, which must not exist, with each document of `spec/` as `edit` returns it; compile
-    it. Returns the folder."""
+def copy_project(
+    folder: Path,
+    edit: Callable[[str], str] = str,
+    *,
+    spec: str = "spec",
+    generated: str = "generated",
+    scripts: tuple[str, ...] = SCRIPTS,
+) -> Path:
+    """Copy what runs into `folder`, which must not exist, with each document of `spec` as `edit` returns it; compile
+    it to `generated`. Returns the folder."""
     folder.mkdir(parents=True)
-    for name in ("spec", "workqueue", "tools", "main-worker.py", "main-producer.py", "pyproject.toml"):
-        source = ROOT / name
-        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
-    for document in (folder / "spec").iterdir():
+    for name in ("workqueue", "tools", "pyproject.toml", spec, *scripts):
+        source, copy = ROOT / name, folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copy)
+    for document in (folder / spec).glob("*.yaml"):
         document.write_text(edit(document.read_text()))
-    subprocess.run([sys.executable, "tools/generate.py"], cwd=folder, check=True)
+    compiling = [sys.executable, "tools/generate.py", "--spec", spec, "--generated", generated]
+    subprocess.run(compiling, cwd=folder, env=environment(), check=True)
     return folder
+
+
+def environment() -> dict[str, str]:
+    """For whoever compiles in a copy. The generator has mypy check what it made, which is slow without a cache."""
+    return {**os.environ, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache" / "copies")}
+
+
+def by_key(change: Callable[[str, Any], Any]) -> Callable[[str], str]:
+    """An edit of a document that replaces each value below each key by what `change` makes of key and value."""
+
+    def changed(node: Any) -> Any:
+        if isinstance(node, list):
+            return [changed(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        return {key: changed(change(key, value)) for key, value in node.items()}
+
+    # Without aliases: what two queues share by an anchor is written out for each.
+    return lambda text: yaml.safe_dump(changed(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+
+
+def hurried(folder: Path, *, lease_s: int, limit_s: int | None = None) -> Callable[[str], str]:
+    """An edit of the documents in `folder` for whoever can't wait: the same delay queues with delays of 100, 150, 200
+    ... milliseconds, the shortest first; this lease; and this time limit for every kind, if it is given."""
+    delays_ms: set[int] = set()
+
+    def note(key: str, value: Any) -> Any:
+        if key == "x-message-ttl":
+            delays_ms.add(value)
+        return value
+
+    for document in folder.glob("*.yaml"):
+        by_key(note)(document.read_text())
+    short_ms = {delay_ms: 100 + 50 * rank for rank, delay_ms in enumerate(sorted(delays_ms))}
+
+    def change(key: str, value: Any) -> Any:
+        match key:
+            case "x-message-ttl":
+                return short_ms[value]
+            case "x-lease-s":
+                return lease_s
+            case "x-time-limit-s" if limit_s is not None:
+                return limit_s
+        return value
+
+    return by_key(change)

@@ -3,18 +3,18 @@
 import sys
 import time
 
-from generated.worker import Application
-from generated.worker.messages.json import Simulate, SimulateResult, Task
+from tests.generated.worker import Application
+from tests.generated.worker.messages.json import Nap, NapResult, Task
 from workqueue.tasks.context import Run
 from workqueue.worker import run_worker
 
 
-def handle(task: Task, run: Run) -> SimulateResult:
-    if isinstance(task.payload, Simulate):
+def handle(task: Task, run: Run) -> NapResult:
+    if isinstance(task.payload, Nap):
         for _ in range(100):
             time.sleep(task.payload.seconds / 100)
-    return SimulateResult(kind="simulate", attempt=run.attempt)
+    return NapResult(kind="nap", attempt=run.attempt)
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
+    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handle, __doc__))

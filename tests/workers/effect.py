@@ -3,15 +3,15 @@
 import asyncio
 import sys
 
-from generated.worker import Application
-from generated.worker.messages.json import Simulate, SimulateResult, Task
+from tests.generated.worker import Application
+from tests.generated.worker.messages.json import Nap, NapResult, Task
 from workqueue.tasks.context import Run
 from workqueue.worker import run_worker
 
 
-async def handle(task: Task, run: Run) -> SimulateResult:
-    result = SimulateResult(kind="simulate", attempt=run.attempt)
-    if isinstance(task.payload, Simulate):
+async def handle(task: Task, run: Run) -> NapResult:
+    result = NapResult(kind="nap", attempt=run.attempt)
+    if isinstance(task.payload, Nap):
         await asyncio.sleep(task.payload.seconds)
     async with run.completion(result) as db:
         await db.execute("CREATE TABLE IF NOT EXISTS effect (id text)")
@@ -20,4 +20,4 @@ async def handle(task: Task, run: Run) -> SimulateResult:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
+    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handle, __doc__))

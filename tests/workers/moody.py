@@ -4,17 +4,17 @@ import os
 import sys
 from pathlib import Path
 
-from generated.worker import Application
-from generated.worker.messages.json import SimulateResult, Task
+from tests.generated.worker import Application
+from tests.generated.worker.messages.json import NapResult, Task
 from workqueue.tasks.context import Run
 from workqueue.worker import run_worker
 
 
-def handle(task: Task, run: Run) -> SimulateResult:
+def handle(task: Task, run: Run) -> NapResult:
     if Path(os.environ["BROKEN"]).exists():
         raise RuntimeError("it is broken")
-    return SimulateResult(kind="simulate", attempt=run.attempt)
+    return NapResult(kind="nap", attempt=run.attempt)
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
+    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handle, __doc__))

@@ -1,0 +1,164 @@
+"""Faults of every kind against a real work queue, and an account of what became of every task.
+
+    make chaos [SEED=N] [TASKS=N] [SECONDS=S] [LEDGER=sqlite|postgres|none] [CONCURRENCY=N] [ARGS='--faults KIND,...']
+    make chaos PAYLOADS=mine.jsonl [HANDLER=my-worker.py] [HURRY=1]
+    make chaos OLD=REVISION
+
+It starts a broker, a ledger, three workers and a producer of its own, with a proxy between them and the broker, and
+lets tasks flow while a schedule of faults runs; the same seed gives the same schedule and the same tasks. What is
+counted is what handlers wrote and what lies among the dead letters, never what the ledger says.
+
+By itself it runs on the tests' contract. With PAYLOADS, a line of JSON each, it runs this project's contract as it is,
+with main-producer.py and with main-worker.py or HANDLER; a dead letter is then no broken promise, as the handler may
+have failed. HURRY makes the delays and the lease of a copy of the contract short. With OLD every other worker and
+producer is of that revision of this repository, and all run the example's contract, each its own, both hurried.
+
+Exit codes: 0 every promise was kept; 1 one was not, and all there is about it is in the folder that is named; 2 wrong
+usage; 3 the broker or the ledger did not start; 130 interrupted.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.account import Account
+from tests.chaos.plan import ALL, HOSTS, KINDS, usable
+from tests.chaos.run import Chaos
+from tests.harness import EXAMPLE, TESTS, Scripts
+from tools.broker import ensure_installed
+from tools.node import BrokerError
+from tools.postgres import PostgresError
+from tools.project import ROOT, copy_project, hurried
+
+HURRIED_LEASE_S = 10
+
+
+def parse() -> argparse.Namespace:
+    flags = argparse.ArgumentParser(prog="chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    flags.add_argument("--seed", type=int, default=random.randrange(10_000), help="of the schedule and the tasks")
+    flags.add_argument("--tasks", type=int, default=3000)
+    flags.add_argument("--seconds", type=float, default=60.0, help="how long faults come")
+    flags.add_argument("--ledger", choices=["sqlite", "postgres", "none"], default="sqlite")
+    flags.add_argument("--concurrency", type=int, default=1, help="a worker has from 1 to so many tasks at a time")
+    flags.add_argument("--payloads", metavar="FILE", help="payloads or tasks of this project's contract")
+    flags.add_argument("--handler", metavar="SCRIPT", help="a worker's script (default main-worker.py)")
+    flags.add_argument("--hurry", action="store_true", help="with --payloads: short delays and a short lease")
+    flags.add_argument("--old", metavar="REVISION", help="mix workers and producers of this git revision in")
+    flags.add_argument("--faults", metavar="KIND,...", default=",".join(KINDS), help=", ".join(ALL))
+    flags.add_argument("--keep", action="store_true", help="the folder, with all logs, even if all is well")
+    given = flags.parse_args()
+    given.faults = [kind.strip() for kind in given.faults.split(",")]
+    if unknown := set(given.faults) - set(ALL):
+        flags.error(f"there is no such fault: {', '.join(unknown)}; see --help")
+    if given.old and given.payloads:
+        flags.error("--old runs the example, which has payloads of its own")
+    if given.old:
+        given.faults = [kind for kind in given.faults if kind in HOSTS]  # what the older one promises too
+    if not usable(given.faults, own=not (given.payloads or given.old), server=given.ledger == "postgres"):
+        flags.error("none of these faults is possible with such tasks and such a ledger")
+    if given.tasks < 1 or given.concurrency < 1 or given.seconds <= 0:
+        flags.error("--tasks, --concurrency and --seconds are numbers above 0")
+    if not given.payloads and (given.handler or given.hurry):
+        flags.error("--handler and --hurry are about this project's own contract; name tasks of it with --payloads")
+    if given.handler and not Path(given.handler).is_file():
+        flags.error(f"--handler {given.handler}: there is no such file")
+    given.payloads = payloads(flags, given.payloads) if given.payloads else []
+    return given
+
+
+def payloads(flags: argparse.ArgumentParser, name: str) -> list[dict[str, Any]]:
+    """The payloads of a file whose lines are payloads or whole tasks, as for the producer."""
+    try:
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+        values = [json.loads(line) for line in lines if line.strip()]
+    except OSError as error:
+        flags.error(f"--payloads {name}: {error.strerror}")
+    except ValueError as error:
+        flags.error(f"--payloads {name}: a line is not JSON ({error})")
+    if not values or not all(isinstance(value, dict) for value in values):
+        flags.error(f"--payloads {name}: give a line of JSON for each payload, an object")
+    return [value["payload"] if {"id", "payload"} <= value.keys() else value for value in values]
+
+
+def prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Scripts]:
+    """The project that is run and its scripts: the tests' own, or the user's, in place or as a hurried copy."""
+    if given.old:
+        hurry = hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)
+        return copy_project(folder / "project", hurry), EXAMPLE
+    if not given.payloads:
+        return ROOT, TESTS
+    worker = str(Path(given.handler).resolve()) if given.handler else EXAMPLE.worker
+    scripts = Scripts(EXAMPLE.generated, worker, EXAMPLE.producer)
+    if not given.hurry:
+        delays = [f"{rung.delay_s:g}" for rung in scripts.receive(ROOT).rungs]
+        print(f"chaos: delays of {', '.join(delays)} s, as the contract says; with HURRY=1 they are short")
+        return ROOT, scripts
+    return copy_project(folder / "project", hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)), scripts
+
+
+def check_out(revision: str, folder: Path) -> Path:
+    """That revision of the project in `folder`, with its contract hurried as ours is, compiled by its own tool."""
+    folder.mkdir(parents=True)
+    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    subprocess.run(["tar", "-x"], cwd=folder, input=archive, check=True)
+    hurry = hurried(folder / "spec", lease_s=HURRIED_LEASE_S)
+    for document in (folder / "spec").glob("*.yaml"):
+        document.write_text(hurry(document.read_text()))
+    subprocess.run([sys.executable, "tools/generate.py"], cwd=folder, check=True)
+    return folder
+
+
+async def _run(chaos: Chaos) -> Account:
+    this = asyncio.current_task()
+    assert this is not None
+    for number in (signal.SIGINT, signal.SIGTERM):  # once: what is set up must come down
+        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    return await chaos.run()
+
+
+def main() -> int:
+    given = parse()
+    folder = Path(tempfile.mkdtemp(prefix="workqueue-chaos-"))
+    print(f"chaos: seed {given.seed}, {given.tasks} tasks in {given.seconds:g} s, {given.ledger}, in {folder}")
+    try:
+        ensure_installed()
+        project, scripts = prepare(given, folder)
+        old = check_out(given.old, folder / "old") if given.old else None
+        chaos = Chaos(
+            folder, seed=given.seed, seconds=given.seconds, tasks=given.tasks, ledger=given.ledger,
+            concurrency=given.concurrency, project=project, scripts=scripts, payloads=given.payloads,
+            old=old, kinds=given.faults, say=lambda line: print(line, flush=True),
+        )  # fmt: skip
+        result = asyncio.run(_run(chaos))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        shutil.rmtree(folder, ignore_errors=True)
+        return 130
+    except subprocess.CalledProcessError as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 2
+    except (BrokerError, PostgresError) as error:
+        print(f"chaos: {error}; see {folder}", file=sys.stderr)
+        return 3
+    print(f"seed {given.seed}, {given.ledger}, {chaos.describe()}")
+    if result.kept and not given.keep:
+        shutil.rmtree(folder)
+        return 0
+    chaos.keep_evidence()
+    if result.kept:
+        print(f"chaos: the logs and the record are in {folder}", file=sys.stderr)
+        return 0
+    print("\n".join((folder / "offending").read_text().splitlines()[:60]))
+    print(f"chaos: promises were broken; the logs and the record are in {folder}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

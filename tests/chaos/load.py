@@ -1,0 +1,86 @@
+"""What is sent: tasks of the tests' own contract or the user's own payloads, and bodies that no contract allows."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import jsonschema
+
+from workqueue.contract import Receive
+
+NAP, EXAMPLES_NAP = "nap", "simulate"  # the kind that takes a time and fails, of the tests and of the example
+ALWAYS = 100  # failures: more than a task has attempts
+
+
+@dataclass(frozen=True)
+class Task:
+    """A line for the producer. `failures` is None if it is to fail always, 0 for one that nobody tells to fail."""
+
+    id: str
+    line: bytes
+    failures: int | None
+
+
+def make_task(rng: random.Random, payload: dict[str, Any]) -> Task:
+    id = str(UUID(int=rng.getrandbits(128), version=4))
+    failures = payload.get("failures", 0) if payload.get("kind") in (NAP, EXAMPLES_NAP) else 0
+    text = json.dumps({"id": id, "created_at": "2026-11-25T09:30:00Z", "payload": payload})
+    return Task(id, text.encode() + b"\n", None if failures == ALWAYS else failures)
+
+
+def make_tasks(seed: int, count: int, payloads: Sequence[dict[str, Any]], kind: str = NAP) -> list[Task]:
+    """The tasks in the order they are given, 3 % of them given again a little later."""
+    rng = random.Random(f"tasks {seed}")
+    tasks = [make_task(rng, rng.choice(payloads) if payloads else some_payload(rng, kind)) for _ in range(count)]
+    for index in sorted(rng.sample(range(count), count * 3 // 100), reverse=True):
+        tasks.insert(index + rng.randint(1, 100), tasks[index])
+    return tasks
+
+
+def nap(seconds: float = 0.0, failures: int = 0, kind: str = NAP) -> dict[str, Any]:
+    return {"kind": kind, "seconds": seconds, "failures": failures}
+
+
+def some_payload(rng: random.Random, kind: str) -> dict[str, Any]:
+    seconds = round(rng.uniform(0, 0.02), 4)
+    match rng.choices(["quick", "slow", "failing", "doomed", "parcel", "digest"], [86, 4, 5, 1, 2, 2])[0]:
+        case "slow":
+            return nap(0.2, kind=kind)
+        case "failing":
+            return nap(seconds, rng.randint(1, 2), kind)
+        case "doomed":
+            return nap(seconds, ALWAYS, kind)
+        case "parcel" | "digest" if kind == EXAMPLES_NAP:
+            return {"kind": "checksum", "path": "a file"}
+        case "parcel":
+            return {"kind": "parcel", "labels": {"to": "é"}, "due": "2026-12-24", "box": {"width": 3, "height": 0.5}}
+        case "digest":
+            return {"kind": "digest", "text": "x" * rng.randint(1, 4096)}
+    return nap(seconds, kind=kind)
+
+
+def poison(rng: random.Random, good: Task, receive: Receive) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Bodies and headers that the contract does not allow, made from a task that it does."""
+    text = make_task(rng, json.loads(good.line)["payload"]).line.strip()  # under an id of its own
+    task = json.loads(text)
+    yield rng.randbytes(50), {}
+    yield b"", {}
+    yield text[: rng.randrange(1, len(text))], {}
+    yield b"[" * 30_000, {}
+    yield text + b" " * (receive.message.max_bytes + 1), {}
+    yield text.replace(b'"payload"', b'"\xff\xfe"'), {}
+    yield text[:-1] + b', "more": NaN}', {}
+    body = jsonschema.Draft7Validator(receive.message.schema)
+    payload = task["payload"]
+    wrong: list[Any] = [{"kind": "nonsense"}, [], None, 7, *({**payload, key: []} for key in payload)]
+    wrong += [{name: value for name, value in payload.items() if name != key} for key in payload]
+    for broken in ({**task, "payload": one} for one in wrong):
+        if not body.is_valid(broken):
+            yield json.dumps(broken).encode(), {}
+    headers = jsonschema.Draft7Validator(receive.message.headers_schema)
+    for attempts in ("many", 7, 0, None, False, "", {}, {"a": 1}, [1], [{"worker": 1}]):
+        if not headers.is_valid({"x-attempts": attempts}):
+            yield text, {"x-attempts": attempts}

@@ -1,0 +1,1 @@
+"""Built from spec/ by `make generate`; never edited."""

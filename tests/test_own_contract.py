@@ -1,0 +1,96 @@
+"""What an owner of this project says in spec/ changes the verdict of no test but those of the example."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.harness import EXAMPLE, fast_copy
+from tools.project import ROOT, environment
+
+PARTS = ("spec", "tests", "tools", "workqueue", "pyproject.toml", "main-worker.py", "main-producer.py")
+OF_EVERY_CONTRACT = ("tests/test_contract.py", "tests/test_processor.py", "tests/test_policy.py")
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+def run(copy: Path, *arguments: str) -> None:
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=copy, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def recipe() -> dict[str, Any]:
+    """The schema that README tells an owner to add, as it stands there."""
+    _, _, rest = (ROOT / "README.md").read_text().partition("## Make it your own")
+    (block,) = re.findall(r"```yaml\n(.*?)```", rest, re.DOTALL)[:1]
+    schemas: dict[str, Any] = yaml.safe_load(block)
+    return schemas
+
+
+def added(common: dict[str, Any], schemas: dict[str, Any]) -> None:
+    common["components"]["schemas"].update(schemas)
+    refs = [{"$ref": f"#/components/schemas/{name}"} for name in schemas]
+    common["components"]["schemas"]["Task"]["properties"]["payload"]["oneOf"] += refs
+
+
+def with_the_recipe(common: dict[str, Any]) -> None:
+    added(common, recipe())
+
+
+def with_a_map_and_a_date(common: dict[str, Any]) -> None:
+    words = {"type": "object", "additionalProperties": {"type": "string"}}
+    day = {"type": "string", "format": "date"}
+    properties = {"kind": {"type": "string", "const": "post"}, "words": words, "day": day}
+    shape = {"type": "object", "additionalProperties": False, "required": [*properties], "properties": properties}
+    added(common, {"Post": {"title": "Post", **shape}})
+
+
+def without_the_examples_kinds(common: dict[str, Any]) -> None:
+    schemas = common["components"]["schemas"]
+    for name in ("Checksum", "Simulate", "ChecksumResult", "SimulateResult"):
+        del schemas[name]
+    schemas["Task"]["properties"]["payload"]["oneOf"] = []
+    added(common, {name: {**recipe()["Resize"], "title": name} for name in ("Resize",)})
+    schemas["Result"]["oneOf"] = [{"$ref": "#/components/schemas/Resize"}]
+    common["components"]["messages"]["task"].pop("examples")
+
+
+@pytest.mark.parametrize("change", [with_the_recipe, with_a_map_and_a_date, without_the_examples_kinds])
+def test_a_changed_contract_compiles_and_leaves_the_tests_of_the_runtime_as_they_were(
+    copy: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    document = copy / "spec" / "common.asyncapi.yaml"
+    common = yaml.safe_load(document.read_text())
+    change(common)
+    document.write_text(yaml.safe_dump(common, sort_keys=False))
+    run(copy, "tools/generate.py")
+    run(copy, "-c", "import generated.worker, generated.producer; from workqueue import contract as c; "
+                    "c.load('generated.worker'), c.load('generated.producer')")  # fmt: skip
+    run(copy, "-m", "pytest", *OF_EVERY_CONTRACT)
+    run(copy, "-m", "pytest", "--collect-only", "tests/test_codec.py")
+
+
+def test_a_copy_whose_contract_is_hurried_has_short_delays_whatever_they_were(tmp_path: Path) -> None:
+    project = fast_copy(tmp_path / "project", lease_s=3, limit_s=9, scripts=EXAMPLE)
+    receive = EXAMPLE.receive(project)
+    assert [rung.delay_s for rung in receive.rungs] == [0.1, 0.15, 0.2, 0.25, 0.3][: len(receive.rungs)]
+    assert receive.lease_s == 3.0
+    assert set(receive.time_limits_s.values()) == {9.0}
+    as_it_is = EXAMPLE.receive(ROOT)
+    assert [rung.queue.name for rung in receive.rungs] == [rung.queue.name for rung in as_it_is.rungs]
