@@ -8,8 +8,6 @@ SET_UP := $(VENV)/installed
 BENCH := .bench
 PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
 MODULES := generated/worker/contract.json
-# The contract of the tests is compiled in the same way.
-TESTS := --spec tests/spec --generated tests/generated
 # Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
 # Flags for the script that a target runs, such as: make producer ARGS='--simulate 100 --seconds 0.5 --wait'
@@ -28,11 +26,11 @@ venv: $(PY) ## a virtual environment in .venv
 install: $(SET_UP) ## the pinned packages of requirements.txt, in it
 generate: $(SET_UP) ## build generated/ from spec/ anew
 	@$(ONE_AT_A_TIME) $(PY) tools/generate.py
-	@$(ONE_AT_A_TIME) $(PY) tools/generate.py $(TESTS)
+	@$(ONE_AT_A_TIME) $(PY) tools/generate.py tests
 
 verify: $(SET_UP) ## fail when generated/ is not what spec/ makes
 	@$(PY) tools/generate.py --check
-	@$(PY) tools/generate.py --check $(TESTS)
+	@$(PY) tools/generate.py --check tests
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

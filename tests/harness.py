@@ -331,7 +331,6 @@ def fast_copy(folder: Path, lease_s: int, limit_s: int, scripts: Scripts = TESTS
     return copy_project(
         folder,
         hurried(ROOT / "tests" / "spec", lease_s=lease_s, limit_s=limit_s),
-        spec="tests/spec",
-        generated=scripts.generated,
+        home="tests",
         scripts=("tests/__init__.py", "tests/workers"),
     )

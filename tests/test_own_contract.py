@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.harness import EXAMPLE, fast_copy
-from tools.project import ROOT, environment
+from tools.project import ROOT
 
 PARTS = ("spec", "tests", "tools", "workqueue", "pyproject.toml", "main-worker.py", "main-producer.py")
 OF_EVERY_CONTRACT = ("tests/test_contract.py", "tests/test_processor.py", "tests/test_policy.py")
@@ -31,7 +31,7 @@ def copy(tmp_path: Path) -> Path:
 
 def run(copy: Path, *arguments: str) -> None:
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=copy, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 

@@ -1,6 +1,5 @@
 """A copy of the project whose contract says something else, for tests and the bench."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -18,30 +17,23 @@ def copy_project(
     folder: Path,
     edit: Callable[[str], str] = str,
     *,
-    spec: str = "spec",
-    generated: str = "generated",
+    home: str = ".",
     scripts: tuple[str, ...] = SCRIPTS,
 ) -> Path:
-    """Copy what runs into `folder`, which must not exist, with each document of `spec` as `edit` returns it; compile
-    it to `generated`. Returns the folder."""
+    """Copy what runs into `folder`, which must not exist, with each document of the spec/ in `home` as `edit` returns
+    it; compile it to the generated/ beside it. Returns the folder."""
     folder.mkdir(parents=True)
-    for name in ("workqueue", "tools", "pyproject.toml", spec, *scripts):
+    for name in ("workqueue", "tools", "pyproject.toml", f"{home}/spec", *scripts):
         source, copy = ROOT / name, folder / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, copy)
-    for document in (folder / spec).glob("*.yaml"):
+    for document in (folder / home / "spec").glob("*.yaml"):
         document.write_text(edit(document.read_text()))
-    compiling = [sys.executable, "tools/generate.py", "--spec", spec, "--generated", generated]
-    subprocess.run(compiling, cwd=folder, env=environment(), check=True)
+    subprocess.run([sys.executable, "tools/generate.py", home], cwd=folder, check=True)
     return folder
-
-
-def environment() -> dict[str, str]:
-    """For whoever compiles in a copy. The generator has mypy check what it made, which is slow without a cache."""
-    return {**os.environ, "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache" / "copies")}
 
 
 def by_key(change: Callable[[str, Any], Any]) -> Callable[[str], str]:

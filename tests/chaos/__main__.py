@@ -29,6 +29,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.account import Account
 from tests.chaos.plan import ALL, HOSTS, KINDS, usable
 from tests.chaos.run import Chaos
@@ -105,14 +107,13 @@ def prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Scripts]:
 
 
 def check_out(revision: str, folder: Path) -> Path:
-    """That revision of the project in `folder`, with its contract hurried as ours is, compiled by its own tool."""
+    """That revision of the project in `folder`, with its contract hurried as ours is."""
     folder.mkdir(parents=True)
     archive = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     subprocess.run(["tar", "-x"], cwd=folder, input=archive, check=True)
     hurry = hurried(folder / "spec", lease_s=HURRIED_LEASE_S)
-    for document in (folder / "spec").glob("*.yaml"):
-        document.write_text(hurry(document.read_text()))
-    subprocess.run([sys.executable, "tools/generate.py"], cwd=folder, check=True)
+    for document in (folder / "generated").glob("*/contract.json"):  # no module beside it has a delay in it
+        document.write_text(json.dumps(yaml.safe_load(hurry(document.read_text()))))
     return folder
 
 
