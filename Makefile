@@ -7,7 +7,7 @@ SET_UP := $(VENV)/installed
 # The peers that `make bench` measures need packages of their own.
 BENCH := .bench
 PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
-MODULES := generated/worker/contract.json
+MODULES := generated/__init__.py
 # With the blanks of their names as make wants them.
 SOURCES := $(shell find spec -type f | sed 's/ /\\ /g')
 COMPILER := tools/generate.py tools/documents.py tools/resolve.py tools/findings.py $(wildcard tools/lint*.py)

@@ -27,6 +27,8 @@ class Findings:
     resolved: Resolved
     rules: Mapping[str, Any]
     lines: list[str] = field(default_factory=list)
+    shaped: bool = True
+    """Every object and list that the rules speak of is one: what is in them can be looked at."""
 
     @property
     def document(self) -> Any:
@@ -47,6 +49,9 @@ class Findings:
         schema = {**self.rules, "$ref": f"#/definitions/{name}"}
         for error in jsonschema_rs.Draft7Validator(schema).iter_errors(node):
             here = tuple(error.instance_path)
+            self.shaped &= error.kind.name not in ("type", "const", "enum") or isinstance(
+                error.instance, str | int | float
+            )
             if error.kind.name == "required":
                 missing = str(getattr(error.kind, "property", ""))
                 self.say((*at, *here), f"lacks {missing}: {self.meaning(name, (*here, missing))}")

@@ -12,6 +12,7 @@ document, and beside its modules this script puts the same document as `contract
 import argparse
 import contextlib
 import copy
+import errno
 import filecmp
 import io
 import json
@@ -21,6 +22,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -151,14 +153,14 @@ def _proof(resolved: Resolved, package: Path) -> list[str]:
     except Exception as error:  # noqa: BLE001  # whatever importing generated code raises
         return [f"{resolved.place()}: its modules can't be imported: {' '.join(str(error).split())}"]
     problems = []
-    for key, channel in resolved.document["channels"].items():
-        for message in channel["messages"].values():
-            name, fields = message.get("name"), _fields(resolved, message)
-            model = getattr(module.messages.json, str(name), None)
-            if fields and not (isinstance(model, type) and issubclass(model, BaseModel) and fields <= _names(model)):
-                problems.append(
-                    f"{resolved.place('channels', key)}: the generator makes no model {name}; rename its schema"
-                )
+    for operation in resolved.document["operations"].values():
+        channel = operation["channel"]["$ref"].rpartition("/")[2]
+        (message,) = resolved.document["channels"][channel]["messages"].values()
+        model = getattr(module.messages.json, message["name"], None)
+        names = _names(model) if isinstance(model, type) and issubclass(model, BaseModel) else set()
+        if not _fields(resolved, message) <= names:
+            place = resolved.place("components", "schemas", message["name"])
+            problems.append(f"{place}: the generator makes no model {message['name']} of it; rename it")
     return problems
 
 
@@ -209,11 +211,16 @@ def differences(one: filecmp.dircmp[str], prefix: str = "") -> list[str]:
 
 
 def replace(target: Path, fresh: Path) -> None:
-    """Put `fresh` in the place of `target`, and nothing half-made: whoever looks sees the old one or the new one."""
-    old = fresh.with_name("old")
-    with contextlib.suppress(FileNotFoundError):
-        target.rename(old)
-    fresh.rename(target)
+    """Put the folder `fresh` in the place of `target`, whole, even while another process does the same."""
+    for number in count():
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(fresh.with_name(f"old{number}"))
+        try:
+            fresh.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def main(arguments: list[str], root: Path = ROOT) -> int:

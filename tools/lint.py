@@ -29,8 +29,11 @@ def problems(resolved: Resolved) -> list[str]:
         found.rule("channel", channel, ("channels", key))
     for name, operation in mapping(found.document.get("operations")).items():
         _operation(found, str(name), operation)
-    lint_queues.check(found)
-    lint_tasks.check(found, sound=lint_schemas.check(found))
+    sound = lint_schemas.check(found)
+    if found.shaped:
+        lint_queues.check(found)
+    if found.shaped and sound:
+        lint_tasks.check(found)
     _extensions(found)
     return found.lines
 

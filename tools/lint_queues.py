@@ -58,7 +58,7 @@ def _operations(found: Findings) -> None:
     """One operation of each direction on a queue, and one that is received: a worker runs one handler."""
     taken: dict[tuple[Any, str], str] = {}
     for name, operation in mapping(found.document.get("operations")).items():
-        action, (key, _) = mapping(operation).get("action"), channel_of(found, operation)
+        action, (key, _) = str(mapping(operation).get("action")), channel_of(found, operation)
         first = taken.setdefault((action, key), name)
         if key and first != name:
             found.say(

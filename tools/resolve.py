@@ -110,10 +110,11 @@ class _Work:
         rest = {key: value for key, value in source.items() if key != "components"}
         found_channels = self._out["channels"]
         whole = self._object(rest, (file, ()), (), "root", frozenset())
-        whole["channels"] = {**(whole.get("channels") or {}), **found_channels}
-        whole["components"] = {"schemas": dict(sorted(self._out["components"]["schemas"].items()))}
+        if found_channels:
+            whole["channels"] = {**_mapping(whole.get("channels")), **found_channels}
         if not self.problems:
             self._messages(whole)
+        whole["components"] = {"schemas": dict(sorted(self._out["components"]["schemas"].items()))}
         return Resolved(whole, self.problems, self.places, self.root)
 
     def load(self, file: Path) -> Any:
@@ -144,6 +145,12 @@ class _Work:
         if isinstance(node, list):
             inner = kind[1:-1] if kind[0] == "[" else kind
             return [self._step(item, here, at, str(index), inner, trail) for index, item in enumerate(node)]
+        if kind == "schema" and "schemaFormat" in node and "schema" in node:
+            if not str(node["schemaFormat"]).replace(" ", "").startswith(READABLE_FORMATS):
+                text = f"schemaFormat {node['schemaFormat']!r} can't be compiled; say it in JSON Schema draft 07"
+                self.problem(here, text)
+            here = self.places[at] = (here[0], (*here[1], "schema"))
+            return self._walk(node["schema"], here, at, kind, trail)
         if isinstance(node.get("$ref"), str):
             return self._reference(node, here, at, kind, trail)
         if kind == "channel?":
@@ -166,12 +173,6 @@ class _Work:
 
     def _draft_07(self, node: dict[str, Any], here: Place) -> dict[str, Any]:
         """The schema without what only told its reader how to read it, and where to find its parts."""
-        if "schemaFormat" in node and isinstance(node.get("schema"), dict):
-            if not str(node["schemaFormat"]).replace(" ", "").startswith(READABLE_FORMATS):
-                self.problem(
-                    here, f"schemaFormat {node['schemaFormat']!r} can't be compiled; say it in JSON Schema draft 07"
-                )
-            node = node["schema"]
         dialect = node.get("$schema", DRAFT_07)
         if not str(dialect).startswith((DRAFT_07, DRAFT_07.replace("http:", "https:"))):
             self.problem(here, f"$schema is {dialect!r}, and AsyncAPI's schemas are draft 07 ({DRAFT_07}#)")
@@ -304,33 +305,38 @@ class _Work:
 
     def _messages(self, whole: dict[str, Any]) -> None:
         """A message's content type defaults to the document's. One that is sent or received has a model for its
-        payload, whose name becomes the message's, and one for its result."""
-        used = {str(_mapping(operation).get("channel", {})) for operation in _mapping(whole.get("operations")).values()}
-        schemas = whole["components"]["schemas"]
-        for key, channel in _mapping(whole["channels"]).items():
+        payload, whose name becomes the message's, and one for its result; both are then found under components."""
+        operations = _mapping(whole.get("operations")).values()
+        used = {str(_mapping(_mapping(operation).get("channel")).get("$ref")) for operation in operations}
+        channels = sorted(_mapping(whole.get("channels")).items(), key=lambda item: f"#/channels/{item[0]}" not in used)
+        for key, channel in channels:
             for name, message in _mapping(_mapping(channel).get("messages")).items():
                 if not isinstance(message, dict):
                     continue
                 if "defaultContentType" in whole:
                     message.setdefault("contentType", whole["defaultContentType"])
-                if str({"$ref": f"#/channels/{key}"}) not in used or not isinstance(message.get("payload"), dict):
-                    continue
-                at = ("channels", key, "messages", name)
-                model = self._model(message, "payload", class_name(str(message.get("name") or name)), at, schemas)
-                if isinstance(message.get("x-result"), dict):
-                    self._model(message, "x-result", f"{model}Result", at, schemas)
-                message["name"] = model
+                at, new = ("channels", key, "messages", name), f"#/channels/{key}" in used
+                model = class_name(str(message.get("name") or name))
+                if named := self._model(message, "payload", model, at, new=new):
+                    self._model(message, "x-result", f"{named}Result", at, new=new)
+                    message["name"] = named
 
-    def _model(self, message: dict[str, Any], key: str, name: str, at: At, schemas: dict[str, Any]) -> str:
-        """The name of this schema of the message; one that is written in place is put under this name."""
-        schema = message[key]
-        if "$ref" in schema:
-            return str(schema["$ref"]).rpartition("/")[2]
-        if name in schemas:
-            self.problem(self._written((*at, key)), f"its model would be named {name}, as a schema is; rename one")
-        self.places["components", "schemas", name] = self._written((*at, key))
-        schemas[name], message[key] = schema, {"$ref": f"#/components/schemas/{name}"}
-        return name
+    def _model(self, message: dict[str, Any], key: str, name: str, at: At, *, new: bool) -> str | None:
+        """The name of this schema of the message. One that is written in place gets this name, if it is `new`, and
+        its reference takes its place, on every channel that has the message."""
+        schema, place = message.get(key), self._written((*at, key))
+        if not isinstance(schema, dict) or "$ref" in schema:
+            return str(schema["$ref"]).rpartition("/")[2] if isinstance(schema, dict) else None
+        schemas = self._out["components"]["schemas"]
+        if place not in self._schemas:
+            if not new:
+                return None
+            if name in schemas:
+                self.problem(place, f"its model would be named {name}, as a schema is; rename one")
+            self.places["components", "schemas", name] = place
+            self._schemas[place], schemas[name] = name, schema
+        message[key] = {"$ref": f"#/components/schemas/{self._schemas[place]}"}
+        return self._schemas[place]
 
 
 def class_name(text: str) -> str:
