@@ -7,7 +7,10 @@ SET_UP := $(VENV)/installed
 # The peers that `make bench` measures need packages of their own.
 BENCH := .bench
 PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
-MODULES := generated/worker/contract.json
+MODULES := generated/__init__.py
+# With the blanks of their names as make wants them.
+SOURCES := $(shell find spec -type f | sed 's/ /\\ /g')
+COMPILER := tools/generate.py tools/documents.py tools/resolve.py tools/findings.py $(wildcard tools/lint*.py)
 # Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
 # Flags for the script that a target runs, such as: make producer ARGS='--simulate 100 --seconds 0.5 --wait'
@@ -44,7 +47,7 @@ $(SET_UP): requirements.txt | $(PY)
 	@touch $@
 
 # A changed contract is compiled before anything runs on it.
-$(MODULES): $(wildcard spec/*.yaml) tools/generate.py pyproject.toml | $(SET_UP)
+$(MODULES): $(SOURCES) $(COMPILER) pyproject.toml | $(SET_UP)
 	@$(ONE_AT_A_TIME) $(PY) tools/generate.py && touch $@
 
 # --- the queue ------------------------------------------------------------------------------------------------------

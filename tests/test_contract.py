@@ -26,6 +26,11 @@ WORKER, PRODUCER = contract.load("tests.generated.worker"), contract.load("tests
 SCHEMAS = COMMON["components"]["schemas"]
 
 
+def named(route: dict[str, str]) -> str:
+    """The key of the channel that a $ref leads to."""
+    return route["$ref"].rpartition("/")[2]
+
+
 def in_spec(channel: str) -> Queue:
     queue = COMMON["channels"][channel]["bindings"]["amqp"]["queue"]
     return Queue(queue["name"], queue["durable"], queue["exclusive"], queue["autoDelete"], queue["arguments"])
@@ -46,7 +51,7 @@ def test_the_worker_takes_its_numbers_from_the_spec() -> None:
     assert RECEIVE.prefetch == OPERATION["bindings"]["amqp"]["x-prefetch"]
     assert RECEIVE.lease_s == OPERATION["x-lease-s"]
     assert RECEIVE.crash_limit == OPERATION["x-crash-limit"]
-    assert RECEIVE.dead == in_spec(OPERATION["x-retry"]["deadLetter"])
+    assert RECEIVE.dead == in_spec(named(OPERATION["x-deadLetter"]["channel"]))
     assert (
         RECEIVE.dead_message_type == COMMON["components"]["messages"]["deadLetter"]["bindings"]["amqp"]["messageType"]
     )
@@ -59,13 +64,25 @@ def test_the_worker_takes_its_numbers_from_the_spec() -> None:
 
 
 def test_the_rungs_go_from_short_to_long_with_the_delays_of_their_ttl() -> None:
-    ttls = sorted(in_spec(key).arguments["x-message-ttl"] for key in OPERATION["x-retry"]["rungs"])
+    ttls = [in_spec(named(route)).arguments["x-message-ttl"] for route in OPERATION["x-retry"]["channels"]]
     assert [rung.delay_s * 1000 for rung in RECEIVE.rungs] == ttls
     assert all(rung.queue.arguments["x-message-ttl"] == rung.delay_s * 1000 for rung in RECEIVE.rungs)
-    assert RECEIVE.max_attempts == len(ttls) + 1
-    shuffled = deepcopy(DOCUMENT)
-    operation(shuffled)["x-retry"]["rungs"].reverse()
-    assert contract.read(shuffled).receives[RECEIVE.queue.name].rungs == RECEIVE.rungs
+    assert ttls == sorted(ttls)
+    assert RECEIVE.max_attempts == OPERATION["x-retry"]["maxAttempts"] == len(ttls) + 1
+
+
+def test_operations_are_found_by_their_ids_as_well_as_by_their_queues() -> None:
+    assert WORKER.operations == dict.fromkeys(WORKER_SPEC["operations"], RECEIVE)
+    assert PRODUCER.operations == dict.fromkeys(PRODUCER_SPEC["operations"], SEND)
+
+
+@pytest.mark.parametrize("message", [RECEIVE.message, SEND.message], ids=["received", "sent"])
+def test_a_message_says_what_its_envelope_is_and_what_its_result(message: contract.Message) -> None:
+    task = SCHEMAS["Task"]
+    assert (message.fields, message.required) == (frozenset(task["properties"]), frozenset(task["required"]))
+    assert message.result_schema is not None
+    assert message.result_schema["components"]["schemas"]["Result"] == SCHEMAS["Result"]
+    assert message.result_max_bytes == SCHEMAS["Result"]["x-max-bytes"]
 
 
 @pytest.mark.parametrize("message", [RECEIVE.message, SEND.message], ids=["received", "sent"])
@@ -83,7 +100,7 @@ def operation(document: dict[str, Any]) -> Any:
 
 
 def task_message(document: dict[str, Any]) -> Any:
-    return operation(document)["channel"]["messages"]["task"]
+    return document["channels"]["errands"]["messages"]["task"]
 
 
 READ_FROM_IT: dict[str, tuple[Callable[[Any], None], Callable[[contract.Receive], Any], Any]] = {
@@ -91,12 +108,16 @@ READ_FROM_IT: dict[str, tuple[Callable[[Any], None], Callable[[contract.Receive]
     "lease": (lambda d: operation(d).update({"x-lease-s": 99}), lambda r: r.lease_s, 99.0),
     "crash limit": (lambda d: operation(d).update({"x-crash-limit": 8}), lambda r: r.crash_limit, 8),
     "size limit": (lambda d: task_message(d).update({"x-max-bytes": 9}), lambda r: r.message.max_bytes, 9),
-    "rungs": (
-        lambda d: operation(d)["x-retry"].update(rungs=["wait210ms"]),
-        lambda r: [g.delay_s for g in r.rungs],
+    "delays": (
+        lambda d: operation(d)["x-retry"].update(channels=[{"$ref": "#/channels/wait210ms"}]),
+        lambda r: [rung.delay_s for rung in r.rungs],
         [0.21],
     ),
-    "dead": (lambda d: operation(d)["x-retry"].update(deadLetter="errands"), lambda r: r.dead.name, RECEIVE.queue.name),
+    "dead": (
+        lambda d: d["channels"]["buried"]["bindings"]["amqp"]["queue"].update(name="other"),
+        lambda r: r.dead.name,
+        "other",
+    ),
     "time limits": (
         lambda d: d["components"]["schemas"]["Nap"].pop("x-time-limit-s"),
         lambda r: sorted(r.time_limits_s),
@@ -143,11 +164,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 NEEDED: dict[str, Callable[[Any], Any]] = {
     "x-prefetch": lambda d: operation(d)["bindings"]["amqp"],
     "x-retry": operation,
-    "x-result": operation,
+    "x-result": task_message,
+    "x-deadLetter": operation,
     "x-lease-s": operation,
     "x-crash-limit": operation,
-    "deadLetter": lambda d: operation(d)["x-retry"],
-    "rungs": lambda d: operation(d)["x-retry"],
+    "channels": lambda d: operation(d)["x-retry"],
     "wait110ms": lambda d: d["channels"],
     "buried": lambda d: d["channels"],
     "x-max-bytes": task_message,
@@ -156,7 +177,7 @@ NEEDED: dict[str, Callable[[Any], Any]] = {
     "headers": task_message,
     "durable": lambda d: d["channels"]["buried"]["bindings"]["amqp"]["queue"],
     "autoDelete": lambda d: d["channels"]["errands"]["bindings"]["amqp"]["queue"],
-    "arguments": lambda d: operation(d)["channel"]["bindings"]["amqp"]["queue"],
+    "arguments": lambda d: d["channels"]["errands"]["bindings"]["amqp"]["queue"],
     "x-message-ttl": lambda d: d["channels"]["wait210ms"]["bindings"]["amqp"]["queue"]["arguments"],
     "version": lambda d: d["info"],
     "schemas": lambda d: d["components"],
@@ -168,7 +189,7 @@ def test_what_the_contract_does_not_state_is_named(name: str, package: Callable[
     lacking = deepcopy(DOCUMENT)
     del NEEDED[name](lacking)[name]
     made = package(json.dumps(lacking))
-    with pytest.raises(ContractInvalid, match=f"^{made}: the contract does not state '{name}'; see spec/$"):
+    with pytest.raises(ContractInvalid, match=f"^{made}: the contract does not state '{name}'; run `make generate`"):
         contract.load(made)
 
 
@@ -185,17 +206,31 @@ def test_an_operation_needs_exactly_one_message_and_is_told_so(
     messages: dict[str, Any], package: Callable[[str], str]
 ) -> None:
     changed = deepcopy(DOCUMENT)
-    operation(changed)["channel"]["messages"] = messages
+    changed["channels"]["errands"]["messages"] = messages
     with pytest.raises(ContractInvalid, match="message") as caught:
         contract.load(package(json.dumps(changed)))
     assert "no readable" not in str(caught.value)
 
 
-def test_a_ladder_without_rungs_is_refused() -> None:
+def test_no_delay_at_all_is_refused() -> None:
     changed = deepcopy(DOCUMENT)
-    operation(changed)["x-retry"]["rungs"] = []
-    with pytest.raises((ContractInvalid, KeyError)):
+    operation(changed)["x-retry"]["channels"] = []
+    with pytest.raises(ContractInvalid, match="no channels in x-retry"):
         contract.read(changed)
+
+
+def test_two_operations_on_one_queue_are_refused_and_none_replaces_the_other() -> None:
+    changed = deepcopy(DOCUMENT)
+    changed["operations"]["again"] = operation(DOCUMENT)
+    with pytest.raises(ContractInvalid, match="do_errand and again are on the same queue"):
+        contract.read(changed)
+
+
+@pytest.mark.parametrize("document", [{}, [], None, {"channels": [], "components": {}, "operations": 3}])
+def test_what_is_no_contract_at_all_is_one_line(document: Any, package: Callable[[str], str]) -> None:
+    with pytest.raises(ContractInvalid) as caught:
+        contract.load(package(json.dumps(document)))
+    assert "make generate" in str(caught.value)
 
 
 # --- no message is lost -----------------------------------------------------------------------------------------------
@@ -222,7 +257,8 @@ def test_what_leaves_a_queue_by_itself_arrives_where_it_is_meant_to(queue: Queue
 
 def test_only_the_rungs_end_messages_by_time_and_dead_letters_stay() -> None:
     assert "x-message-ttl" not in RECEIVE.queue.arguments
-    assert set(RECEIVE.dead.arguments) == {"x-queue-type"}
+    assert set(RECEIVE.dead.arguments) == {"x-queue-type", "x-delivery-limit"}
+    assert RECEIVE.dead.arguments["x-delivery-limit"] >= 1_000_000  # each look at a dead letter is a delivery
     assert RECEIVE.dead in WORKER.queues
     assert all(rung.queue in WORKER.queues for rung in RECEIVE.rungs)
     delays = [rung.delay_s for rung in RECEIVE.rungs]

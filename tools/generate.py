@@ -1,123 +1,203 @@
-"""Compile `spec/` into `generated/`, the same bytes every time.
+"""Compiles the contract: spec/ to generated/.
 
     python tools/generate.py            delete generated/ and build it anew
     python tools/generate.py --check    exit 1 and name the files when generated/ is not what spec/ makes
-    python tools/generate.py tests      the same for tests/spec and tests/generated
+    python tools/generate.py FOLDER     the same for the spec/ and generated/ of another folder, such as tests
 
-For each application document (`spec/<app>.asyncapi.yaml` with operations) the asyncapi-python generator writes the
-package `generated/<app>`. It drops what it does not know (every `x-` key, `autoDelete`, the schemas' own strictness),
-so beside its modules this script puts `contract.json`: the whole document with its references resolved, which the
-runtime reads. Nothing else is added to or changed in what the generator writes.
+Exit code 2 and a line for each problem when the contract can't be compiled, or could be and not be kept; then nothing
+is changed. For each application document (one of `spec/` with operations) the asyncapi-python generator writes the
+package `generated/<app>`. It knows of no `x-` key, no trait and not of every reference, so it is given the resolved
+document, and beside its modules this script puts the same document as `contract.json`, which the runtime reads.
 """
 
 import argparse
 import contextlib
+import copy
+import errno
 import filecmp
 import io
 import json
-import os
-import shutil
+import re
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from itertools import count
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
 from asyncapi_python_codegen.generators import CodeGenerator
+from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = ROOT / "spec"
-SCHEMAS = "/components/schemas/"
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # run as a script: its own folder stands there, which is no place to import from
+
+from tools import lint, lint_schemas  # noqa: E402
+from tools.resolve import Resolved, resolve  # noqa: E402
+from workqueue import contract  # noqa: E402
+from workqueue.errors import ContractInvalid  # noqa: E402
+
+SUFFIX = re.compile(r"\.asyncapi\.(yaml|yml|json)$")
 
 
 class SpecError(Exception):
-    """The contract can't be compiled; the message says which document and what in it."""
+    """The contract can't be compiled, or not be kept; `problems` has a line for each reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(dict.fromkeys(problems))
 
 
-class Resolver:
-    """Resolves the references of one document, across files.
-
-    References into `components/schemas` stay references, now to the result's own `components/schemas`, so that a
-    schema may refer to itself; all others are replaced by what they point at.
-    """
-
-    def __init__(self) -> None:
-        self.documents: dict[Path, Any] = {}
-        self.schemas: dict[str, tuple[Path, Any]] = {}
-
-    def load(self, path: Path) -> Any:
-        if path not in self.documents:
-            try:
-                self.documents[path] = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError) as error:
-                raise SpecError(f"{path.name}: {' '.join(str(error).split())}") from error
-        return self.documents[path]
-
-    def resolve(self, node: Any, home: Path, trail: tuple[str, ...] = ()) -> Any:
-        if isinstance(node, list):
-            return [self.resolve(item, home, trail) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if not isinstance(node.get("$ref"), str):
-            return {key: self.resolve(value, home, trail) for key, value in node.items()}
-        return self._follow(node["$ref"], home, trail)
-
-    def _follow(self, reference: str, home: Path, trail: tuple[str, ...]) -> Any:
-        file, _, pointer = reference.partition("#")
-        target = (home.parent / file).resolve() if file else home
-        where = f"{target.name}#{pointer}"
-        if where in trail:
-            raise SpecError(f"{home.name}: the reference {reference} leads back to itself")
-        found = self.load(target)
-        for part in pointer.strip("/").split("/"):
-            try:
-                found = found[part.replace("~1", "/").replace("~0", "~")]
-            except (KeyError, TypeError):
-                raise SpecError(f"{home.name}: the reference {reference} leads nowhere") from None
-        if not pointer.startswith(SCHEMAS):
-            return self.resolve(found, target, (*trail, where))
-        name = pointer.removeprefix(SCHEMAS)
-        owner = self.schemas.get(name)
-        if owner is None:
-            self.schemas[name] = (target, None)  # known before it is resolved, so that it may refer to itself
-            self.schemas[name] = (target, self.resolve(found, target))
-        elif owner[0] != target:
-            raise SpecError(f"{home.name}: two schemas are named {name}, in {owner[0].name} and {target.name}")
-        return {"$ref": "#" + pointer}
+def applications(root: Path) -> dict[str, Resolved]:
+    """The checked documents of spec/ that have operations, by the name of their package. Raises SpecError."""
+    found, problems = {}, []
+    for path in sorted(path for path in (root / "spec").rglob("*") if SUFFIX.search(path.name)):
+        resolved = resolve(path, root)
+        if resolved.problems or "operations" in resolved.document:
+            problems += resolved.problems or lint.problems(resolved)
+            name = SUFFIX.sub("", path.name)
+            if not name.isidentifier():
+                problems.append(
+                    f"{path.relative_to(root)}: {name!r} can't be a package's name; use letters, digits and _"
+                )
+            elif name in found:
+                problems.append(f"{path.relative_to(root)}: there is another {name}.asyncapi document; rename one")
+            found[name] = resolved
+    if not found and not problems:
+        problems = ["spec/: no *.asyncapi.yaml or .json document with operations, so there is nothing to generate"]
+    if problems:
+        raise SpecError(problems)
+    return found
 
 
-def contract(document: Path) -> dict[str, Any]:
-    """The document with its references resolved and just the schemas that it uses."""
-    resolver = Resolver()
-    source = resolver.load(document)
-    whole = resolver.resolve({key: value for key, value in source.items() if key != "components"}, document)
-    schemas = {name: schema for name, (_, schema) in sorted(resolver.schemas.items())}
-    return {**whole, "components": {"schemas": schemas}}
-
-
-def build(target: Path, spec: Path = SPEC) -> None:
-    """Write the package of every application in `spec` below `target`, which must not exist."""
+def build(root: Path, target: Path) -> None:
+    """Write every application's package below `target`, which must not exist. Raises SpecError."""
+    found = applications(root)
     target.mkdir()
     (target / "__init__.py").write_text('"""Built from spec/ by `make generate`; never edited."""\n')
-    applications = [path for path in sorted(spec.glob("*.asyncapi.yaml")) if "operations" in Resolver().load(path)]
-    if not applications:
-        raise SpecError(f"{spec.name}/: no document with operations, so there is nothing to generate")
-    for document in applications:
-        package = target / document.name.removesuffix(".asyncapi.yaml")
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            # What it prints is progress and the verdict of a type check that the project's own replaces; what it
-            # warns of are limits that a pydantic type can't carry, which the codec takes from the schema itself.
+    problems: list[str] = []
+    for name, resolved in found.items():
+        _generate(resolved, target / name)
+        text = json.dumps(resolved.document, indent=1, ensure_ascii=False)
+        (target / name / "contract.json").write_text(text + "\n", encoding="utf-8")
+        problems += _proof(resolved, target / name)
+    if problems:
+        raise SpecError(problems)
+
+
+def _generate(resolved: Resolved, package: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        document = Path(folder) / "asyncapi.yaml"
+        document.write_text(yaml.safe_dump(_for_generator(resolved.document), sort_keys=False), encoding="utf-8")
+        generator, said = CodeGenerator(), io.StringIO()
+        # A type check of what was made, whose verdict nobody reads, and which takes most of the time.
+        generator.template_renderer.run_mypy = lambda output_dir: None
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+            # What it prints is progress; what it warns of are limits that a pydantic type can't carry, which the codec
+            # takes from the schema itself.
             warnings.filterwarnings("ignore", message="Pydantic does not take", category=UserWarning)
-            generator = CodeGenerator()
-            # A type check of what was made, whose verdict nobody reads, and which takes most of the time.
-            generator.template_renderer.run_mypy = lambda output_dir: None
             try:
                 generator.generate(document, package)
-            except Exception as error:  # the generator has no error type of its own
-                raise SpecError(f"{document.name}: {error}") from error
-        text = json.dumps(contract(document), indent=1, ensure_ascii=False)
-        (package / "contract.json").write_text(text + "\n", encoding="utf-8")
+            except (
+                Exception,
+                SystemExit,
+            ) as error:  # the generator has no error type of its own, and may end the process
+                why = " ".join(f"{error} {said.getvalue()[-300:]}".split()).replace(str(folder), "")
+                raise SpecError([f"{resolved.place()}: the generator refuses it: {why}"]) from error
+
+
+def _for_generator(document: dict[str, Any]) -> dict[str, Any]:
+    """The document so that the generator makes of it what the contract says.
+
+    It names a message's class by the message's key on the channel, and looks for the model under the message's name,
+    while the model has the name of its schema's title: here all three are one. It writes titles and descriptions into
+    docstrings as they are. And a pattern that pydantic's regular expressions can't do would make a module that can't
+    be imported; the codec checks it by the schema.
+    """
+    made = copy.deepcopy(document)
+    schemas = made["components"]["schemas"]
+    for operation in made["operations"].values():
+        channel = made["channels"][operation["channel"]["$ref"].rpartition("/")[2]]
+        (message,) = channel["messages"].values()
+        schemas[message["name"]]["title"] = message["name"]
+        channel["messages"] = {re.sub(r"(?<=.)(?=[A-Z])", "_", message["name"]): message}
+        _printable(operation)
+    _printable(made["info"])
+    for schema in schemas.values():
+        for _, part in lint_schemas.within((), schema):
+            if isinstance(part, dict) and not lint_schemas.modelled(part.get("pattern", "")):
+                del part["pattern"]
+    return made
+
+
+def _printable(node: dict[str, Any]) -> None:
+    for key in ("title", "summary", "description"):
+        if isinstance(node.get(key), str):
+            node[key] = (
+                node[key]
+                .replace("\\", "\\\\")
+                .replace('"', "'" if '"""' in node[key] or node[key].endswith('"') else '"')
+            )
+
+
+def _proof(resolved: Resolved, package: Path) -> list[str]:
+    """What was made can be imported, has the models, and is what the runtime can read."""
+    try:
+        contract.read(resolved.document)
+        module = load(package)
+    except ContractInvalid as error:
+        return [f"{resolved.place()}: {error}"]
+    except Exception as error:  # noqa: BLE001  # whatever importing generated code raises
+        return [f"{resolved.place()}: its modules can't be imported: {' '.join(str(error).split())}"]
+    problems = []
+    for operation in resolved.document["operations"].values():
+        channel = operation["channel"]["$ref"].rpartition("/")[2]
+        (message,) = resolved.document["channels"][channel]["messages"].values()
+        model = getattr(module.messages.json, message["name"], None)
+        names = _names(model) if isinstance(model, type) and issubclass(model, BaseModel) else set()
+        if not _fields(resolved, message) <= names:
+            place = resolved.place("components", "schemas", message["name"])
+            problems.append(f"{place}: the generator makes no model {message['name']} of it; rename it")
+    return problems
+
+
+def _fields(resolved: Resolved, message: dict[str, Any]) -> set[str]:
+    schema = resolved.document["components"]["schemas"].get(
+        str(message["payload"].get("$ref", "")).rpartition("/")[2], {}
+    )
+    return set(schema.get("properties", {}))
+
+
+def _names(model: type[BaseModel]) -> set[str]:
+    return {field.alias or name for name, field in model.model_fields.items()}
+
+
+def load(package: Path) -> ModuleType:
+    """Import a generated package from where it lies, under a name of its own. Raises what importing it raises."""
+    name = f"_generated_{package.name}"
+    spec = spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
+    assert spec is not None
+    assert spec.loader is not None
+    with _clean(name):
+        module = sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+@contextlib.contextmanager
+def _clean(name: str) -> Iterator[None]:
+    """Import without a trace: no bytecode beside the modules, none of them left in the process."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+        for known in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
+            del sys.modules[known]
 
 
 def differences(one: filecmp.dircmp[str], prefix: str = "") -> list[str]:
@@ -131,23 +211,41 @@ def differences(one: filecmp.dircmp[str], prefix: str = "") -> list[str]:
     return sorted(found)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Compile spec/ into generated/.")
+def replace(target: Path, fresh: Path) -> None:
+    """Put the folder `fresh` in the place of `target`, whole, even while another process does the same."""
+    for number in count():
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(fresh.with_name(f"old{number}"))
+        try:
+            fresh.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def main(arguments: list[str], root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(prog="generate", description="Compile spec/ into generated/.")
     parser.add_argument("--check", action="store_true", help="only say whether generated/ is what spec/ makes")
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT, help="whose spec/ and generated/ (default: ours)")
-    given = parser.parse_args()
-    check, spec, generated = given.check, given.folder.resolve() / "spec", given.folder.resolve() / "generated"
-    os.chdir(ROOT)  # the generator takes its options from the pyproject.toml of the current folder
-    with tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("folder", nargs="?", type=Path, default=root, help="whose spec/ and generated/ (default: ours)")
+    given = parser.parse_args(arguments)
+    check, home = given.check, given.folder.resolve()
+    generated = home / "generated"
+    # Beside its target, so that it can be moved there in one step; the generator takes its options from the
+    # pyproject.toml of the current folder.
+    with (
+        contextlib.chdir(root),
+        tempfile.TemporaryDirectory(prefix=".generate-", dir=None if check else home) as folder,
+    ):
         fresh = Path(folder) / "generated"
         try:
-            build(fresh, spec)
+            build(home, fresh)
         except SpecError as error:
-            print(f"generate: {error}", file=sys.stderr)
+            for problem in error.problems:
+                print(f"generate: {problem}", file=sys.stderr)
             return 2
         if not check:
-            shutil.rmtree(generated, ignore_errors=True)
-            shutil.move(fresh, generated)
+            replace(generated, fresh)
             return 0
         stale = differences(filecmp.dircmp(fresh, generated, ignore=[])) if generated.is_dir() else ["everything"]
         for name in stale:
@@ -156,4 +254,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -35,7 +35,8 @@ class Rung:
 
 @dataclass(frozen=True)
 class Message:
-    """What the contract says of one message: its name, AMQP properties and limit, and its JSON Schemas (draft 07)."""
+    """What the contract says of one message: its model's name, AMQP properties and limit, and its JSON Schemas (draft
+    07), each of which stands alone."""
 
     name: str
     content_type: str
@@ -43,12 +44,19 @@ class Message:
     max_bytes: int
     schema: Mapping[str, Any]
     headers_schema: Mapping[str, Any]
+    fields: frozenset[str]
+    """Of the envelope: a JSON object with all of `required` is a whole task, any other is a payload."""
+    required: frozenset[str]
+    result_schema: Mapping[str, Any] | None
+    """Of what a handler returns. None if the contract does not say, as it need not to those who only send."""
+    result_max_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Send:
     """A send operation: where its message goes and with which AMQP properties."""
 
+    operation: str
     queue: Queue
     message: Message
     persistent: bool
@@ -60,6 +68,7 @@ class Send:
 class Receive:
     """A receive operation: where its message comes from and what becomes of one that fails."""
 
+    operation: str
     queue: Queue
     message: Message
     prefetch: int
@@ -90,6 +99,12 @@ class Contract:
     sends: Mapping[str, Send]
     receives: Mapping[str, Receive]
 
+    @property
+    def operations(self) -> Mapping[str, Send | Receive]:
+        """The same operations by their ids in the document."""
+        both: list[Send | Receive] = [*self.sends.values(), *self.receives.values()]
+        return {found.operation: found for found in both}
+
 
 @cache
 def load(package: str) -> Contract:
@@ -98,55 +113,132 @@ def load(package: str) -> Contract:
         return read(json.loads(files(package).joinpath("contract.json").read_bytes()))
     except (OSError, ValueError) as error:
         raise ContractInvalid(f"{package}: no readable contract.json ({error}); run `make generate`") from error
-    except KeyError as error:
-        raise ContractInvalid(f"{package}: the contract does not state {error}; see spec/") from error
+    except ContractInvalid as error:
+        raise ContractInvalid(f"{package}: {error}") from error
 
 
 def read(document: Mapping[str, Any]) -> Contract:
-    """Read a resolved AsyncAPI 3 document. Raises KeyError for what it does not state."""
-    channels = {key: _queue(channel) for key, channel in document["channels"].items()}
-    schemas = document["components"]["schemas"]
-    sends, receives = {}, {}
-    for operation in document["operations"].values():
-        queue = _queue(operation["channel"])
-        if len(operation["channel"]["messages"]) != 1:
-            raise ContractInvalid(
-                f"queue {queue.name} has {len(operation['channel']['messages'])} messages; say just one"
-            )
-        (message,) = operation["channel"]["messages"].values()
-        amqp = operation["bindings"]["amqp"]
-        if operation["action"] == "send":
-            sends[queue.name] = Send(
-                queue=queue,
-                message=_message(message, schemas),
-                persistent=amqp["deliveryMode"] == 2,
-                mandatory=amqp["mandatory"],
-                timestamp=amqp["timestamp"],
-            )
-            continue
-        retry = operation["x-retry"]
-        if not retry["rungs"]:
-            raise ContractInvalid(f"queue {queue.name} has no rungs in x-retry; name one or more")
-        result = operation["x-result"]
-        receives[queue.name] = Receive(
-            queue=queue,
-            message=_message(message, schemas),
-            prefetch=amqp["x-prefetch"],
-            result_schema=_with_definitions(result, schemas),
-            result_max_bytes=_target(result, schemas)["x-max-bytes"],
-            rungs=tuple(sorted((_rung(channels[key]) for key in retry["rungs"]), key=lambda rung: rung.delay_s)),
-            dead=channels[retry["deadLetter"]],
-            dead_message_type=_type(next(iter(document["channels"][retry["deadLetter"]]["messages"].values()))),
-            dead_max_attempts=_story(document["channels"][retry["deadLetter"]], schemas)["x-attempts"]["maxItems"],
+    """Read a resolved AsyncAPI 3 document, which `make generate` has checked. Raises ContractInvalid for one that it
+    would have refused."""
+    try:
+        return _Reader(document).contract()
+    except KeyError as error:
+        raise ContractInvalid(f"the contract does not state {error}; run `make generate`, which says where") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ContractInvalid(f"the contract is not what `make generate` makes ({error})") from error
+
+
+class _Reader:
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._document, self._channels = document, document["channels"]
+        self._schemas: Mapping[str, Any] = document["components"]["schemas"]
+
+    def contract(self) -> Contract:
+        sends: dict[str, Send] = {}
+        receives: dict[str, Receive] = {}
+        for name, operation in self._document["operations"].items():
+            made = self._send(name, operation) if operation["action"] == "send" else self._receive(name, operation)
+            known: Mapping[str, Send | Receive] = sends if isinstance(made, Send) else receives
+            if made.queue.name in known:
+                other = known[made.queue.name].operation
+                raise ContractInvalid(f"{other} and {name} are on the same queue, {made.queue.name}; keep one")
+            if isinstance(made, Send):
+                sends[made.queue.name] = made
+            else:
+                receives[made.queue.name] = made
+        queues = tuple(_queue(channel) for channel in self._channels.values())
+        return Contract(self._document["info"]["version"], queues, sends, receives)
+
+    def _send(self, name: str, operation: Mapping[str, Any]) -> Send:
+        channel, amqp = self._channel(operation), operation["bindings"]["amqp"]
+        return Send(
+            operation=name,
+            queue=_queue(channel),
+            message=self._message(_only(channel)),
+            persistent=amqp["deliveryMode"] == 2,
+            mandatory=amqp["mandatory"],
+            timestamp=amqp["timestamp"],
+        )
+
+    def _receive(self, name: str, operation: Mapping[str, Any]) -> Receive:
+        channel, message = self._channel(operation), self._message(_only(self._channel(operation)))
+        dead_letters = self._channel(operation["x-deadLetter"])
+        routes = operation["x-retry"]["channels"]
+        if not routes:
+            raise ContractInvalid(f"{name} has no channels in x-retry; name one or more")
+        if message.result_schema is None or message.result_max_bytes is None:
+            raise KeyError("x-result")
+        return Receive(
+            operation=name,
+            queue=_queue(channel),
+            message=message,
+            prefetch=operation["bindings"]["amqp"]["x-prefetch"],
+            result_schema=message.result_schema,
+            result_max_bytes=message.result_max_bytes,
+            rungs=tuple(_rung(_queue(self._named(route))) for route in routes),
+            dead=_queue(dead_letters),
+            dead_message_type=_type(_only(dead_letters)),
+            dead_max_attempts=self._story(_only(dead_letters))["x-attempts"]["maxItems"],
             lease_s=float(operation["x-lease-s"]),
-            crash_limit=operation["x-crash-limit"],
+            crash_limit=int(operation["x-crash-limit"]),
             time_limits_s={
                 schema.get("title", name): float(schema["x-time-limit-s"])
-                for name, schema in schemas.items()
+                for name, schema in self._schemas.items()
                 if "x-time-limit-s" in schema
             },
         )
-    return Contract(document["info"]["version"], tuple(channels.values()), sends, receives)
+
+    def _message(self, message: Mapping[str, Any]) -> Message:
+        envelope, result = self._target(message["payload"]), message.get("x-result")
+        return Message(
+            name=message["name"],
+            content_type=message["contentType"],
+            type=_type(message),
+            max_bytes=message["x-max-bytes"],
+            schema=self._alone(message["payload"]),
+            headers_schema=self._alone(message["headers"]),
+            fields=frozenset(self._said(envelope, "properties")),
+            required=frozenset(self._said(envelope, "required")),
+            result_schema=None if result is None else self._alone(result),
+            result_max_bytes=None if result is None else self._target(result)["x-max-bytes"],
+        )
+
+    def _said(self, schema: Mapping[str, Any], key: str) -> list[str]:
+        """The names under this key of an object's schema, and of what its `allOf` adds."""
+        below = (self._said(self._target(part), key) for part in schema.get("allOf", ()))
+        return [*schema.get(key, ()), *(name for names in below for name in names)]
+
+    def _story(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The headers of a dead letter, by name."""
+        headers = self._target(message["headers"])["properties"]
+        return {name: self._target(schema) for name, schema in headers.items()}
+
+    def _channel(self, operation: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._named(operation["channel"])
+
+    def _named(self, reference: Mapping[str, Any]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self._channels[reference["$ref"].rpartition("/")[2]]
+        return found
+
+    def _alone(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A schema that stands alone: in draft 07 the siblings of a `$ref` are ignored, hence the `allOf`."""
+        return {"allOf": [schema], "components": {"schemas": self._schemas}}
+
+    def _target(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        while "$ref" in schema:
+            schema = self._schemas[schema["$ref"].rpartition("/")[2]]
+        return schema
+
+
+def _only(channel: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message of a channel, of which there is one."""
+    messages = channel["messages"]
+    if len(messages) != 1:
+        queue = _queue(channel)
+        raise ContractInvalid(f"queue {queue.name} has {len(messages)} messages; say just one")
+    (message,) = messages.values()
+    found: Mapping[str, Any] = message
+    return found
 
 
 def _queue(channel: Mapping[str, Any]) -> Queue:
@@ -154,36 +246,9 @@ def _queue(channel: Mapping[str, Any]) -> Queue:
     return Queue(queue["name"], queue["durable"], queue["exclusive"], queue["autoDelete"], queue["arguments"])
 
 
-def _story(channel: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The headers of a dead letter, by name."""
-    (message,) = channel["messages"].values()
-    headers: Mapping[str, Any] = _target(message["headers"], schemas)["properties"]
-    return headers
-
-
 def _rung(queue: Queue) -> Rung:
     return Rung(queue, queue.arguments["x-message-ttl"] / 1000)
 
 
-def _message(message: Mapping[str, Any], schemas: Mapping[str, Any]) -> Message:
-    return Message(
-        name=message["name"],
-        content_type=message["contentType"],
-        type=_type(message),
-        max_bytes=message["x-max-bytes"],
-        schema=_with_definitions(message["payload"], schemas),
-        headers_schema=_with_definitions(message["headers"], schemas),
-    )
-
-
 def _type(message: Mapping[str, Any]) -> str:
     return str(message["bindings"]["amqp"]["messageType"])
-
-
-def _with_definitions(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A schema that stands alone: in draft 07 the siblings of a `$ref` are ignored, hence the `allOf`."""
-    return {"allOf": [schema], "components": {"schemas": schemas}}
-
-
-def _target(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[str, Any]:
-    return schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema

@@ -38,7 +38,7 @@ class SubmitTaskRouter(Publisher[json.Task]):
                 description="Every worker consumes from this queue, so each task goes to exactly one of them.",
                 servers=[],
                 messages={
-                    "task": spec.Message(
+                    "Task": spec.Message(
                         content_type="application/json",
                         headers={"$ref": "#/components/schemas/TaskHeaders"},
                         payload={"$ref": "#/components/schemas/Task"},

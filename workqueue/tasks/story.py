@@ -11,7 +11,9 @@
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
+
+from workqueue.tasks.policy import Reason
 
 OURS = frozenset({"x-attempts", "x-crashes", "x-returns", "x-story", "x-burial"})
 """Those that are read again."""
@@ -20,12 +22,13 @@ TOLD = ("x-reason", "x-error", "x-queue", "x-died-at", "x-traceback", "x-attempt
 BROKER = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
 """The broker's own record of a message; on a copy it would speak of another message."""
 
+REASONS = get_args(Reason)
 BURIALS = 10  # in x-story: headers must fit into one frame
 
 
 def came_back(headers: Mapping[str, Any]) -> bool:
     """Whether this is a dead letter that somebody sent back to the tasks, with the headers that it had."""
-    return isinstance(headers.get("x-reason"), str) and "x-died-at" in headers
+    return headers.get("x-reason") in REASONS and isinstance(headers.get("x-died-at"), str)
 
 
 def revived(headers: Mapping[str, Any]) -> dict[str, Any]:

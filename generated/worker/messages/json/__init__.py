@@ -13,6 +13,16 @@ class Model(RootModel[Any]):
     root: Any
 
 
+class Attempt(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    worker: Annotated[str, Field(max_length=255)]
+    at: AwareDatetime
+    error: Annotated[str, Field(max_length=1000)]
+
+
 class Checksum(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -31,6 +41,20 @@ class Checksum(BaseModel):
     algorithm: Literal["sha256", "sha512", "blake2b"] = "sha256"
 
 
+class ChecksumResult(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    kind: Literal["checksum"]
+    path: Annotated[str, Field(max_length=4096, min_length=1)]
+    algorithm: Literal["sha256", "sha512", "blake2b"]
+    digest: Annotated[str, Field(max_length=128, pattern="^([0-9a-f]{2}){32,64}$")]
+    size: Annotated[
+        int, Field(description="Bytes that were read.", ge=0, le=9007199254740991)
+    ]
+
+
 class Simulate(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -46,20 +70,6 @@ class Simulate(BaseModel):
     ] = 0
 
 
-class ChecksumResult(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    kind: Literal["checksum"]
-    path: Annotated[str, Field(max_length=4096, min_length=1)]
-    algorithm: Literal["sha256", "sha512", "blake2b"]
-    digest: Annotated[str, Field(max_length=128, pattern="^([0-9a-f]{2}){32,64}$")]
-    size: Annotated[
-        int, Field(description="Bytes that were read.", ge=0, le=9007199254740991)
-    ]
-
-
 class SimulateResult(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -69,72 +79,6 @@ class SimulateResult(BaseModel):
     attempt: Annotated[
         int, Field(description="The attempt that succeeded.", ge=1, le=1000)
     ]
-
-
-class Attempt(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    worker: Annotated[str, Field(max_length=255)]
-    at: AwareDatetime
-    error: Annotated[str, Field(max_length=1000)]
-
-
-class TaskHeaders(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    x_contract: Annotated[
-        str | None,
-        Field(
-            alias="x-contract",
-            description="The version of the contract that the sender was built from.",
-            max_length=64,
-        ),
-    ] = None
-    x_attempts: Annotated[
-        list[Attempt] | None,
-        Field(
-            alias="x-attempts",
-            description="The attempts that failed so far, the oldest first.",
-            max_length=100,
-        ),
-    ] = None
-
-
-class Story(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    x_reason: Annotated[
-        Literal["undecodable", "invalid", "failed", "gave-up", "crashed"],
-        Field(
-            alias="x-reason",
-            description="undecodable: the body is not JSON, or too large. invalid: it is JSON that breaks the contract. failed: every attempt failed. gave-up: the handler said that trying again is of no use. crashed: workers died, or lost their claim, while they had it.",
-        ),
-    ]
-    x_error: Annotated[str, Field(alias="x-error", max_length=1000)]
-    x_attempts: Annotated[list[Attempt], Field(alias="x-attempts", max_length=100)]
-    x_queue: Annotated[
-        str,
-        Field(alias="x-queue", description="The queue it came from.", max_length=255),
-    ]
-    x_contract: Annotated[
-        str,
-        Field(
-            alias="x-contract",
-            description="The version of the contract that the worker was built from.",
-            max_length=64,
-        ),
-    ]
-    x_died_at: Annotated[AwareDatetime, Field(alias="x-died-at")]
-
-
-class DeadLetter(RootModel[Any]):
-    root: Annotated[Any, Field(description="The body as it came, whatever it was.")]
 
 
 class Task(BaseModel):
@@ -159,6 +103,23 @@ class Task(BaseModel):
     ]
 
 
+class Burial(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    reason: Annotated[
+        Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"],
+        Field(
+            description="undecodable: the body is not JSON, or too large. invalid: it is JSON that breaks the contract. failed: every attempt failed. gave-up: the handler said that trying again is of no use. crashed: workers died, or lost their claim, while they had it. conflict: the id is known with another payload.",
+            title="Reason",
+        ),
+    ]
+    error: Annotated[str, Field(max_length=1000)]
+    died_at: AwareDatetime
+    attempts: Annotated[int, Field(description="How many attempts had failed.", ge=0)]
+
+
 class Result(RootModel[ChecksumResult | SimulateResult]):
     root: Annotated[
         ChecksumResult | SimulateResult,
@@ -169,16 +130,125 @@ class Result(RootModel[ChecksumResult | SimulateResult]):
     ]
 
 
+class Story(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    x_reason: Annotated[
+        Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"],
+        Field(
+            alias="x-reason",
+            description="undecodable: the body is not JSON, or too large. invalid: it is JSON that breaks the contract. failed: every attempt failed. gave-up: the handler said that trying again is of no use. crashed: workers died, or lost their claim, while they had it. conflict: the id is known with another payload.",
+            title="Reason",
+        ),
+    ]
+    x_error: Annotated[str, Field(alias="x-error", max_length=1000)]
+    x_attempts: Annotated[list[Attempt], Field(alias="x-attempts", max_length=100)]
+    x_queue: Annotated[
+        str,
+        Field(alias="x-queue", description="The queue it came from.", max_length=255),
+    ]
+    x_contract: Annotated[
+        str,
+        Field(
+            alias="x-contract",
+            description="The version of the contract that the worker was built from.",
+            max_length=64,
+        ),
+    ]
+    x_died_at: Annotated[AwareDatetime, Field(alias="x-died-at")]
+    x_burial: Annotated[
+        int | None,
+        Field(
+            alias="x-burial",
+            description="The claim under which it was buried, by which the ledger knows this burial from others.",
+            ge=0,
+        ),
+    ] = None
+    x_traceback: Annotated[
+        str | None,
+        Field(
+            alias="x-traceback",
+            description="The last lines of the last failure's traceback.",
+            max_length=4000,
+        ),
+    ] = None
+    x_story: Annotated[
+        list[Burial] | None,
+        Field(
+            alias="x-story",
+            description="Why it was a dead letter before, the oldest burial first.",
+            max_length=10,
+        ),
+    ] = None
+    x_returns: Annotated[
+        int | None,
+        Field(
+            alias="x-returns",
+            description="How often it came back from the dead letters.",
+            ge=0,
+        ),
+    ] = None
+
+
+class TaskHeaders(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    x_contract: Annotated[
+        str | None,
+        Field(
+            alias="x-contract",
+            description="The version of the contract that the sender was built from.",
+            max_length=64,
+        ),
+    ] = None
+    x_attempts: Annotated[
+        list[Attempt] | None,
+        Field(
+            alias="x-attempts",
+            description="The attempts that failed so far, the oldest first.",
+            max_length=100,
+        ),
+    ] = None
+    x_crashes: Annotated[
+        int | None,
+        Field(
+            alias="x-crashes",
+            description="How many workers died while they had it, as far as no ledger counts them.",
+            ge=0,
+        ),
+    ] = None
+    x_returns: Annotated[
+        int | None,
+        Field(
+            alias="x-returns",
+            description="How often it came back from the dead letters.",
+            ge=0,
+        ),
+    ] = None
+    x_story: Annotated[
+        list[Burial] | None,
+        Field(
+            alias="x-story",
+            description="Why it was a dead letter before it came back, the oldest burial first.",
+            max_length=10,
+        ),
+    ] = None
+
+
 __all__ = [
     "Model",
-    "Checksum",
-    "Simulate",
-    "ChecksumResult",
-    "SimulateResult",
     "Attempt",
-    "TaskHeaders",
-    "Story",
-    "DeadLetter",
+    "Checksum",
+    "ChecksumResult",
+    "Simulate",
+    "SimulateResult",
     "Task",
+    "Burial",
     "Result",
+    "Story",
+    "TaskHeaders",
 ]

@@ -15,6 +15,58 @@ class Model(RootModel[Any]):
     root: Any
 
 
+class Attempt(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    worker: Annotated[str, Field(max_length=255)]
+    at: AwareDatetime
+    error: Annotated[str, Field(max_length=1000)]
+
+
+class Box(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    width: Annotated[int, Field(ge=1, le=100000)]
+    height: Annotated[float, Field(ge=0.0, le=1000.0)]
+
+
+class Deadly(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    kind: Literal["deadly"]
+    after_s: Annotated[float, Field(ge=0.0, le=60.0)] = 0
+
+
+class Digest(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    kind: Literal["digest"]
+    text: Annotated[str, Field(max_length=4096, min_length=1, pattern="^[^\\x00]+$")]
+    algorithm: Literal["sha256", "sha512", "blake2b"] = "sha256"
+
+
+class DigestResult(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    kind: Literal["digest"]
+    text: Annotated[str, Field(max_length=4096, min_length=1)]
+    algorithm: Literal["sha256", "sha512", "blake2b"]
+    digest: Annotated[str, Field(max_length=128, pattern="^([0-9a-f]{2}){32,64}$")]
+    size: Annotated[
+        int, Field(description="Bytes that were read.", ge=0, le=9007199254740991)
+    ]
+
+
 class Nap(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -30,32 +82,15 @@ class Nap(BaseModel):
     ] = 0
 
 
-class Digest(BaseModel):
+class NapResult(BaseModel):
     model_config = ConfigDict(
         extra="allow",
         populate_by_name=True,
     )
-    kind: Literal["digest"]
-    text: Annotated[str, Field(max_length=4096, min_length=1, pattern="^[^\\x00]+$")]
-    algorithm: Literal["sha256", "sha512", "blake2b"] = "sha256"
-
-
-LabelsAdditionalProperty = TypeAliasType(
-    "LabelsAdditionalProperty", Annotated[str, Field(max_length=100)]
-)
-
-
-class Stop(RootModel[str]):
-    root: Annotated[str, Field(max_length=100, min_length=1)]
-
-
-class Box(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    width: Annotated[int, Field(ge=1, le=100000)]
-    height: Annotated[float, Field(ge=0.0, le=1000.0)]
+    kind: Literal["nap"]
+    attempt: Annotated[
+        int, Field(description="The attempt that succeeded.", ge=1, le=1000)
+    ]
 
 
 class Odd(BaseModel):
@@ -82,52 +117,6 @@ class Odd(BaseModel):
     ]
 
 
-class Deadly(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    kind: Literal["deadly"]
-    after_s: Annotated[float, Field(ge=0.0, le=60.0)] = 0
-
-
-class NapResult(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    kind: Literal["nap"]
-    attempt: Annotated[
-        int, Field(description="The attempt that succeeded.", ge=1, le=1000)
-    ]
-
-
-class DigestResult(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    kind: Literal["digest"]
-    text: Annotated[str, Field(max_length=4096, min_length=1)]
-    algorithm: Literal["sha256", "sha512", "blake2b"]
-    digest: Annotated[str, Field(max_length=128, pattern="^([0-9a-f]{2}){32,64}$")]
-    size: Annotated[
-        int, Field(description="Bytes that were read.", ge=0, le=9007199254740991)
-    ]
-
-
-class ParcelResult(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    kind: Literal["parcel"]
-    address: Annotated[str, Field(max_length=20000)]
-    size: Annotated[
-        float, Field(description="The width times the height.", ge=0.0, le=100000000.0)
-    ]
-
-
 class OddResult(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -137,70 +126,13 @@ class OddResult(BaseModel):
     way: Annotated[str, Field(max_length=100)]
 
 
-class Attempt(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    worker: Annotated[str, Field(max_length=255)]
-    at: AwareDatetime
-    error: Annotated[str, Field(max_length=1000)]
+LabelsAdditionalProperty = TypeAliasType(
+    "LabelsAdditionalProperty", Annotated[str, Field(max_length=100)]
+)
 
 
-class TaskHeaders(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    x_contract: Annotated[
-        str | None,
-        Field(
-            alias="x-contract",
-            description="The version of the contract that the sender was built from.",
-            max_length=64,
-        ),
-    ] = None
-    x_attempts: Annotated[
-        list[Attempt] | None,
-        Field(
-            alias="x-attempts",
-            description="The attempts that failed so far, the oldest first.",
-            max_length=100,
-        ),
-    ] = None
-
-
-class Story(BaseModel):
-    model_config = ConfigDict(
-        extra="allow",
-        populate_by_name=True,
-    )
-    x_reason: Annotated[
-        Literal["undecodable", "invalid", "failed", "gave-up", "crashed"],
-        Field(
-            alias="x-reason",
-            description="undecodable: the body is not JSON, or too large. invalid: it is JSON that breaks the contract. failed: every attempt failed. gave-up: the handler said that trying again is of no use. crashed: workers died, or lost their claim, while they had it.",
-        ),
-    ]
-    x_error: Annotated[str, Field(alias="x-error", max_length=1000)]
-    x_attempts: Annotated[list[Attempt], Field(alias="x-attempts", max_length=100)]
-    x_queue: Annotated[
-        str,
-        Field(alias="x-queue", description="The queue it came from.", max_length=255),
-    ]
-    x_contract: Annotated[
-        str,
-        Field(
-            alias="x-contract",
-            description="The version of the contract that the worker was built from.",
-            max_length=64,
-        ),
-    ]
-    x_died_at: Annotated[AwareDatetime, Field(alias="x-died-at")]
-
-
-class DeadLetter(RootModel[Any]):
-    root: Annotated[Any, Field(description="The body as it came, whatever it was.")]
+class Stop(RootModel[str]):
+    root: Annotated[str, Field(max_length=100, min_length=1)]
 
 
 class Parcel(BaseModel):
@@ -216,6 +148,18 @@ class Parcel(BaseModel):
     stops: Annotated[list[Stop] | None, Field(max_length=10)] = None
     service: Literal["slow", "fast"] = "slow"
     note: Annotated[str | None, Field(max_length=2000)] = None
+
+
+class ParcelResult(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    kind: Literal["parcel"]
+    address: Annotated[str, Field(max_length=20000)]
+    size: Annotated[
+        float, Field(description="The width times the height.", ge=0.0, le=100000000.0)
+    ]
 
 
 class Result(RootModel[NapResult | DigestResult | ParcelResult | OddResult]):
@@ -251,23 +195,86 @@ class Task(BaseModel):
     ]
 
 
+class Burial(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    reason: Annotated[
+        Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"],
+        Field(
+            description="undecodable: the body is not JSON, or too large. invalid: it is JSON that breaks the contract. failed: every attempt failed. gave-up: the handler said that trying again is of no use. crashed: workers died, or lost their claim, while they had it. conflict: the id is known with another payload.",
+            title="Reason",
+        ),
+    ]
+    error: Annotated[str, Field(max_length=1000)]
+    died_at: AwareDatetime
+    attempts: Annotated[int, Field(description="How many attempts had failed.", ge=0)]
+
+
+class TaskHeaders(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    x_contract: Annotated[
+        str | None,
+        Field(
+            alias="x-contract",
+            description="The version of the contract that the sender was built from.",
+            max_length=64,
+        ),
+    ] = None
+    x_attempts: Annotated[
+        list[Attempt] | None,
+        Field(
+            alias="x-attempts",
+            description="The attempts that failed so far, the oldest first.",
+            max_length=100,
+        ),
+    ] = None
+    x_crashes: Annotated[
+        int | None,
+        Field(
+            alias="x-crashes",
+            description="How many workers died while they had it, as far as no ledger counts them.",
+            ge=0,
+        ),
+    ] = None
+    x_returns: Annotated[
+        int | None,
+        Field(
+            alias="x-returns",
+            description="How often it came back from the dead letters.",
+            ge=0,
+        ),
+    ] = None
+    x_story: Annotated[
+        list[Burial] | None,
+        Field(
+            alias="x-story",
+            description="Why it was a dead letter before it came back, the oldest burial first.",
+            max_length=10,
+        ),
+    ] = None
+
+
 __all__ = [
     "Model",
-    "Nap",
-    "Digest",
-    "Stop",
-    "Box",
-    "Odd",
-    "Deadly",
-    "NapResult",
-    "DigestResult",
-    "ParcelResult",
-    "OddResult",
     "Attempt",
-    "TaskHeaders",
-    "Story",
-    "DeadLetter",
+    "Box",
+    "Deadly",
+    "Digest",
+    "DigestResult",
+    "Nap",
+    "NapResult",
+    "Odd",
+    "OddResult",
+    "Stop",
     "Parcel",
+    "ParcelResult",
     "Result",
     "Task",
+    "Burial",
+    "TaskHeaders",
 ]

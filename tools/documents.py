@@ -1,0 +1,84 @@
+"""Reads one document of the contract, YAML or JSON, so that it says what its author sees.
+
+YAML as AsyncAPI has it: JSON's types and no others (YAML 1.2's core schema, with anchors and `<<`). PyYAML reads YAML
+1.1, in which `on` is a boolean, `2026-11-25` a date, `1e5` a text and `12:30:00` the number 45000, and of a key that is
+written twice it keeps the last one without a word.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class Unreadable(Exception):
+    """The document can't be read; the message says where in it and why."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader with the types of JSON."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # overrides the 1.1 table that is shared by all loaders
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise Unreadable(f"line {_line(key)}: the key {key.value!r} is no text; put it in quotes")
+            if key.value in seen:
+                raise Unreadable(f"line {_line(key)}: the key {key.value!r} is there twice; keep one")
+            seen.add(key.value)
+        return node
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+for tag, pattern, first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^(?:[-+]?[0-9]+)$", "-+0123456789"),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+0123456789."),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("merge", r"^<<$", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
+
+
+def read(path: Path) -> Any:
+    """What the document says. Raises Unreadable."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return _json(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+    except OSError as error:
+        raise Unreadable(f"can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise Unreadable("is not UTF-8; save it as that") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "no YAML"
+        if "'\\t'" in problem:
+            problem = "a tab, which YAML does not indent with; use spaces"
+        raise Unreadable(f"line {mark.line + 1}: {problem}" if mark else problem) from error
+    except yaml.YAMLError as error:
+        raise Unreadable(" ".join(str(error).split())) from error
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"line {error.lineno}: {error.msg}") from error
+    except RecursionError as error:
+        raise Unreadable("contains itself (an anchor within what it names)") from error
+
+
+def _json(text: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise Unreadable(f"the key {twice!r} is there twice in one object; keep one")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)

@@ -1,0 +1,112 @@
+"""What every schema must be: draft 07, without a keyword that nobody would read, and such that a model can be made."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jsonschema_rs
+from pydantic_core import SchemaError, SchemaValidator, core_schema
+
+from tools.findings import Findings, mapping, nearest, shown
+from tools.resolve import DRAFT_07, FIELDS
+
+Path = tuple[str | int, ...]
+
+META = jsonschema_rs.Draft7Validator({"$ref": f"{DRAFT_07}#"}, validate_formats=True)
+KEYWORDS = {
+    *FIELDS["schema"], "$ref", "title", "description", "type", "enum", "const", "default", "examples", "format",
+    "pattern",
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "minItems",
+    "maxItems", "uniqueItems", "minProperties", "maxProperties", "required", "readOnly", "writeOnly", "contentEncoding",
+    "contentMediaType", "discriminator", "externalDocs", "deprecated",
+}  # fmt: skip
+TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
+# Of later drafts and of OpenAPI: draft 07 passes over them, so that they would promise what nobody checks.
+INSTEAD = {
+    "nullable": "say type: [..., 'null']",
+    "prefixItems": "say items: [...]",
+    "dependentRequired": "say dependencies",
+    "dependentSchemas": "say dependencies",
+    "unevaluatedProperties": "say additionalProperties: false",
+    "unevaluatedItems": "say additionalItems: false",
+    "minContains": "leave it out",
+    "maxContains": "leave it out",
+    "$dynamicRef": "say $ref",
+    "$recursiveRef": "say $ref",
+    "$anchor": "refer by #/ and the way to it",
+}
+
+
+def check(found: Findings) -> bool:
+    """Whether the schemas can be applied to anything."""
+    before = len(found.lines)
+    for at, schema in roots(found):
+        for error in META.iter_errors(schema):
+            _broken(found, (*at, *error.instance_path), error)
+    sound = len(found.lines) == before
+    for at, schema in every(found):
+        _keywords(found, at, schema)
+    return sound
+
+
+def roots(found: Findings) -> Iterator[tuple[Path, Any]]:
+    """The schemas that stand in no other."""
+    for name, schema in found.schemas.items():
+        yield ("components", "schemas", name), schema
+    for key, channel in mapping(found.document.get("channels")).items():
+        for name, message in mapping(mapping(channel).get("messages")).items():
+            for part in ("payload", "headers", "x-result"):
+                if part in mapping(message):
+                    yield ("channels", key, "messages", name, part), message[part]
+
+
+def every(found: Findings) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Every schema of the document, those within others too."""
+    for at, schema in roots(found):
+        yield from within(at, schema)
+
+
+def within(at: Path, schema: Any) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    if not isinstance(schema, dict):
+        return
+    yield at, schema
+    for key, kind in FIELDS["schema"].items():
+        below = schema.get(key)
+        if kind == "{schema}" and isinstance(below, dict):
+            children = [((*at, key, name), child) for name, child in below.items()]
+        elif isinstance(below, list):
+            children = [((*at, key, index), child) for index, child in enumerate(below)]
+        else:
+            children = [((*at, key), below)]
+        for where, child in children:
+            yield from within(where, child)
+
+
+def _keywords(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
+    for key in schema:
+        if key in INSTEAD:
+            found.say((*at, key), f"draft 07 has no such keyword, and passes over it; {INSTEAD[key]}")
+        elif key not in KEYWORDS and not key.startswith("x-") and (near := nearest(key, dict.fromkeys(KEYWORDS))):
+            found.say((*at, key), f"draft 07 has no such keyword, and passes over it; is it {near}?")
+    if "x-time-limit-s" in schema:
+        found.rule("kind", schema, at)
+    for pattern in mapping(schema.get("patternProperties")):
+        if not modelled(pattern):
+            found.say((*at, "patternProperties", pattern), "can't be in a model (no look-ahead or look-behind there)")
+
+
+def modelled(pattern: str) -> bool:
+    """Whether a generated model can hold this pattern, which the schema is checked with in any case."""
+    try:
+        SchemaValidator(core_schema.str_schema(pattern=pattern))
+    except SchemaError:
+        return False
+    return True
+
+
+def _broken(found: Findings, at: Path, error: jsonschema_rs.ValidationError) -> None:
+    if error.kind.name == "format":
+        found.say(at, f"{shown(error.instance)} is no regular expression (ECMA 262)")
+    elif at[-1] == "type":
+        found.say(at, f"{shown(error.instance)} is no type of JSON; those are {', '.join(TYPES)}")
+    else:
+        found.say(at, f"{error.message}, and so no JSON Schema of draft 07")
