@@ -22,9 +22,9 @@ from hypothesis_jsonschema import from_schema
 
 from generated.producer.messages.json import Checksum, Simulate, Task
 from generated.worker.messages.json import ChecksumResult, SimulateResult
-from workqueue import codec as codec_module
 from workqueue import contract
 from workqueue.codec import ModelCodec, ResultCodec, Schema, Undecodable, for_model
+from workqueue.codec import models as codec_module
 from workqueue.errors import NotSent
 
 SPEC = Path(__file__).parent.parent / "spec"

@@ -26,6 +26,10 @@ import yaml
 from asyncapi_python_codegen.generators import CodeGenerator
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # started as a script, from any folder
+
+from tools import roundtrip  # noqa: E402
+
 SPEC = ROOT / "spec"
 GENERATED = ROOT / "generated"
 SCHEMAS = "/components/schemas/"
@@ -109,12 +113,15 @@ def build(target: Path) -> None:
             # What it prints is progress and the verdict of a type check that the project's own replaces; what it
             # warns of are limits that a pydantic type can't carry, which the codec takes from the schema itself.
             warnings.filterwarnings("ignore", message="Pydantic does not take", category=UserWarning)
+            warnings.filterwarnings("ignore", message="format of .* not understood", category=UserWarning)
             try:
                 CodeGenerator().generate(document, package)
             except Exception as error:  # the generator has no error type of its own
                 raise SpecError(f"{document.name}: {error}") from error
         text = json.dumps(contract(document), indent=1, ensure_ascii=False)
         (package / "contract.json").write_text(text + "\n", encoding="utf-8")
+        for problem in roundtrip.problems(package):
+            raise SpecError(f"{document.name}: {problem}")
 
 
 def differences(one: filecmp.dircmp[str], prefix: str = "") -> list[str]:

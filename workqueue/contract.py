@@ -5,12 +5,13 @@ from a number or a name in the code.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
+from workqueue import kinds
 from workqueue.errors import ContractInvalid
 
 
@@ -72,8 +73,19 @@ class Receive:
     """How many attempts the story of a dead letter may tell."""
     lease_s: float
     crash_limit: int
-    time_limits_s: Mapping[str, float]
-    """By the title of a payload's schema, which is also the name of its model."""
+    tag: str | None
+    """The property of a payload whose constant names its kind; None if nothing tells the kinds apart."""
+    time_limits_s: Mapping[str | None, float]
+    """By kind; `None` is for the kinds that state no limit of their own."""
+
+    @cached_property
+    def kind_of(self) -> Callable[[Any], str | None]:
+        """From the model of a payload to its kind."""
+        return kinds.naming(self.tag)
+
+    def time_limit_s(self, payload: Any) -> float | None:
+        """How long an attempt at this payload may take; None is for ever."""
+        return self.time_limits_s.get(self.kind_of(payload), self.time_limits_s.get(None))
 
     @property
     def max_attempts(self) -> int:
@@ -140,11 +152,8 @@ def read(document: Mapping[str, Any]) -> Contract:
             dead_max_attempts=_story(document["channels"][retry["deadLetter"]], schemas)["x-attempts"]["maxItems"],
             lease_s=float(operation["x-lease-s"]),
             crash_limit=operation["x-crash-limit"],
-            time_limits_s={
-                schema.get("title", name): float(schema["x-time-limit-s"])
-                for name, schema in schemas.items()
-                if "x-time-limit-s" in schema
-            },
+            tag=kinds.payload_tag(kinds.field(message["payload"], "payload", schemas) or {}, schemas),
+            time_limits_s=kinds.time_limits_s(message["payload"], schemas),
         )
     return Contract(document["info"]["version"], tuple(channels.values()), sends, receives)
 

@@ -185,7 +185,7 @@ class Guard(Generic[T]):
             return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
 
         run = Run(self._worker, number, self._settings, complete)
-        limit_s = self._receive.time_limits_s.get(type(task.payload).__name__)
+        limit_s = self._receive.time_limit_s(task.payload)
         lease_s = self._receive.lease_s
         leash = Leash(limit_s, lease_s, lambda: self._ledger.renew(task.id, claim.fence, lease_s))
         self._leashes.add(leash)
