@@ -5,6 +5,7 @@ import json
 import re
 import re._parser as re_parser  # type: ignore[import-not-found]
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from workqueue import kinds
@@ -172,7 +173,8 @@ def _written(token: tuple[Any, Any], more: int, turn: int) -> str:
         case "ANY":
             return "a0-A"[turn]
         case "IN":
-            return _one_of(value, turn)
+            ordinary = _members(tuple(value))
+            return ordinary[(turn * 17) % len(ordinary)]
         case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
             least, most, inner = value
             return "".join(
@@ -186,13 +188,14 @@ def _written(token: tuple[Any, Any], more: int, turn: int) -> str:
             return ""
 
 
-def _one_of(members: list[tuple[Any, Any]], turn: int) -> str:
-    inside = [chr(code) for code in range(32, 383) if _is_in(members, chr(code))]
-    ordinary = [one for one in inside if one.isalnum()] or inside or ["a"]
-    return ordinary[(turn * 17) % len(ordinary)]
+@cache
+def _members(members: tuple[tuple[Any, Any], ...]) -> list[str]:
+    """Characters of a set, letters and digits if it has any."""
+    inside = [char for char in map(chr, (*range(32, 127), 9, 233, 955, 8232)) if _is_in(members, char)]
+    return [char for char in inside if char.isalnum()] or inside or ["a"]
 
 
-def _is_in(members: list[tuple[Any, Any]], char: str) -> bool:
+def _is_in(members: tuple[tuple[Any, Any], ...], char: str) -> bool:
     negated, found = False, False
     for kind, value in members:
         match str(kind):
