@@ -66,14 +66,16 @@ class _Trial:
 
     def __init__(self, message: contract.Message) -> None:
         self._name, self._schemas = message.name, message.schema["components"]["schemas"]
-        self._message = message
+        self._message, self._whole = message, message.schema["allOf"][0]
+        self._tag = kinds.payload_tag(kinds.field(self._whole, "payload", self._schemas) or {}, self._schemas)
         self._kept: set[str] = set()
         self._refused: dict[str, str] = {}
         self._lines: list[str] = []
 
     def of_message(self, model: type[BaseModel]) -> list[str]:
         codec = ModelCodec(model, self._message)
-        for value in Maker(self._schemas).values(self._message.schema["allOf"][0]):
+        self._lines += [f"{self._name}: {line}" for line in kinds.unreachable_limits(self._whole, self._schemas)]
+        for value in Maker(self._schemas).values(self._whole):
             kind = self._kind(value.get("payload") if isinstance(value, dict) else None)
             made = codec.decode(json.dumps(value).encode())
             if isinstance(made, Undecodable):
@@ -88,6 +90,7 @@ class _Trial:
 
     def of_result(self, receive: contract.Receive, models: ModuleType) -> list[str]:
         self._name = "result"
+        self._tag = kinds.payload_tag(receive.result_schema["allOf"][0], self._schemas)
         codec = ResultCodec(receive)
         for path in kinds.alternatives(receive.result_schema["allOf"][0], self._schemas):
             candidates = _models_of(path, models, self._schemas)
@@ -106,7 +109,7 @@ class _Trial:
         return self._found()
 
     def _kind(self, payload: Any) -> str:
-        tagged = payload.get("kind") if isinstance(payload, dict) else None
+        tagged = payload.get(self._tag) if isinstance(payload, dict) else None
         return f"{self._name} {tagged}" if tagged is not None else self._name
 
     def _note(self, kind: str, value: Any, problem: object) -> None:
