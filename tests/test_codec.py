@@ -22,9 +22,9 @@ from hypothesis_jsonschema import from_schema
 
 from tests.generated.producer.messages.json import Digest, Nap, Task
 from tests.generated.worker.messages.json import DigestResult, NapResult
-from workqueue import codec as codec_module
 from workqueue import contract
 from workqueue.codec import ModelCodec, ResultCodec, Schema, Undecodable, for_model
+from workqueue.codec import models as codec_module
 from workqueue.errors import NotSent
 
 SPEC = Path(__file__).parent / "spec"

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -24,6 +25,7 @@ from workqueue.tasks.stack import LINES, TAIL_CHARACTERS, traceback_lines, trace
 
 WAIT_S = 20.0
 TASK = SimpleNamespace(id=UUID(int=7), payload=SimpleNamespace(kind="resize"))
+KIND_OF = attrgetter("kind")
 
 
 class Answer(BaseModel):
@@ -35,7 +37,7 @@ ANSWER = Answer(of="the handler")
 
 def attempts(handler: Any, said: list[str] | None = None, tell_begin: bool = False) -> Attempts:
     report = (said if said is not None else []).append
-    return Attempts(handler, Holder("w1", cast(Ledger, None), 60.0, report), tell_begin=tell_begin)
+    return Attempts(handler, Holder("w1", cast(Ledger, None), 60.0, report, KIND_OF), tell_begin=tell_begin)
 
 
 async def outcome(handler: Any, limit_s: float | None = None) -> Any:

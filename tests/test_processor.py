@@ -17,7 +17,7 @@ from uuid import UUID
 import jsonschema
 import pytest
 
-from tests.generated.worker.messages.json import Nap, NapResult, Task
+from tests.generated.worker.messages.json import NapResult, Task
 from workqueue import contract, delivery
 from workqueue.codec import Undecodable
 from workqueue.contract import Queue, Receive
@@ -623,7 +623,7 @@ async def test_an_error_of_the_guards_own_ends_the_worker_and_leaves_the_message
 
 
 async def test_a_task_that_takes_longer_than_its_contract_allows_has_failed() -> None:
-    bench = Bench(never, replace(RECEIVE, time_limits_s={Nap.__name__: 0.02}))
+    bench = Bench(never, replace(RECEIVE, time_limits_s={"nap": 0.02}))
     assert await bench.take() == ["claim", "run", RUNGS[0], "release", "ack"]
     (attempt,) = bench.publisher.copies[0]["headers"]["x-attempts"]
     assert attempt["error"] == "TimeoutError: it took longer than its limit of 0.02 s"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import pairwise
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -20,6 +21,7 @@ from workqueue.tasks.threads import in_thread, owner
 
 WAIT_S = 20.0
 TASK = SimpleNamespace(id=UUID(int=7), payload=SimpleNamespace(kind="resize"))
+KIND_OF = attrgetter("kind")
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -47,7 +49,7 @@ def a_scope(
     limit_s: float | None, lease_s: float, renew: Callable[[], Awaitable[bool]] = kept, said: list[str] | None = None
 ) -> Scope:
     report = (said if said is not None else []).append
-    return Scope(Holder("w1", cast(Ledger, Renewing(renew)), lease_s, report), TASK, 5, limit_s)
+    return Scope(Holder("w1", cast(Ledger, Renewing(renew)), lease_s, report, KIND_OF), TASK, 5, limit_s)
 
 
 async def held(scope: Scope, inside: Any = None) -> None:

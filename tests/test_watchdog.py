@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -20,6 +21,7 @@ from workqueue.tasks.scope import Holder
 from workqueue.tasks.watchdog import Watchdog
 
 TASK = SimpleNamespace(id=UUID(int=7), payload=SimpleNamespace(kind="resize"))
+KIND_OF = attrgetter("kind")
 
 
 class Renewing:
@@ -60,7 +62,7 @@ async def run(act: Callable[[], Any], ledger: Renewing, limit_s: float | None, l
     async def handle(*_: Any) -> None:
         act()
 
-    attempts = Attempts(handle, Holder("w1", cast(Ledger, ledger), lease_s, lambda _: None))
+    attempts = Attempts(handle, Holder("w1", cast(Ledger, ledger), lease_s, lambda _: None, KIND_OF))
     with watched(attempts):
         await attempts.run(TASK, Run("w1", 1, Settings(), cast(Any, None)), 5, limit_s)
         await asyncio.sleep(0.5)  # it looks once more
@@ -129,7 +131,7 @@ async def test_a_process_that_must_end_gives_its_claims_back_says_what_runs_and_
 
     monkeypatch.setattr("os._exit", end)
     monkeypatch.setattr("threading.excepthook", lambda _: None)
-    attempts = Attempts(stay, Holder("w1", cast(Ledger, Renewing()), 60, lambda _: None))
+    attempts = Attempts(stay, Holder("w1", cast(Ledger, Renewing()), 60, lambda _: None, KIND_OF))
     watchdog = Watchdog("w1", lambda: attempts.running, given_back.extend)
     watchdog.start()
     watchdog.end_by(9.0, 70, "later")

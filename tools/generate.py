@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # run as a script: its own folder stands there, which is no place to import from
 
-from tools import lint, lint_schemas  # noqa: E402
+from tools import lint, lint_schemas, roundtrip  # noqa: E402
 from tools.resolve import Resolved, resolve  # noqa: E402
 from workqueue import contract  # noqa: E402
 from workqueue.errors import ContractInvalid  # noqa: E402
@@ -84,7 +84,9 @@ def build(root: Path, target: Path) -> None:
         _generate(resolved, target / name)
         text = json.dumps(resolved.document, indent=1, ensure_ascii=False)
         (target / name / "contract.json").write_text(text + "\n", encoding="utf-8")
-        problems += _proof(resolved, target / name)
+        problems += _proof(resolved, target / name) or [
+            f"{resolved.place()}: {problem}" for problem in roundtrip.problems(target / name)
+        ]
     if problems:
         raise SpecError(problems)
 
@@ -100,6 +102,7 @@ def _generate(resolved: Resolved, package: Path) -> None:
             # What it prints is progress; what it warns of are limits that a pydantic type can't carry, which the codec
             # takes from the schema itself.
             warnings.filterwarnings("ignore", message="Pydantic does not take", category=UserWarning)
+            warnings.filterwarnings("ignore", message="format of .* not understood", category=UserWarning)
             try:
                 generator.generate(document, package)
             except (

@@ -5,12 +5,13 @@ from a number or a name in the code.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
+from workqueue import kinds
 from workqueue.errors import ContractInvalid
 
 
@@ -81,8 +82,19 @@ class Receive:
     """How many attempts the story of a dead letter may tell."""
     lease_s: float
     crash_limit: int
-    time_limits_s: Mapping[str, float]
-    """By the title of a payload's schema, which is also the name of its model."""
+    tag: str | None
+    """The property of a payload whose constant names its kind; None if nothing tells the kinds apart."""
+    time_limits_s: Mapping[str | None, float]
+    """By kind; `None` is for the kinds that state no limit of their own."""
+
+    @cached_property
+    def kind_of(self) -> Callable[[Any], str | None]:
+        """From the model of a payload to its kind."""
+        return kinds.naming(self.tag)
+
+    def time_limit_s(self, payload: Any) -> float | None:
+        """How long an attempt at this payload may take; None is for ever."""
+        return self.time_limits_s.get(self.kind_of(payload), self.time_limits_s.get(None))
 
     @property
     def max_attempts(self) -> int:
@@ -161,8 +173,8 @@ class _Reader:
         )
 
     def _receive(self, name: str, operation: Mapping[str, Any]) -> Receive:
-        channel, message = self._channel(operation), self._message(_only(self._channel(operation)))
-        dead_letters = self._channel(operation["x-deadLetter"])
+        channel, dead_letters = self._channel(operation), self._channel(operation["x-deadLetter"])
+        message, payload = self._message(_only(channel)), _only(channel)["payload"]
         routes = operation["x-retry"]["channels"]
         if not routes:
             raise ContractInvalid(f"{name} has no channels in x-retry; name one or more")
@@ -181,11 +193,8 @@ class _Reader:
             dead_max_attempts=self._story(_only(dead_letters))["x-attempts"]["maxItems"],
             lease_s=float(operation["x-lease-s"]),
             crash_limit=int(operation["x-crash-limit"]),
-            time_limits_s={
-                schema.get("title", name): float(schema["x-time-limit-s"])
-                for name, schema in self._schemas.items()
-                if "x-time-limit-s" in schema
-            },
+            tag=kinds.payload_tag(kinds.field(payload, "payload", self._schemas) or {}, self._schemas),
+            time_limits_s=kinds.time_limits_s(payload, self._schemas),
         )
 
     def _message(self, message: Mapping[str, Any]) -> Message:

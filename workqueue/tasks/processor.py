@@ -122,7 +122,7 @@ class Guard(Generic[T]):
         self._worker, self._settings, self._report, self._fatal = worker, settings, report, fatal
         self._copies = Copies(contract, receive, publisher, worker, settings.send_s)
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
-        holder = Holder(worker, ledger, receive.lease_s, report)
+        holder = Holder(worker, ledger, receive.lease_s, report, receive.kind_of)
         self.attempts = Attempts(handler, holder, tell_begin=settings.log == "debug")
         self._ask, self._room = Asking(worker), Room()
         self._emptied: asyncio.Future[None] | None = None
@@ -178,7 +178,7 @@ class Guard(Generic[T]):
                 return await self._delay(arrived, self._receive.rungs[-1], often)
         if isinstance(task, Undecodable):
             return await self._dead_letter(arrived, Bury(task.reason, task.error), f"message  {arrived.message_id}")
-        told = f"{getattr(task.payload, 'kind', 'task')}  {task.id}"
+        told = f"{self._kind(task)}  {task.id}"
         if problem := self._problem(arrived.headers):
             return await self._dead_letter(arrived, Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT]), told)
         if arrived.delivery_count >= DELIVERIES:
@@ -264,6 +264,9 @@ class Guard(Generic[T]):
             raise Closed from error
         return answer
 
+    def _kind(self, task: T) -> str:
+        return self._receive.kind_of(task.payload) or "task"
+
     def _is_draining(self) -> bool:
         return self._draining
 
@@ -318,7 +321,7 @@ class Guard(Generic[T]):
             return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
 
         run = Run(self._worker, number, self._settings, complete)
-        limit_s = self._receive.time_limits_s.get(type(task.payload).__name__)
+        limit_s = self._receive.time_limit_s(task.payload)
         try:
             result = await self.attempts.run(task, run, claim.fence, limit_s)
         except Exception as error:

@@ -36,6 +36,8 @@ class Holder:
     ledger: Ledger
     lease_s: float
     report: Callable[[str], object]
+    kind_of: Callable[[Any], str | None]
+    """From a task's payload to its kind."""
     ending: bool = False
 
     @property
@@ -82,7 +84,7 @@ class Scope:
     @property
     def told(self) -> str:
         """The task as lines of the log have it."""
-        return f"{getattr(self._task.payload, 'kind', 'task')}  {self._task.id}"
+        return f"{self.holder.kind_of(self._task.payload) or 'task'}  {self._task.id}"
 
     def ran_s(self) -> float:
         return time.monotonic() - self._began

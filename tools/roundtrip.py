@@ -1,0 +1,170 @@
+"""Proof that values survive: what the contract allows goes through the generated models and comes back as it was.
+
+For each message and result of a generated package, values are made at the boundaries of its schema, without chance,
+and sent through the codec. A value that the schema accepts and its model changes is a problem, in one line.
+"""
+
+import importlib
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, RootModel, ValidationError
+from pydantic_core import PydanticSerializationError, from_json
+
+from tools.samples import Maker
+from workqueue import contract, kinds
+from workqueue.codec import ModelCodec, ResultCodec, Undecodable
+from workqueue.codec.values import change
+from workqueue.errors import ContractInvalid, NotSent
+
+
+def problems(package: Path) -> list[str]:
+    """A line for each field of a generated package that does not keep what the contract lets it hold."""
+    try:
+        loaded = contract.read(json.loads((package / "contract.json").read_text(encoding="utf-8")))
+    except KeyError as error:
+        return [f"{package.name}: the contract does not state {error}"]
+    except ContractInvalid as error:
+        return [f"{package.name}: {error}"]
+    try:
+        models = _imported(package)
+    except Exception as error:  # noqa: BLE001  # whatever a generated module raises, it can't be used
+        return [f"{package.name}: the generated models can't be imported: {' '.join(str(error).split())[:500]}"]
+    found: list[str] = []
+    operations: list[contract.Send | contract.Receive] = [*loaded.sends.values(), *loaded.receives.values()]
+    for operation in operations:
+        found += _Trial(operation.message).of_message(getattr(models, operation.message.name))
+        if isinstance(operation, contract.Receive):
+            found += _Trial(operation.message).of_result(operation, models)
+    return list(dict.fromkeys(found))
+
+
+def _imported(package: Path) -> ModuleType:
+    """The module of a package's models alone: the rest of the package wants a runtime."""
+    name = f"_roundtrip_{package.name}"
+    spec = importlib.util.spec_from_file_location(name, package / "messages" / "json" / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where pydantic looks up names in annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Trial:
+    """Sends values through a codec, and notes what became of them by the place in the value.
+
+    A change is a problem. That a model refuses a value is one only for a place where it never takes any: the schema
+    may say less than the model (a leap second), and such a value is refused in the open when it comes.
+    """
+
+    def __init__(self, message: contract.Message) -> None:
+        self._name, self._schemas = message.name, message.schema["components"]["schemas"]
+        self._message, self._whole = message, message.schema["allOf"][0]
+        self._tag = kinds.payload_tag(kinds.field(self._whole, "payload", self._schemas) or {}, self._schemas)
+        self._kept: set[str] = set()
+        self._refused: dict[str, str] = {}
+        self._lines: list[str] = []
+
+    def of_message(self, model: type[BaseModel]) -> list[str]:
+        codec = ModelCodec(model, self._message)
+        self._lines += [f"{self._name}: {line}" for line in kinds.unreachable_limits(self._whole, self._schemas)]
+        for value in Maker(self._schemas).values(self._whole):
+            kind = self._kind(value.get("payload") if isinstance(value, dict) else None)
+            made = codec.decode(json.dumps(value).encode())
+            if isinstance(made, Undecodable):
+                self._note(kind, value, made.error)
+                continue
+            try:
+                self._note(kind, value, change(value, from_json(codec.encode(made))))
+            except NotSent as error:
+                self._note(kind, value, error.reason)
+            self._lines += self._default(kind, made)
+        return self._found()
+
+    def of_result(self, receive: contract.Receive, models: ModuleType) -> list[str]:
+        self._name = "result"
+        self._tag = kinds.payload_tag(receive.result_schema["allOf"][0], self._schemas)
+        codec = ResultCodec(receive)
+        for path in kinds.alternatives(receive.result_schema["allOf"][0], self._schemas):
+            candidates = _models_of(path, models, self._schemas)
+            for value in Maker(self._schemas).values({"allOf": list(path)}) if candidates else ():
+                # A payload may have the same constant and properties as a result: one of the models is the right one.
+                told = [self._of_result(codec, model, value) for model in candidates]
+                self._note(self._kind(value), value, None if None in told else told[0])
+        return self._found()
+
+    def _of_result(self, codec: ResultCodec, model: Any, value: Any) -> object:
+        """What is wrong with a value that goes through this model; None for nothing."""
+        try:
+            made = model.model_validate(value, by_alias=True, by_name=False)
+            found = change(value, from_json(codec.encode(made)))
+        except ValidationError as error:
+            return f"/{'/'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+        except ValueError as error:
+            return str(error)
+        self._lines += self._default(self._kind(value), made)
+        return found
+
+    def _kind(self, payload: Any) -> str:
+        tagged = payload.get(self._tag) if isinstance(payload, dict) else None
+        return f"{self._name} {tagged}" if tagged is not None else self._name
+
+    def _note(self, kind: str, value: Any, problem: object) -> None:
+        places = {f"{kind}: {pointer}" for pointer in _places(value)}
+        if problem is None:
+            self._kept |= places
+        elif " would become " in str(problem):
+            self._lines.append(f"{kind}: {problem}; give the field another format, or none")
+        else:
+            where = f"{kind}: {_without_numbers(str(problem).partition(': ')[0])}"
+            self._refused.setdefault(where, f"{kind}: {problem}; its model takes nothing that the schema accepts")
+
+    def _found(self) -> list[str]:
+        return self._lines + [line for where, line in self._refused.items() if where not in self._kept]
+
+    @staticmethod
+    def _default(kind: str, made: BaseModel) -> Iterator[str]:
+        """A default that reaches a handler as the text of the contract, not as the type of its field."""
+        try:
+            made.model_dump_json(by_alias=True, warnings="error")
+        except PydanticSerializationError as error:
+            named = re.findall(r"field_name='([^']*)'", str(error))
+            yield (
+                f"{kind}: the default of {named[-1] if named else 'a field'} would reach a handler as text, not as the "
+                "type of its format; leave the default out, or the format"
+            )
+
+
+def _models_of(path: tuple[Mapping[str, Any], ...], models: ModuleType, schemas: Mapping[str, Any]) -> list[Any]:
+    """The generated models of an alternative: those with its properties and its constants."""
+    properties = {name for part in path for name in part.get("properties", {})}
+    constants = kinds.merged(path, schemas)
+    found = []
+    for model in vars(models).values():
+        if not isinstance(model, type) or not issubclass(model, BaseModel) or issubclass(model, RootModel):
+            continue
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if fields.keys() == properties and properties:
+            told = {name: getattr(fields[name].annotation, "__args__", ()) for name in constants}
+            if all(set(map(kinds.text, values)) == set(map(kinds.text, told[n])) for n, values in constants.items()):
+                found.append(model)
+    return found
+
+
+def _places(value: Any, here: str = "") -> Iterator[str]:
+    yield here or "/"
+    for name, below in value.items() if isinstance(value, dict) else ():
+        yield from _places(below, f"{here}/{name}")
+    for below in value if isinstance(value, list) else ():
+        yield from _places(below, f"{here}/*")
+
+
+def _without_numbers(pointer: str) -> str:
+    return re.sub(r"/\d+(?=/|$)", "/*", pointer)

@@ -1,0 +1,196 @@
+"""Bytes to generated model and back, exactly as the contract says.
+
+The contract's own JSON Schema decides, not the models: those accept unknown fields and convert what they can, and
+can't express every schema. A model is made only from a value that the schema accepts, and counts only if it writes
+that value again: what a model would change is refused, never passed on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from asyncapi_python.kernel.codec import Codec
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
+
+from workqueue import contract
+from workqueue.codec.schema import Schema, place, printable
+from workqueue.codec.values import Change, Path, change, difference, mark_filled
+from workqueue.errors import NotSent
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Undecodable:
+    """A body that is not the contract's, in place of a model: `decode` never raises."""
+
+    reason: Literal["undecodable", "invalid"]
+    error: str
+
+
+class Body(bytes):
+    """An encoded message together with the id it is published under."""
+
+    message_id: str
+
+
+class ModelCodec(Codec[Any, bytes], Generic[M]):
+    """The codec of one message: a generated model, its schema and its size limit."""
+
+    def __init__(self, model: type[M], message: contract.Message) -> None:
+        self._model = model
+        self._schema = Schema(message.schema)
+        self.max_bytes = message.max_bytes
+
+    def decode(self, payload: bytes) -> M | Undecodable:
+        """The model, or Undecodable: too large or not JSON ("undecodable"), not the contract's, or not to be held by
+        its model as it is ("invalid")."""
+        value = self._parse(payload)
+        if isinstance(value, Undecodable):
+            return value
+        model = self._valid(value)
+        if isinstance(model, Undecodable):
+            return model
+        written = _dump(model)
+        if written == payload or written == to_json(value):
+            return model
+        changed = change(value, from_json(written))
+        return model if changed is None else Undecodable("invalid", str(changed))
+
+    def from_value(self, value: Any) -> M | Undecodable:
+        """The model of a parsed JSON value, or Undecodable("invalid")."""
+        model = self._valid(value)
+        if isinstance(model, Undecodable):
+            return model
+        changed = change(value, from_json(_dump(model)))
+        return model if changed is None else Undecodable("invalid", str(changed))
+
+    def encode(self, payload: M) -> Body:
+        """The contract's bytes: its field names, nothing for a default that is neither set nor filled in place.
+
+        Raises NotSent if they would break the contract, or would not arrive as what was given.
+        """
+        body, value, read_back = self._write(payload)
+        if read_back != payload:
+            mark_filled(payload, read_back)
+            body, value, read_back = self._write(payload)
+            changed = _change(payload, value, read_back)
+            if changed is not None:
+                raise self._not_sent(payload, str(changed))
+        body.message_id = str(value.get("id", "")) if isinstance(value, dict) else ""
+        return body
+
+    def extract_field(self, payload: M, location: str) -> str:
+        raise ValueError(f"{location}: the address of a work queue has no parameters")
+
+    def _write(self, payload: M) -> tuple[Body, Any, M]:
+        """The bytes, their JSON value, and what a receiver would make of it."""
+        try:
+            body = Body(_dump(payload))
+        except ValueError as error:  # such as a file name that is not Unicode
+            raise self._not_sent(payload, printable(str(error))) from error
+        value = self._parse(body)
+        read_back = value if isinstance(value, Undecodable) else self._valid(value)
+        if isinstance(read_back, Undecodable):
+            raise self._not_sent(payload, read_back.error)
+        return body, value, read_back
+
+    @staticmethod
+    def _not_sent(payload: M, problem: str) -> NotSent:
+        return NotSent(str(getattr(payload, "id", "")), problem)
+
+    def _parse(self, payload: bytes) -> Any:
+        if len(payload) > self.max_bytes:
+            return Undecodable("undecodable", f"{len(payload)} bytes, the limit is {self.max_bytes}")
+        try:
+            return from_json(payload, allow_inf_nan=False)
+        except ValueError as error:
+            return Undecodable("undecodable", printable(f"not JSON: {error}"))
+
+    def _valid(self, value: Any) -> M | Undecodable:
+        problem = self._schema.problem(value)
+        if problem is not None:
+            return Undecodable("invalid", problem)
+        try:
+            return _read(self._model, value)
+        except ValidationError as error:  # the schema allows what the model's type can't hold, such as second 60
+            return Undecodable("invalid", _refusal(value, error))
+
+
+class ResultCodec:
+    """What a handler returned, to JSON by the contract's result schema."""
+
+    def __init__(self, receive: contract.Receive) -> None:
+        self._schema, self._max_bytes = Schema(receive.result_schema), receive.result_max_bytes
+
+    def encode(self, result: BaseModel) -> str:
+        """Raises ValueError, one line, if the result is no model, breaks the contract, or would be kept otherwise than
+        it was returned."""
+        if not isinstance(result, BaseModel):
+            raise ValueError(
+                f"the handler returned {type(result).__name__}, which is no model; "
+                "return one of the generated result models, or None"
+            )
+        encoded, value, read_back = self._write(result)
+        if read_back != result:
+            mark_filled(result, read_back)
+            encoded, value, read_back = self._write(result)
+            changed = _change(result, value, read_back)
+            if changed is not None:
+                raise ValueError(f"the result can't be kept: {changed}")
+        return encoded.decode()
+
+    def _write(self, result: BaseModel) -> tuple[bytes, Any, BaseModel]:
+        encoded = _dump(result)
+        if len(encoded) > self._max_bytes:
+            raise ValueError(f"a result of {len(encoded)} bytes, the limit is {self._max_bytes}")
+        value = from_json(encoded)
+        problem = self._schema.problem(value)
+        if problem is not None:
+            raise ValueError(f"the result breaks the contract: {problem}")
+        try:
+            return encoded, value, _read(type(result), value)
+        except ValidationError as error:
+            raise ValueError(f"the result breaks the contract: {_refusal(value, error)}") from error
+
+
+# What `model_dump_json` and `model_validate` call: without them each is 1 us faster, and every message takes both.
+
+
+def _dump(model: BaseModel) -> bytes:
+    # A value of a wrong type is refused by the schema, in one line; pydantic would say it on standard error too.
+    return type(model).__pydantic_serializer__.to_json(model, by_alias=True, exclude_unset=True, warnings=False)
+
+
+def _read(model: type[M], value: Any) -> M:
+    # By alias only: a field's Python name is not the contract's, and may be that of another property.
+    made: M = model.__pydantic_validator__.validate_python(value, by_alias=True, by_name=False)
+    return made
+
+
+def _change(given: BaseModel, value: Any, read_back: BaseModel) -> Change | None:
+    """What of a model is lost: on the way to the JSON value, or when a receiver makes a model of that."""
+    return difference(given, value, read_back) or change(value, from_json(_dump(read_back)))
+
+
+def _refusal(value: Any, error: ValidationError) -> str:
+    """What the model says against a value that its schema accepts.
+
+    In a union each alternative complains; those whose constant is another one were not meant.
+    """
+    errors = error.errors(include_url=False, include_input=False)
+    others = [found["loc"][:-1] for found in errors if found["type"] == "literal_error"]
+    meant = [e for e in errors if not any(e["loc"][: len(other)] == other for other in others)]
+    first = (meant or errors)[0]
+    return printable(f"{place(_steps(value, first['loc']))}: {first['msg']}")
+
+
+def _steps(value: Any, location: Path) -> Iterator[str | int]:
+    """The steps of a pydantic location that are steps of the value; the others are names of types."""
+    for step in location:
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, dict) and step in value:
+            value = value[step]
+            yield step
