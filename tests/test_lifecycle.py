@@ -14,6 +14,7 @@ from workqueue.lifecycle import Format, Report
 def test_a_line_looks_like_one_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1_795_600_799.0307
     monkeypatch.setattr(time, "time", lambda: now_s)
+    monkeypatch.setattr(time, "time_ns", lambda: round(now_s * 1e9))  # what logging asks from Python 3.13 on
     told, logged = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", told)
     log = logging.Logger("as lifecycle.run sets it up")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shlex
 import signal
 import socket
 import ssl
@@ -279,7 +280,7 @@ async def test_a_worker_whose_lines_nobody_reads_any_more_works_on(site: Site) -
 
 
 async def test_a_worker_without_a_standard_error_works_all_the_same(site: Site) -> None:
-    command, environment = f"exec {sys.executable} main-worker.py mute 2>&-", site._environment({})
+    command, environment = f"exec {shlex.quote(sys.executable)} main-worker.py mute 2>&-", site._environment({})
     async with at_work(site, await asyncio.create_subprocess_shell(command, cwd=site.project, env=environment)):
         pass
 

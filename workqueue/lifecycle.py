@@ -3,7 +3,7 @@
 | exit code | means                                                    |
 |-----------|----------------------------------------------------------|
 | 0         | everything that was asked for happened                   |
-| 1         | some tasks were refused or died                          |
+| 1         | some tasks were refused, died or did not finish in time  |
 | 2         | a bad flag, setting, contract or input                   |
 | 3         | the broker or the ledger is out of reach                 |
 | 70        | a fault of its own: the log has the traceback            |

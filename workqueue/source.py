@@ -21,7 +21,7 @@ from workqueue.settings import DEFAULT_LEDGER
 
 M = TypeVar("M", bound=BaseModel)
 
-SKIP_BYTES = 65_536  # read at a time of a line that is too long
+SKIP_BYTES = 100_000  # read at a time of a line that is too long
 
 
 def envelope() -> dict[str, Any]:
