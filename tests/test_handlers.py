@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 
-from workqueue.errors import GiveUp, HandlerBroke, RetryAfter
+from workqueue.errors import GiveUp, HandlerBroke, RetryAfter, SettingInvalid
 from workqueue.ledger import ClaimLost, Ledger
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Attempts
@@ -424,3 +424,13 @@ def test_causes_in_a_circle_end() -> None:
     one, two = ValueError("one"), ValueError("two")
     one.__cause__, two.__cause__ = two, one
     assert traceback_tail(one).endswith("ValueError: one")
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_the_log_has_two_levels(level: str) -> None:
+    assert Settings.load({"WORKQUEUE_LOG": level}).log == level
+
+
+def test_another_level_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(SettingInvalid, match=r"^WORKQUEUE_LOG='trace': use info or debug$"):
+        Settings.load({"WORKQUEUE_LOG": "trace"})

@@ -209,9 +209,9 @@ sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, 
     ("where", "raised", "told"),
     [
         ("processor.Guard._take", "KeyError('ours')", "KeyError: 'ours'"),
-        ("processor.Guard._take", "GeneratorExit", "ended unasked"),
-        ("processor.Guard.take", "asyncio.CancelledError", "ended unasked"),
-        ("consumer.Consumer._next", "KeyError('ours')", "ended unasked"),
+        ("processor.Guard._take", "GeneratorExit", "ended unasked: GeneratorExit"),
+        ("processor.Guard.take", "asyncio.CancelledError", "ended unasked: it was cancelled"),
+        ("consumer.Consumer._next", "KeyError('ours')", "ended unasked: KeyError: 'ours'"),
     ],
 )
 async def test_a_consumer_that_ends_by_a_fault_of_ours_ends_the_worker_with_70_and_a_line(
@@ -225,5 +225,6 @@ async def test_a_consumer_that_ends_by_a_fault_of_ours_ends_the_worker_with_70_a
     last = worker.text().splitlines()[-1]
     assert last.startswith("faulty.py: ")
     assert told in last
-    assert raised.split("(")[0].split(".")[-1] in worker.text()
-    assert f"{where.rpartition('.')[2]}" in worker.text() or raised == "asyncio.CancelledError"
+    assert (
+        "in broken" in worker.text() or raised == "asyncio.CancelledError"
+    )  # the traceback; asyncio keeps none of that

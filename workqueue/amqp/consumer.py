@@ -179,9 +179,16 @@ class Consumer:
         and without it this worker is alive and idle."""
         error = None if kernel.cancelled() else kernel.exception()
         if not self._draining:
-            fault = WorkerFault(f"{self._tag} ended unasked; the log has the reason, if there is one")
-            fault.__cause__ = error
-            self._fatal(fault)
+            if error is not None:
+                log.error("%s  a fault of our own", self._tag, exc_info=error)
+            why = (
+                "it was cancelled"
+                if kernel.cancelled()
+                else f"{type(error).__name__}: {error}"
+                if error
+                else "no error"
+            )
+            self._fatal(WorkerFault(f"{self._tag} ended unasked: {why}; restart the worker, and report this"))
 
     async def drain(self) -> None:
         """Take no new message. One that is in a handler goes on; one that waits here is still yielded, for who handles
