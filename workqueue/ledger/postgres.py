@@ -15,10 +15,20 @@ import psycopg
 from psycopg import AsyncConnection
 
 from workqueue.errors import LedgerLost, LedgerUnreachable
-from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
+from workqueue.ledger import (
+    Claimed,
+    Conflict,
+    Finished,
+    LedgerBusy,
+    Outcome,
+    Taken,
+    Transaction,
+    postgres_server,
+    text_of,
+)
 from workqueue.ledger.postgres_block import Blocks
 from workqueue.ledger.postgres_schema import IDENTITY, migrate
-from workqueue.ledger.postgres_server import ANSWER_S, Server, answering
+from workqueue.ledger.postgres_server import Server, answering
 
 CLAIM = """
 INSERT INTO workqueue_task AS task
@@ -159,10 +169,10 @@ class PostgresLedger:
     async def _execute(self, statement: str, values: Any) -> psycopg.AsyncCursor[tuple[Any, ...]]:
         asked_s = time.monotonic()
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(postgres_server.ANSWER_S):
                 await self._lock.acquire()
         except TimeoutError:
-            raise LedgerBusy(f"others have been waiting for its answer for {ANSWER_S:g} s") from None
+            raise LedgerBusy(f"others have been waiting for its answer for {postgres_server.ANSWER_S:g} s") from None
         try:
             if self._failed_s > asked_s:  # while this statement waited for its turn: it would find the same
                 raise LedgerBusy(self._failure)
