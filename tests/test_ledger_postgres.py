@@ -115,6 +115,7 @@ async def test_the_client_and_the_server_look_after_their_connections(ledger: Po
     task_id = uuid4()
     claim = await claimed(ledger, task_id)
     assert ledger._connection is not None
+    assert ledger._connection.prepare_threshold == 5
     with socket.socket(fileno=os.dup(ledger._connection.fileno())) as wire:
         assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         if sys.platform == "linux":
@@ -409,4 +410,6 @@ async def test_a_ledger_behind_pgbouncer_in_transaction_mode_does_all_that_one_b
         for _ in range(5):
             assert other.execute("SHOW tcp_user_timeout").fetchone() != ("25000",)
     for ledger in opened:
+        assert ledger._connection is not None
+        assert ledger._connection.prepare_threshold is None  # a prepared one belongs to a session, and sessions change
         await ledger.close()

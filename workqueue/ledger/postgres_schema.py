@@ -22,7 +22,9 @@ ALTER TABLE workqueue_task
     ADD COLUMN kind text, ADD COLUMN digest bytea,
     ADD COLUMN alone bigint, -- the fence of the claim, if its task was alone in the process
     ADD COLUMN next_at timestamptz, -- not to be claimed before; counts while it equals lease_until
-    ADD COLUMN created_at timestamptz, ADD COLUMN claimed_at timestamptz, ADD COLUMN last_error text
+    ADD COLUMN created_at timestamptz,
+    ADD COLUMN claimed_at timestamptz, -- if it was claimed again: its latest claim
+    ADD COLUMN last_error text
 """,
 )
 META = """
@@ -32,7 +34,7 @@ GRANT SELECT ON workqueue_meta TO PUBLIC
 # By a look into the table of tables; to_regclass may still know the answer of before the lock.
 KNOWN = "SELECT 1 FROM pg_class WHERE relname = 'workqueue_meta' AND pg_table_is_visible(oid)"
 VERSION = "SELECT value FROM workqueue_meta WHERE key = 'schema_version'"
-IDENTITY = "SELECT value FROM workqueue_meta WHERE key = 'identity'"
+IDENTITY = "SELECT value, pg_backend_pid() FROM workqueue_meta WHERE key = 'identity'"
 SAY = "INSERT INTO workqueue_meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 

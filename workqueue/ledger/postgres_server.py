@@ -18,7 +18,7 @@ from workqueue.settings import hide_password
 
 ANSWER_S = 10.0  # a server that takes longer is out of reach; the worker stops taking tasks until it is back
 OPTIONS = {
-    # What LEDGER_URL says itself goes first. No start-up `options`, no prepared statements: PgBouncer knows neither.
+    # What LEDGER_URL says itself goes first. No start-up `options`: PgBouncer refuses them.
     "application_name": "workqueue",
     "connect_timeout": 3,  # of each address; a new try is answered sooner than the next packet of an old one
     "tcp_user_timeout": 5000,  # ms; without it the kernel tries for a quarter of an hour, at growing intervals
