@@ -15,16 +15,26 @@ import psycopg
 from psycopg import AsyncConnection
 
 from workqueue.errors import LedgerLost, LedgerUnreachable
-from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
+from workqueue.ledger import (
+    Claimed,
+    Conflict,
+    Finished,
+    LedgerBusy,
+    Outcome,
+    Taken,
+    Transaction,
+    postgres_server,
+    text_of,
+)
 from workqueue.ledger.postgres_block import Blocks
 from workqueue.ledger.postgres_schema import IDENTITY, migrate
-from workqueue.ledger.postgres_server import ANSWER_S, Server, answering
+from workqueue.ledger.postgres_server import Server, answering, cut
 
 CLAIM = """
 INSERT INTO workqueue_task AS task
-    (id, state, fence, worker, lease_until, kind, digest, alone, created_at, claimed_at)
+    (id, state, fence, worker, lease_until, kind, digest, alone, created_at)
 VALUES (%(id)s, 'running', 1, %(worker)s, clock_timestamp() + %(lease)s * interval '1 second',
-    %(kind)s, %(digest)s, CASE WHEN %(alone)s THEN 1 END, clock_timestamp(), clock_timestamp())
+    %(kind)s, %(digest)s, CASE WHEN %(alone)s THEN 1 END, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET state = 'running', fence = task.fence + 1,
     crashes = task.crashes || CASE WHEN task.state = 'running' THEN
         to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' ' || task.worker
@@ -32,7 +42,7 @@ ON CONFLICT (id) DO UPDATE SET state = 'running', fence = task.fence + 1,
         ELSE '' END,
     worker = excluded.worker, lease_until = excluded.lease_until, kind = excluded.kind,
     digest = coalesce(task.digest, excluded.digest),
-    alone = CASE WHEN excluded.alone = 1 THEN task.fence + 1 END, claimed_at = excluded.claimed_at, next_at = NULL
+    alone = CASE WHEN excluded.alone = 1 THEN task.fence + 1 END, claimed_at = excluded.created_at, next_at = NULL
 WHERE (task.digest IS NULL OR excluded.digest IS NULL OR task.digest = excluded.digest) AND CASE task.state
     WHEN 'running' THEN task.lease_until < clock_timestamp()
     WHEN 'waiting' THEN task.next_at IS DISTINCT FROM task.lease_until OR task.lease_until < clock_timestamp()
@@ -64,6 +74,10 @@ FROM workqueue_task WHERE finished_at IS NOT NULL AND id = ANY(%s)
 PRUNE = """
 DELETE FROM workqueue_task WHERE coalesce(finished_at, lease_until) < clock_timestamp() - %s * interval '1 second'
 """
+
+# Executions after which a statement is prepared. Only where the server itself answers: PgBouncer, which shows a process
+# number of its own, may give the next statement to another session, where the same name means another statement.
+PREPARE_AFTER = 5
 
 
 class PostgresLedger:
@@ -158,25 +172,32 @@ class PostgresLedger:
 
     async def _execute(self, statement: str, values: Any) -> psycopg.AsyncCursor[tuple[Any, ...]]:
         asked_s = time.monotonic()
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                await self._lock.acquire()
-        except TimeoutError:
-            raise LedgerBusy(f"others have been waiting for its answer for {ANSWER_S:g} s") from None
+        await self._turn()
         try:
             if self._failed_s > asked_s:  # while this statement waited for its turn: it would find the same
                 raise LedgerBusy(self._failure)
-            with self._server.busy():
-                if self._connection is None:
-                    self._connection = await self._connect()
-                async with answering(self._connection):
-                    return await self._connection.execute(statement, values)
-        except LedgerBusy as error:
-            self._failed_s, self._failure = time.monotonic(), str(error)
+            connection = self._connection = self._connection or await self._connect()
+            timer = asyncio.get_running_loop().call_later(postgres_server.ANSWER_S, cut, connection)
+            try:
+                return await connection.execute(statement, values)
+            finally:
+                timer.cancel()
+        except (psycopg.Error, OSError) as error:
+            self._failed_s, self._failure = time.monotonic(), self._server.words(error)
             await self._drop()
-            raise
+            raise LedgerBusy(self._failure) from error
         finally:
             self._lock.release()
+
+    async def _turn(self) -> None:
+        if not self._lock.locked():
+            await self._lock.acquire()
+            return
+        try:
+            async with asyncio.timeout(postgres_server.ANSWER_S):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise LedgerBusy(f"no answer for {postgres_server.ANSWER_S:g} s, to others either") from None
 
     async def _connect(self) -> AsyncConnection:
         """Raises LedgerLost if another ledger is there now."""
@@ -187,9 +208,12 @@ class PostgresLedger:
         except BaseException:
             await connection.close()
             raise
-        if found is not None and int(found[0]) != self.identity:
+        identity, backend_pid = found or (None, None)
+        if identity is not None and int(identity) != self.identity:
             await connection.close()
             raise LedgerLost(self.place, "another one was put in its place")
+        if backend_pid == connection.info.backend_pid:
+            connection.prepare_threshold = PREPARE_AFTER
         return connection
 
     async def _drop(self) -> None:

@@ -22,15 +22,19 @@ ALTER TABLE workqueue_task
     ADD COLUMN kind text, ADD COLUMN digest bytea,
     ADD COLUMN alone bigint, -- the fence of the claim, if its task was alone in the process
     ADD COLUMN next_at timestamptz, -- not to be claimed before; counts while it equals lease_until
-    ADD COLUMN created_at timestamptz, ADD COLUMN claimed_at timestamptz, ADD COLUMN last_error text
+    ADD COLUMN created_at timestamptz,
+    ADD COLUMN claimed_at timestamptz, -- if it was claimed again: its latest claim
+    ADD COLUMN last_error text
 """,
 )
 META = """
 CREATE TABLE IF NOT EXISTS workqueue_meta (key text PRIMARY KEY, value text NOT NULL);
 GRANT SELECT ON workqueue_meta TO PUBLIC
 """
+# By a look into the table of tables; to_regclass may still know the answer of before the lock.
+KNOWN = "SELECT 1 FROM pg_class WHERE relname = 'workqueue_meta' AND pg_table_is_visible(oid)"
 VERSION = "SELECT value FROM workqueue_meta WHERE key = 'schema_version'"
-IDENTITY = "SELECT value FROM workqueue_meta WHERE key = 'identity'"
+IDENTITY = "SELECT value, pg_backend_pid() FROM workqueue_meta WHERE key = 'identity'"
 SAY = "INSERT INTO workqueue_meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 
@@ -57,8 +61,7 @@ async def migrate(connection: AsyncConnection) -> int:
 
 async def _minor(connection: AsyncConnection) -> int:
     """The minor version of the tables; -1 where they have none, or do not exist."""
-    known = await (await connection.execute("SELECT to_regclass('workqueue_meta') IS NOT NULL")).fetchone()
-    if known != (True,):
+    if await (await connection.execute(KNOWN)).fetchone() is None:
         return -1
     found = await (await connection.execute(VERSION)).fetchone()
     if found is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -17,7 +18,7 @@ from workqueue.settings import hide_password
 
 ANSWER_S = 10.0  # a server that takes longer is out of reach; the worker stops taking tasks until it is back
 OPTIONS = {
-    # What LEDGER_URL says itself goes first. No start-up `options`, no prepared statements: PgBouncer knows neither.
+    # What LEDGER_URL says itself goes first. No start-up `options`: PgBouncer refuses them.
     "application_name": "workqueue",
     "connect_timeout": 3,  # of each address; a new try is answered sooner than the next packet of an old one
     "tcp_user_timeout": 5000,  # ms; without it the kernel tries for a quarter of an hour, at growing intervals
@@ -39,7 +40,7 @@ class Server:
     """The server of a URL. Raises LedgerUnreachable for one that can't be parsed."""
 
     def __init__(self, url: str) -> None:
-        self.place = hide_password(url)
+        self.place = re.sub(r"(password=)[^&\s]*", r"\1***", hide_password(url))
         try:
             given = conninfo_to_dict(url)
         except psycopg.Error as error:  # whose text may hold a piece of the password
@@ -72,10 +73,10 @@ class Server:
 
 
 @asynccontextmanager
-async def answering(connection: AsyncConnection, within_s: float = ANSWER_S) -> AsyncIterator[None]:
-    """What the block asks the connection fails with psycopg.OperationalError after this time, without a word to the
+async def answering(connection: AsyncConnection) -> AsyncIterator[None]:
+    """What the block asks the connection fails with psycopg.OperationalError after ANSWER_S, without a word to the
     server, which may not hear it."""
-    timer = asyncio.get_running_loop().call_later(within_s, cut, connection)
+    timer = asyncio.get_running_loop().call_later(ANSWER_S, cut, connection)
     try:
         yield
     finally:
