@@ -23,7 +23,7 @@ from tests.harness import QUEUE, Site, simulate
 from workqueue.amqp import frames
 from workqueue.amqp.frames import Arrival, Closed, Tap, read_properties
 from workqueue.amqp.handshake import connect
-from workqueue.amqp.lane import Lane, Nacked, Unroutable
+from workqueue.amqp.lane import HeaderTooLarge, Lane, Nacked, Refused, Unroutable
 from workqueue.delivery import Properties
 
 HEARTBEAT = frame.marshal(Heartbeat(), 0)
@@ -257,6 +257,75 @@ async def test_a_channel_that_closes_ends_every_publish_and_takes_no_other() -> 
     assert broker.written == written
 
 
+TOO_LARGE = Closed(406, "PRECONDITION_FAILED - message size 9 is larger than configured max size 8")
+
+
+async def test_a_refusal_ends_all_in_flight_and_says_whether_it_can_only_be_over_this_one() -> None:
+    for count in (1, 2):
+        broker = Broker()
+        publishing = [broker.publish(str(number)) for number in range(count)]
+        await asyncio.sleep(0)
+        broker.lane.closed(TOO_LARGE)
+        for one in publishing:
+            with pytest.raises(Refused) as refusal:
+                await one
+            assert (refusal.value.why, refusal.value.alone) == (TOO_LARGE, count == 1)
+        assert not broker.lane.is_open
+
+
+@pytest.mark.parametrize("code", [320, 506, 541])
+async def test_what_may_pass_is_no_refusal(code: int) -> None:
+    broker = Broker()
+    publishing = broker.publish("a")
+    await asyncio.sleep(0)
+    broker.lane.closed(Closed(code, "it passes"))
+    with pytest.raises(ConnectionError, match="it passes"):
+        await publishing
+
+
+@pytest.mark.parametrize("code", [403, 404, 406, 501, 530])
+def test_what_would_be_refused_again_is_a_refusal(code: int) -> None:
+    assert Closed(code, "").refusal
+
+
+async def test_a_header_that_exceeds_a_frame_is_not_written_and_without_a_limit_all_are() -> None:
+    large = Basic.Properties(message_id="a", headers={"x": "y" * 5000})
+    broker = Broker()
+    with pytest.raises(HeaderTooLarge):
+        await broker.lane.publish("queue", large, b"body", mandatory=True)
+    assert (broker.written, broker.lane.in_flight) == (b"", 0)
+    broker.connection.connection_tune.frame_max = 0
+    unlimited = Lane(*[cast(Any, broker)] * 2)
+    publishing = asyncio.ensure_future(unlimited.publish("queue", large, b"body", mandatory=True))
+    await asyncio.sleep(0)
+    assert broker.written.endswith(b"body\xce")
+    publishing.cancel()
+
+
+async def test_a_message_that_comes_back_and_is_not_known_ends_the_connection() -> None:
+    """Its confirm would else be taken for that of a message that was stored."""
+    broker = Broker()
+    publishing = broker.publish("a")
+    await asyncio.sleep(0)
+    broker.lane.returned(Arrival(0, redelivered=False, properties=Properties(message_id="b")))
+    with pytest.raises(ConnectionError):
+        await publishing
+    assert broker.aborted
+
+
+def test_of_a_body_that_is_larger_than_is_held_only_the_size_is_told() -> None:
+    async def listen() -> list[Arrival]:
+        listening = Listening()
+        listening.most_bytes = 10
+        for parts in ([b"x" * 6, b"y" * 5], [b"x" * 6, b"y" * 4]):
+            listening.feed_data(b"".join(Sent(1, False, parts, True).frames))
+        return listening.taken.deliveries
+
+    large, small = asyncio.run(listen())
+    assert (large.oversized_bytes, large.body) == (11, b"")
+    assert (small.oversized_bytes, small.body) == (None, b"xxxxxxyyyy")
+
+
 async def test_a_publish_that_cannot_be_encoded_leaves_the_count_of_confirms_right() -> None:
     broker = Broker()
     nothing: Any = object()
@@ -276,6 +345,7 @@ async def test_frames_are_those_of_the_client_library_and_no_longer_than_agreed(
     await asyncio.sleep(0)
     broker.lane.ack(2**40)
     broker.lane.requeue(7)
+    broker.lane.reject(8)
     read, rest = [], broker.written
     while rest:
         used, number, one = frame.unmarshal(rest)
@@ -283,7 +353,7 @@ async def test_frames_are_those_of_the_client_library_and_no_longer_than_agreed(
         assert used <= 4096
         read.append(one)
         rest = rest[used:]
-    method, header, *bodies, ack, nack = read
+    method, header, *bodies, ack, nack, reject = read
     assert isinstance(method, Basic.Publish)
     assert (method.exchange, method.routing_key, method.mandatory) == ("", "queue", True)
     assert isinstance(header, ContentHeader)
@@ -293,6 +363,8 @@ async def test_frames_are_those_of_the_client_library_and_no_longer_than_agreed(
     assert (ack.delivery_tag, ack.multiple) == (2**40, False)
     assert isinstance(nack, Basic.Nack)
     assert (nack.delivery_tag, nack.multiple, nack.requeue) == (7, False, True)
+    assert isinstance(reject, Basic.Reject)
+    assert (reject.delivery_tag, reject.requeue) == (8, False)
     publishing.cancel()
 
 

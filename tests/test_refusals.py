@@ -7,6 +7,7 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aio_pika
@@ -380,3 +381,27 @@ async def test_a_copy_on_a_delay_queue_says_its_type_and_is_returned_when_there_
         copy = await until(copied, "a copy waits")
     assert (copy.type, copy.message_id) == ("task", failing["id"])
     assert copy.headers["x-attempts"][0]["error"] == "RuntimeError: told to fail 1 times"
+
+
+# Bodies
+
+
+async def test_a_body_far_larger_than_the_contracts_costs_no_memory_and_is_dead_lettered(site: Site) -> None:
+    worker = await site.worker()
+
+    def peak_mib() -> int:
+        status = Path(f"/proc/{worker.process.pid}/status").read_text().splitlines()
+        (line,) = (one for one in status if one.startswith("VmHWM"))
+        return int(line.split()[1]) // 1024
+
+    before = peak_mib()
+    await site.publish(bytes(110_000_000), message_id="large")
+    (letter,) = await site.dead_letters(1)
+    assert (len(letter.body), letter.message_id) == (110_000_000, "large")
+    deaths: Any = letter.headers["x-death"]
+    assert deaths[0]["reason"] == "rejected"
+    assert worker.says("dead  large  its body of 110000000 bytes is too large to be held")
+    assert peak_mib() - before < 32
+    tasks = simulate(3)
+    await site.send(tasks)
+    await site.all_end(tasks)

@@ -1,0 +1,90 @@
+"""Two ledgers for one queue would do each task twice: who comes second with another one does not start."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aio_pika
+import pytest
+
+from tests.harness import until, vhost
+from tests.test_refusals import queue, user_of
+from tools.node import Node
+from workqueue.amqp.connection import Link
+from workqueue.amqp.marker import Marker
+from workqueue.amqp.topology import Topology
+from workqueue.errors import LedgerDiffers
+from workqueue.settings import Settings
+
+
+@asynccontextmanager
+async def process(uri: str, identity: int, *, hold: bool = True) -> AsyncIterator[Link]:
+    """A worker's connection, or that of a producer which follows results."""
+    marker = Marker("task-queue", identity, f"/ledger/{identity}", hold=hold)
+    link = Link(Settings(amqp_uri=(uri,)), "tested", Topology([queue("task-queue")], "tested"), marker)
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def test_of_two_ledgers_for_one_queue_the_second_is_refused_and_told_where_it_is(node: Node) -> None:
+    uri = vhost(node)
+    async with process(uri, 2**31 - 1) as first, process(uri, 2**31 - 1) as same, process(uri, 7) as other:
+        await first.open()
+        await same.open()
+        for _ in range(2):
+            with pytest.raises(LedgerDiffers, match=r"worked on with another ledger .*/ledger/7") as error:
+                await other.open()
+            assert error.value.exit_code == 2
+        async with process(uri, 7, hold=False) as producer:
+            with pytest.raises(LedgerDiffers):
+                await producer.open()
+        async with process(uri, 2**31 - 1, hold=False) as producer:
+            await producer.open()
+
+
+async def test_a_worker_that_comes_back_to_a_queue_of_another_ledger_ends(node: Node) -> None:
+    uri = vhost(node)
+    async with process(uri, 1) as first:
+        lane = await first.open()
+        async with await aio_pika.connect(uri) as connection:
+            await (await connection.channel()).queue_delete("task-queue.ledger")
+            async with process(uri, 2) as second:
+                await second.open()
+                lane.abort("cut")
+                with pytest.raises(LedgerDiffers):
+                    await first.lane()
+
+
+async def test_a_marker_lives_as_long_as_a_worker_and_then_its_time(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workqueue.amqp.marker.EXPIRES_MS", 1000)
+    uri = vhost(node)
+    async with process(uri, 1) as first, process(uri, 2) as second:
+        await first.open()
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+        with pytest.raises(LedgerDiffers):
+            await second.open()
+        await first.close()
+
+        async def starts() -> bool:
+            try:
+                await second.open()
+            except LedgerDiffers:
+                return False
+            return True
+
+        await until(starts, "the second may start")
+
+
+async def test_who_may_not_declare_a_marker_works_and_is_told_so(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    uri = vhost(node)
+    async with process(uri, 1) as first:
+        await first.open()
+    async with process(user_of(node, uri, "^$", ".*", ".*"), 2) as restricted:
+        assert (await restricted.open()).is_open
+    (line,) = [one.getMessage() for one in caplog.records if "one ledger is unchecked" in one.getMessage()]
+    assert "ACCESS_REFUSED" in line
