@@ -51,14 +51,10 @@ class Fleet:
             connection.execute("CREATE TABLE effect (id uuid NOT NULL)")
         self.brokers = start_cluster(self.broker_hosts, folder)
         project = fast_copy(folder / "project", LEASE_S, LIMIT_S)
-        contract = json.loads((project / "generated" / "worker" / "contract.json").read_bytes())
-        (receive,) = (one for one in contract["operations"].values() if one["action"] == "receive")
-        self._queue = receive["channel"]["bindings"]["amqp"]["queue"]["name"]
-        self._dead_queue = f"{self._queue}.dead"
-        queues = {channel["bindings"]["amqp"]["queue"]["name"] for channel in contract["channels"].values()}
-        self._live_queues = queues - {self._dead_queue}
         environment = {"LEDGER_URL": self._database.url, "LONG_S": str(LONG_S)}
         self._site = Site(folder, self.brokers[0].uri, project, environment)
+        self._queue, self._dead_queue = self._site.queue, self._site.dead_queue
+        self._live_queues = {self._queue, *(rung.queue.name for rung in self._site.receive.rungs)}
         script = str(ROOT / "tests" / "workers" / "holding.py")
         self.workers = [
             KeptWorker(host.name, host, self._site, self._uris(number), script=script)

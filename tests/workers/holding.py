@@ -4,17 +4,17 @@ import asyncio
 import os
 import sys
 
-from generated.worker import Application
-from generated.worker.messages.json import Simulate, SimulateResult, Task
+from tests.generated.worker import Application
+from tests.generated.worker.messages.json import Nap, NapResult, Task
 from workqueue.tasks.context import Run
 from workqueue.worker import run_worker
 
 LONG_S = float(os.environ["LONG_S"])
 
 
-async def handle(task: Task, run: Run) -> SimulateResult:
-    assert isinstance(task.payload, Simulate)
-    result = SimulateResult(kind="simulate", attempt=run.attempt)
+async def handle(task: Task, run: Run) -> NapResult:
+    assert isinstance(task.payload, Nap)
+    result = NapResult(kind="nap", attempt=run.attempt)
     if task.payload.seconds < LONG_S:
         await asyncio.sleep(task.payload.seconds)
         return result
@@ -25,4 +25,4 @@ async def handle(task: Task, run: Run) -> SimulateResult:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
+    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handle, __doc__))
