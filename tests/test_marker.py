@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import aio_pika
 import pytest
@@ -20,7 +21,7 @@ from workqueue.settings import Settings
 @asynccontextmanager
 async def process(uri: str, identity: int, *, hold: bool = True) -> AsyncIterator[Link]:
     """A worker's connection, or that of a producer which follows results."""
-    marker = Marker("task-queue", identity, f"/ledger/{identity}", hold=hold)
+    marker = Marker("task-queue", SimpleNamespace(identity=identity, place=f"/ledger/{identity}"), hold=hold)
     link = Link(Settings(amqp_uri=(uri,)), "tested", Topology([queue("task-queue")], "tested"), marker)
     try:
         yield link

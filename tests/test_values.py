@@ -418,8 +418,8 @@ def test_a_digest_stays_the_same_from_version_to_version() -> None:
     body = (
         '{"payload": {"kind": "a", "t": "\u00e9\u2028\\n\\"/", "n": [0.1, 1e21, -0.0, 9007199254740993, true, null]}}'
     )
-    assert len(digest(body.encode())) == 16
-    assert digest(body.encode()).hex() == "05be9a042f170df3da59d882ad15696f"
+    assert len(digest(body.encode())) == 8
+    assert digest(body.encode()).hex() == "4f5d994577cfcfc6"
 
 
 def test_a_model_is_untouched_by_being_encoded(ours: Compiled) -> None:

@@ -143,9 +143,10 @@ class Follower(AbstractContextManager["Follower"]):
         counts = self._workers.setdefault(outcome.worker, [0, 0])
         counts[0 if done else 1] += 1
         if self._results is not None:
+            said, _, _ = (outcome.error or "").partition("\n")  # below it is the traceback
             line = {
                 "id": str(outcome.id), "state": outcome.state, "worker": outcome.worker, "attempts": outcome.attempts,
-                "result": json.loads(outcome.result) if outcome.result else None, "error": outcome.error,
+                "result": json.loads(outcome.result) if outcome.result else None, "error": said or None,
             }  # fmt: skip
             self._results.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -5,7 +5,7 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -13,9 +13,9 @@ from workqueue import codec, contract
 from workqueue.amqp.look import look
 from workqueue.amqp.wire import Wire
 from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, OutputFailed, SettingInvalid, WorkQueueError
-from workqueue.ledger import open_ledger
+from workqueue.ledger import Ledger, open_ledger
 from workqueue.lifecycle import Flags, count, load_settings, on_signals, prepare, run, say
-from workqueue.settings import Settings, hide_password
+from workqueue.settings import Settings
 from workqueue.submit import Account, submit
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ async def _produce(
     on_signals(this.cancel)
     async with AsyncExitStack() as closing:
         try:
-            wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None)
+            ledger = await _ledger(settings, closing) if given.wait else None
+            wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None, ledger)
             closing.push_async_callback(wire.close)
             app, problem, wanted = application(wire), _problem, tasks(given, settings)
-            queues = [send.queue.name for send in loaded.sends.values()]
-            follower = await _follower(settings, given.results, queues, closing) if given.wait else None
+            follower = None if ledger is None else _follower(settings, ledger, given.results, loaded, closing)
             await app.start()
         except asyncio.CancelledError:
             account.complete = False
@@ -102,43 +102,48 @@ async def _produce(
     return 1 if account.refused or (follower is not None and (follower.dead or follower.unfinished)) else 0
 
 
-async def _follower(
-    settings: Settings, results: str | None, queues: Sequence[str], closing: AsyncExitStack
-) -> "Follower":
-    """Raises SettingInvalid for settings with which it could never end."""
-    from workqueue.follow import Follower  # with rich, which takes a while to import
-
+async def _ledger(settings: Settings, closing: AsyncExitStack) -> Ledger:
+    """Raises SettingInvalid for settings with which nobody could follow a task to its end."""
     if settings.ledger_url == "none":
         raise SettingInvalid("LEDGER_URL", "none", "--wait needs a ledger, the one that the workers use")
     if settings.keep_s < KEEP_S:
         way_out = f"--wait may miss tasks that are forgotten so soon; use {KEEP_S:g} or more, here and for the workers"
         raise SettingInvalid("WORKQUEUE_KEEP_S", f"{settings.keep_s:g}", way_out)
-    file = closing.enter_context(Results(results)) if results else None
     ledger = await open_ledger(settings)
     closing.push_async_callback(ledger.close)
-    return Follower(ledger, file, lambda: _matter(settings, queues))
+    return ledger
 
 
-async def _matter(settings: Settings, queues: Sequence[str]) -> str:
+def _follower(
+    settings: Settings, ledger: Ledger, results: str | None, loaded: contract.Contract, closing: AsyncExitStack
+) -> "Follower":
+    from workqueue.follow import Follower  # with rich, which takes a while to import
+
+    file = closing.enter_context(Results(results)) if results else None
+    return Follower(ledger, file, lambda: _matter(settings, ledger, loaded))
+
+
+async def _matter(settings: Settings, ledger: Ledger, loaded: contract.Contract) -> str:
     """Why tasks may not finish, as far as the broker knows."""
+    # By the queue's own argument: a sender's contract need not have the channel of the dead letters.
+    queues = {send.queue.name: send.queue.arguments.get("x-dead-letter-routing-key") for send in loaded.sends.values()}
     try:
-        seen = await look(settings.amqp_uri, [*queues, *(f"{queue}.dead" for queue in queues)])
+        seen = await look(settings.amqp_uri, [*queues, *filter(None, queues.values())])
     except BrokerUnreachable as error:
         return f"no broker answers: {error.tried}: {error.cause}"
     said = []
-    for queue in queues:
+    for queue, dead_letters in queues.items():
         if queue in seen and not seen[queue].consumers:
             said.append(f"no worker takes from {queue}, where {seen[queue].messages} wait; start one")
         elif queue in seen and seen[queue].messages:
             said.append(f"{seen[queue].messages} wait in {queue}, and its {seen[queue].consumers} consumers are busy")
         elif queue in seen:
-            place = hide_password(settings.ledger_url)
             said.append(
                 f"none waits in {queue}: they run, or wait for another attempt; or the workers have another LEDGER_URL "
-                f"than this producer ({place}), or forget too soon (WORKQUEUE_KEEP_S)"
+                f"than this producer ({ledger.place}), or forget too soon (WORKQUEUE_KEEP_S)"
             )
-        if (dead := seen.get(f"{queue}.dead")) and dead.messages:
-            said.append(f"{dead.messages} lie in {queue}.dead: one that broke the workers' contract is in no ledger")
+        if (dead := seen.get(dead_letters or "")) and dead.messages:
+            said.append(f"{dead.messages} lie in {dead_letters}: one that broke the workers' contract is in no ledger")
     return "; ".join(said) or "the broker tells nothing of its queue"
 
 

@@ -79,7 +79,7 @@ async def _work(
         if ledger is None:
             return 0
         closing.push_async_callback(ledger.close)
-        wire = Wire(settings, loaded, name, ending.set, ledger_identity=ledger.identity, ledger_place=ledger.place)
+        wire = Wire(settings, loaded, name, ending.set, ledger)
         closing.push_async_callback(wire.close)
         pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
         closing.callback(pruning.cancel)

@@ -8,7 +8,7 @@ second with another number is refused. The marker lives for as long as a worker 
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, Protocol
 
 from aiormq import Connection
 from aiormq.abc import DeliveredMessage
@@ -23,17 +23,30 @@ EXPIRES_MS = 30_000  # a worker that reconnects within this finds its marker as 
 ANSWER_S = 5.0
 
 
-class Marker:
-    """The marker of one queue. `identity` is the ledger's number, from 1 to 2**31 - 1; `place` says where it is."""
+class Marked(Protocol):
+    """A ledger, as far as a marker tells of it."""
 
-    def __init__(self, queue: str, identity: int, place: str, *, hold: bool) -> None:
-        self._queue, self._identity, self._place, self._hold = queue, identity, place, hold
+    @property
+    def identity(self) -> int:
+        """From 1 to 2**31 - 1."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+
+
+class Marker:
+    """The marker of one queue."""
+
+    def __init__(self, queue: str, ledger: Marked, *, hold: bool) -> None:
+        self._queue, self._ledger, self._hold = queue, ledger, hold
         self._said = False
 
     async def check(self, connection: Connection, name: str) -> None:
         """Declare it, and with `hold` keep it alive for as long as the connection. Raises LedgerDiffers, and what a
         lost connection raises."""
-        arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-expires": EXPIRES_MS, "x-max-length": self._identity}
+        number = self._ledger.identity
+        arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-expires": EXPIRES_MS, "x-max-length": number}
         marker = f"{self._queue}.ledger"
         try:
             async with asyncio.timeout(ANSWER_S):
@@ -47,7 +60,7 @@ class Marker:
             if "x-max-length" not in words(error):
                 self._say(name, words(error))
                 return
-            raise LedgerDiffers(self._queue, self._place) from error
+            raise LedgerDiffers(self._queue, self._ledger.place) from error
         except (ChannelAccessRefused, ChannelClosed) as error:
             self._say(name, words(error))
         except TimeoutError:  # a replica that lost its leader for good must not keep a worker from its own queue

@@ -8,7 +8,7 @@ from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
 
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer, Fatal, Incoming
-from workqueue.amqp.marker import Marker
+from workqueue.amqp.marker import Marked, Marker
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
 from workqueue.codec import Body
@@ -51,8 +51,7 @@ class Producer:
 class Wire(AbstractWireFactory[WireMessage, Incoming]):
     """Makes the endpoints of generated applications. `name` tells in the broker's lists who this process is.
 
-    With the number of this process's ledger and its place, others that use another ledger for the same queue are
-    noticed, see `marker`.
+    With this process's `ledger`, others that use another one for the same queue are noticed, see `marker`.
     """
 
     def __init__(
@@ -61,12 +60,10 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         contract: Contract,
         name: str,
         fatal: Fatal,
-        *,
-        ledger_identity: int | None = None,
-        ledger_place: str = "",
+        ledger: Marked | None = None,
     ) -> None:
         self._settings, self._contract, self._name, self._fatal = settings, contract, name, fatal
-        self._identity, self._place = ledger_identity, ledger_place
+        self._ledger = ledger
         self._topology = Topology(contract.queues, name)
         self._links: list[Link] = []
         self._consumers: list[Consumer] = []
@@ -99,7 +96,7 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         await asyncio.gather(*(link.close() for link in self._links))
 
     def _marker(self, queue: str, *, hold: bool) -> Marker | None:
-        return None if self._identity is None else Marker(queue, self._identity, self._place, hold=hold)
+        return None if self._ledger is None else Marker(queue, self._ledger, hold=hold)
 
     def _link(self, name: str, marker: Marker | None = None) -> Link:
         link = Link(self._settings, name, self._topology, marker)

@@ -140,7 +140,7 @@ def _as_text(given: Any) -> Any:
 
 
 def digest(body: bytes) -> bytes:
-    """16 bytes that name the payload of a task that was decoded: the same for every order of keys, every spacing and
+    """8 bytes that name the payload of a task that was decoded: the same for every order of keys, every spacing and
     every way to write a number; the task's id and time play no part."""
     payload = from_json(body)["payload"]
-    return blake2b(canonical.json.to_string(payload).encode(), digest_size=16).digest()
+    return blake2b(canonical.json.to_string(payload).encode(), digest_size=8).digest()

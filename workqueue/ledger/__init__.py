@@ -79,9 +79,10 @@ class Claimed:
 @dataclass(frozen=True)
 class Taken:
     """Another claim on the task is alive, or its next attempt is not due, for `left_s` more seconds (unless the claim
-    is renewed)."""
+    is renewed). `attempts`: those that failed, as far as the ledger knows."""
 
     left_s: float
+    attempts: int = 0
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ END
 RETURNING fence, crashes, attempts
 """
 SEEK = """
-SELECT state, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest
+SELECT state, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest,
+    attempts
 FROM workqueue_task WHERE id = %s
 """
 CHANGE = "UPDATE workqueue_task SET {} WHERE id = %s AND fence = %s AND state = 'running'"
@@ -112,13 +113,13 @@ class PostgresLedger:
         while True:
             for row in await self._rows(CLAIM, claim):
                 return Claimed.read(*row)
-            for state, fence, left_s, waits, known in await self._rows(SEEK, (task_id,)):
+            for state, fence, left_s, waits, known, attempts in await self._rows(SEEK, (task_id,)):
                 if known is not None and digest and known != digest:
                     return Conflict()
                 if state in ("done", "dead"):
                     return Finished(state, fence)
                 if state == "running" or (waits and left_s > 0):
-                    return Taken(max(0.0, left_s))
+                    return Taken(max(0.0, left_s), attempts)
             # It was pruned, or released, in between.
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:

@@ -52,7 +52,7 @@ WHERE id = ?1 AND (digest IS NULL OR ?7 IS NULL OR digest = ?7) AND CASE state
 END
 RETURNING fence, crashes, attempts
 """
-SEEK = "SELECT state, fence, holder, lease_until, ends_at, next_at, digest FROM task WHERE id = ?"
+SEEK = "SELECT state, fence, holder, lease_until, ends_at, next_at, digest, attempts FROM task WHERE id = ?"
 CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
 # A row that is done needs no lease, and a shorter row is a quicker one.
 FINISHED = "attempts = ?, finished_at = ?, holder = '', lease_until = 0, ends_at = NULL"
@@ -107,7 +107,7 @@ class SqliteLedger:
             for row in (await self._execute(AGAIN, (*claim, dead, steady, self._boot)))[1]:
                 return Claimed.read(*row)
             for row in (await self._execute(SEEK, (task_id.bytes,)))[1]:
-                state, fence, holder, lease_until, ends_at, next_at, known = row
+                state, fence, holder, lease_until, ends_at, next_at, known, attempts = row
                 if known is not None and digest and known != digest:
                     return Conflict()
                 if state in ("done", "dead"):
@@ -116,7 +116,7 @@ class SqliteLedger:
                 if state == "running" and dead != holder and not self._alive(holder):
                     dead = holder
                 elif state == "running" or (next_at == lease_until and left_s > 0):
-                    return Taken(max(0.0, left_s))
+                    return Taken(max(0.0, left_s), attempts)
             # It was pruned, or released, in between; or its holder is dead.
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:

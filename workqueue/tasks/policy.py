@@ -74,14 +74,18 @@ class Bury:
 
 
 def before_attempt(
-    answer: Claimed | Taken | Finished | Conflict, rungs: Sequence[Rung], crash_limit: int
+    answer: Claimed | Taken | Finished | Conflict, told: int, rungs: Sequence[Rung], crash_limit: int
 ) -> Try | Skip | Wait | Bury:
-    """Decide by what the ledger answered to a claim. `rungs` go from short to long."""
+    """Decide by what the ledger answered to a claim. `told` are the failed attempts that the message tells of, `rungs`
+    go from short to long."""
     match answer:
         case Finished():
             return Skip(answer.state)
         case Taken():
-            return Wait(rung_of(answer.left_s, rungs), "is taken")
+            rung = rung_of(answer.left_s, rungs)
+            if answer.attempts > told:  # another copy has the whole story: that one is to come first
+                rung = rungs[min(rungs.index(rung) + 1, len(rungs) - 1)]
+            return Wait(rung, "is taken")
         case Conflict():
             return Bury("conflict", "its id is known with another payload; a task of its own needs an id of its own")
     crashes = answer.crashes or ()

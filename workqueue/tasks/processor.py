@@ -275,7 +275,8 @@ class Guard(Generic[T]):
         if isinstance(answer, Claimed) and answer.crashes is None:
             limit = receive.crash_limit + (not self._single)  # the first may have been a neighbour's fault
             return without_ledger(self._deaths(arrived), _is_again(arrived), receive.rungs, limit)
-        return before_attempt(answer, receive.rungs, receive.crash_limit)
+        told = len(arrived.headers.get("x-attempts", ()))
+        return before_attempt(answer, told, receive.rungs, receive.crash_limit)
 
     def _deaths(self, arrived: Delivery) -> int:
         """How many workers died with the message, as far as it and the broker tell."""
