@@ -4,10 +4,9 @@ import asyncio
 import dataclasses
 import json
 import logging
-import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,8 +14,6 @@ import pytest
 
 from tests.harness import Site, simulate, until, vhost
 from tests.proxy import Proxy
-from tools.broker import ensure_installed
-from tools.cluster import Cluster
 from tools.node import Node
 from workqueue.amqp import connection, consumer, watch
 from workqueue.amqp.connection import Link
@@ -366,39 +363,3 @@ async def test_a_wait_for_a_broker_is_told_at_once_with_the_address(
         await waiting
     assert sum("waits for a broker" in line for line in warned(caplog)) == 1
     assert "tested  is connected again" in warned(caplog)
-
-
-# A cluster
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    ensure_installed()
-    with Cluster(tmp_path_factory.mktemp("cluster")) as running:
-        yield running
-
-
-@pytest.mark.timeout(240)
-async def test_a_frozen_node_of_a_cluster_the_leader_too_delays_work_by_seconds_only(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    site = Site(tmp_path, cluster.uri)
-    frozen = None
-    try:
-        for _ in range(2):
-            await site.worker()
-        tasks = simulate(4000, seconds=0.02)
-        sending = asyncio.ensure_future(site.send(tasks))
-        await until(lambda: len(site.ended()) > 200, "work goes on")
-        frozen = await asyncio.to_thread(cluster.leader, "task-queue")
-        os.kill(frozen.pid, signal.SIGSTOP)
-        await asyncio.sleep(1)  # what was on its way
-        done = len(site.ended())
-        await until(lambda: len(site.ended()) > done + 100, "work goes on without it", 35)
-        os.kill(frozen.pid, signal.SIGCONT)
-        await sending
-        await site.all_end(tasks, within_s=120)
-    finally:
-        if frozen is not None:
-            os.kill(frozen.pid, signal.SIGCONT)
-        site.stop()
