@@ -107,6 +107,22 @@ async def test_a_shovel_that_never_stops_loses_nothing_and_makes_no_hot_loop(fas
     (letter,) = await fast.dead_letters(1)
 
 
+async def test_a_dead_letter_that_is_sent_back_by_its_body_alone_is_in_the_dead_letters_again(
+    fast: Site, broken: Broken
+) -> None:
+    worker = await fast.worker(script=MOODY)
+    (one,) = simulate(1)
+    await fast.send([one])
+    (letter,) = await fast.dead_letters(1)
+    await fast.publish(letter.body)
+    (again,) = await fast.dead_letters(1)
+    assert worker.says("dead already")
+    assert (again.headers["x-reason"], again.body) == ("failed", letter.body)
+    broken.mend()
+    await moved(fast, again)
+    await until(lambda: fast.ended()[one["id"]] == 1, "it can be revived")
+
+
 async def test_a_letter_of_a_burial_that_was_revived_since_is_not_done_again(fast: Site, broken: Broken) -> None:
     worker = await fast.worker(script=MOODY)
     (one,) = simulate(1)

@@ -26,7 +26,7 @@ class Asking:
 
     def __init__(self, worker: str) -> None:
         self._worker, self._loop = worker, asyncio.get_running_loop()
-        self._asked = self._answered = self._seen = 0
+        self._open = self._answered = self._seen = 0
         self._looking: asyncio.TimerHandle | None = None
         self._silent_since_s: float | None = None
         self._told_s: float | None = None
@@ -34,15 +34,18 @@ class Asking:
 
     async def __call__(self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None = None) -> A:
         """What the ledger answers, however long that takes. Raises LedgerBusy only where `until` is true meanwhile."""
-        self._asked += 1
+        self._open += 1
         if self._looking is None:
             self._looking = self._loop.call_later(SILENT_S / 2, self._look)
         try:
-            return await call()
-        except LedgerBusy as error:
-            return await self._again(call, until, error)
+            try:
+                answer = await call()
+            except LedgerBusy as error:
+                answer = await self._again(call, until, error)
         finally:
-            self._answered += 1
+            self._open -= 1
+        self._answered += 1
+        return answer
 
     async def _again(
         self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None, busy: LedgerBusy
@@ -62,8 +65,8 @@ class Asking:
     def _look(self) -> None:
         now_s, answers = self._loop.time(), self._answered != self._seen
         self._seen, self._looking = self._answered, None
-        if self._asked == self._answered or answers:
-            if self._told_s is not None:
+        if answers or not self._open:
+            if self._told_s is not None and answers:
                 log.warning("%s  the ledger answers again", self._worker)
             self._silent_since_s = self._told_s = None
             self._cause = "no answer"
@@ -73,5 +76,5 @@ class Asking:
         if silent and (self._told_s is None or now_s - self._told_s > AGAIN_S):
             self._told_s = now_s
             log.warning("%s  waits for the ledger: %s", self._worker, self._cause)
-        if self._asked != self._answered:
+        if self._open:
             self._looking = self._loop.call_later(SILENT_S / 2, self._look)

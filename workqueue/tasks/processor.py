@@ -6,7 +6,9 @@
 | not the contract's, or not readable  | dead letter                                                                  |
 | a dead letter that was sent back     | its story becomes history, and it is a task again; too often: copy to the    |
 |                                      | longest rung first; ack                                                      |
-| a task that is done or dead          | ack                                                                          |
+| a task that is done                  | ack                                                                          |
+| a task that is dead, without a story | dead letter: it may be one that was sent back by its body alone              |
+| a task of an earlier burial          | ack                                                                          |
 | a task that is dead, and was sent back | revive it in the ledger, then as any other                                 |
 | a task whose id is another payload's | dead letter                                                                  |
 | a task that somebody has a claim on  | copy to a rung, no attempt counted; ack                                      |
@@ -51,6 +53,7 @@ from workqueue.tasks.copies import Copies, now
 from workqueue.tasks.policy import (
     TRY,
     Bury,
+    Reason,
     Skip,
     Try,
     Wait,
@@ -129,7 +132,9 @@ class Guard(Generic[T]):
         self.attempts = Attempts(handler, holder, tell_begin=settings.log == "debug")
         self._ask, self._room = Asking(worker), Room()
         self._emptied: asyncio.Future[None] | None = None
-        self._draining = False
+        self._draining = self.ended = False
+        self.unrecorded: set[str] = set()
+        """The tasks, as a line has them, whose handler has ended and whose end is not in the ledger yet."""
         self.in_hand = self.finished = self.handed_back = 0
 
     async def take(self, task: T) -> None:
@@ -162,6 +167,11 @@ class Guard(Generic[T]):
             self._emptied = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._emptied], timeout=within_s)
         return not self.in_hand
+
+    def end(self) -> None:
+        """What is in hand now is cancelled; what it was about to record is told by `unrecorded`."""
+        self.ended = True
+        self.attempts.end()
 
     def cut_off(self) -> None:
         """Stop the running handlers; their messages go back to the broker."""
@@ -221,6 +231,8 @@ class Guard(Generic[T]):
         """Claim the task and do what follows from the answer. None: it is to run alone, and is not claimed."""
         answer = await self._answer(task, arrived, alone)
         decision = TRY if answer is FIRST else self._decide(answer, arrived)
+        if isinstance(answer, Finished) and answer.state == "dead" and "x-burial" not in arrived.headers:
+            return await self._bury_again(task, arrived, answer, told)
         if isinstance(decision, Skip):
             self._ack(arrived)
             return f"{decision.state} already  {told}"
@@ -285,7 +297,7 @@ class Guard(Generic[T]):
     async def _attempt(self, attempt: Attempt[T]) -> str:
         task, arrived, claim, told, number = attempt.task, attempt.arrived, attempt.claim, attempt.told, attempt.number
         try:
-            await self._run(task, claim, number)
+            await self._run(task, claim, number, told)
         except CutOff:
             await self._release(task, claim)
             return await self._hand_back(arrived, told)
@@ -313,7 +325,7 @@ class Guard(Generic[T]):
             said = f"failed  {attempt.told}  attempt {number}, again in {delay_s:g} s: {said}"
         return "\n    ".join([said, *([] if is_verdict else traceback_lines(error))])
 
-    async def _run(self, task: T, claim: Claimed, number: int) -> None:
+    async def _run(self, task: T, claim: Claimed, number: int, told: str) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
         limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
 
@@ -332,8 +344,13 @@ class Guard(Generic[T]):
         if run._completed:
             return
         encoded = self._encode(result)
-        if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
-            raise ClaimLost
+        self.unrecorded.add(told)
+        try:
+            if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
+                raise ClaimLost
+        finally:
+            if not self.ended:
+                self.unrecorded.discard(told)
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:
@@ -351,6 +368,18 @@ class Guard(Generic[T]):
         await self._ask(lambda: self._ledger.bury(task.id, claim.fence, len(attempt.failed), said))
         self._ack(attempt.arrived)
         return f"dead  {attempt.told}  {why.reason}: {why.error}"
+
+    async def _bury_again(self, task: T, arrived: Delivery, answer: Finished, told: str) -> str:
+        """A dead task that comes without its story: it was sent again, or taken from the dead letters and sent back by
+        its body alone. Nobody can tell, so it is a dead letter once more: this may be the last copy."""
+        found = await self._ask(partial(self._ledger.outcomes, [task.id]))
+        said = next((outcome.error for outcome in found if outcome.error), None) or "failed: it is dead already"
+        word, _, error = said.partition("\n")[0].partition(": ")
+        reason: Reason = next((known for known in story.REASONS if known == word), "failed")
+        why = Bury(reason, error[:ERROR_LIMIT])
+        await self._copies.bury(arrived, why, [], {"x-burial": answer.fence})
+        self._ack(arrived)
+        return f"dead already  {told}  and a dead letter again; to have it tried, send that back with its headers"
 
     async def _dead_letter(self, arrived: Delivery, why: Bury, told: str) -> str:
         """Of what was not claimed."""

@@ -22,7 +22,7 @@ TOLD = ("x-reason", "x-error", "x-queue", "x-died-at", "x-traceback", "x-attempt
 BROKER = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
 """The broker's own record of a message; on a copy it would speak of another message."""
 
-REASONS = get_args(Reason)
+REASONS: tuple[Reason, ...] = get_args(Reason)
 BURIALS = 10  # in x-story: headers must fit into one frame
 
 
