@@ -78,7 +78,7 @@ demo: $(MODULES) ## all of it at once: a private broker, three workers, every fi
 test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker with real processes
 	@$(PY) -m pytest test_workqueue.py $(ARGS)
 
-test-unit: $(MODULES) ## the tests that need no broker, no database and no other process: half a minute
+test-unit: $(MODULES) ## the tests that need no broker, no database and no worker, in half a minute
 	@$(PY) -m pytest -m "not broker" $(ARGS)
 
 test: $(MODULES) ## all tests

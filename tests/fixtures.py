@@ -11,7 +11,7 @@ from tools.broker import ensure_installed
 from tools.node import Node
 from tools.postgres import Postgres
 
-STARTING = {"node", "own_node", "fast_project", "fast_example", "postgres", "site", "fast", "python", "silent"}
+STARTING = {"node", "own_node", "fast_project", "fast_example", "postgres", "site", "fast", "installed", "python"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

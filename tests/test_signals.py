@@ -18,6 +18,8 @@ from tests import example
 from tests.harness import WAIT_S, Site, simulate, until
 from workqueue.signals import ENDING, SAME_S
 
+pytestmark = pytest.mark.broker
+
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
