@@ -14,7 +14,7 @@ import aio_pika
 import pytest
 from pamqp.commands import Basic
 
-from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate, task, until, vhost
+from tests.harness import DEAD_QUEUE, QUEUE, WAIT_S, Site, simulate, task, until, vhost
 from tools.node import Node
 from workqueue.amqp.connection import Link
 from workqueue.amqp.copies import DROPPED, fitted
@@ -373,14 +373,11 @@ async def test_copies_keep_the_properties_that_the_sender_gave(fast: Site) -> No
 async def test_a_copy_on_a_delay_queue_says_its_type_and_is_returned_when_there_is_no_such_queue(site: Site) -> None:
     await site.worker()
     failing = task(FAILS)
-    await site.send([failing])
     async with site.amqp() as channel:
         waiting = await channel.get_queue(RETRY_QUEUE, ensure=False)
-
-        async def copied() -> Any:
-            return await waiting.get(fail=False, no_ack=True)
-
-        copy = await until(copied, "a copy waits")
+        async with waiting.iterator(no_ack=True, timeout=WAIT_S) as copies:  # who only looks may come too late
+            await site.send([failing])
+            copy: Any = await anext(copies)
     assert (copy.type, copy.message_id) == ("task", failing["id"])
     assert copy.headers["x-attempts"][0]["error"] == "RuntimeError: told to fail 1 times"
 

@@ -116,7 +116,7 @@ async def test_it_says_that_a_task_may_have_ended_in_another_ledger(site: Site, 
     restricted = user_of(node, site.uri, "^$", ".*", ".*")
     said = await hinted(site, "--timeout", "3", lines=lines(1), AMQP_URI=restricted)
     assert f"none waits in {QUEUE}" in said
-    assert f"the workers have another LEDGER_URL than this producer (sqlite:{site.folder}/ledger.db)" in said
+    assert f"the workers have another LEDGER_URL than this producer ({site.folder}/ledger.db)" in said
 
 
 async def test_it_says_that_dead_letters_lie_there_which_no_ledger_knows(site: Site, node: Node) -> None:
