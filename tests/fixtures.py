@@ -11,11 +11,21 @@ from tools.broker import ensure_installed
 from tools.node import Node
 from tools.postgres import Postgres
 
+STARTING = {"node", "own_node", "fast_project", "fast_example", "postgres", "site", "fast", "installed", "python"}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """A run that is told to end takes down what it started, as it does after Ctrl-C."""
     config.addinivalue_line("markers", "example: `site` and `fast` run the example, not the tests' own contract")
+    config.addinivalue_line("markers", "broker: needs a broker, a database or processes; not for `make test-unit`")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What stands on one of the fixtures below needs more than this process."""
+    for item in items:
+        if not STARTING.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.broker)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +34,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     ensure_installed()
     with Node(tmp_path_factory.mktemp("node")) as running:
         yield running
+        running.kill()  # nobody needs its data, and to stop in good order takes seconds
 
 
 @pytest.fixture
@@ -32,6 +43,7 @@ def own_node(tmp_path: Path) -> Iterator[Node]:
     ensure_installed()
     with Node(tmp_path / "node") as running:
         yield running
+        running.kill()
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,12 @@ from tools.project import ROOT, copy_project, hurried
 SEED = 7
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _broker() -> None:
+@pytest.fixture(scope="module")
+def installed() -> None:
     ensure_installed()
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("kinds", [HOSTS, PEOPLE], ids=["hosts", "people"])
 async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
     tmp_path: Path, kinds: dict[str, Kind]
@@ -44,6 +45,7 @@ async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
     assert len(chaos.hits) > len(wanted) * 0.7, chaos.misses
 
 
+@pytest.mark.usefixtures("installed")
 async def test_a_kill_between_effect_and_record_is_seen_and_told_from_a_broken_promise(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path, seed=SEED, seconds=4, tasks=100, kinds=[PROVOKED])
     result = await chaos.run()
@@ -54,6 +56,7 @@ async def test_a_kill_between_effect_and_record_is_seen_and_told_from_a_broken_p
     assert result.kept, chaos.describe()
 
 
+@pytest.mark.usefixtures("installed")
 async def test_without_a_ledger_a_lost_ack_has_a_task_done_twice_and_that_is_seen(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path, seed=SEED, seconds=6, tasks=300, ledger="none", kinds=["cut between effect and ack"])
     result = await chaos.run()
@@ -225,6 +228,7 @@ def test_payloads_may_be_whole_tasks_as_for_the_producer(tmp_path: Path, monkeyp
     assert parse_flags().payloads == [{"kind": "polish"}, {"kind": "smash"}]
 
 
+@pytest.mark.usefixtures("installed")
 async def test_chaos_runs_on_a_contract_of_somebody_elses_with_a_handler_of_theirs(tmp_path: Path) -> None:
     project = users_project(tmp_path / "project")
     scripts = Scripts("generated", str(project / "my-worker.py"), ("main-producer.py",))

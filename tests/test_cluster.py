@@ -14,6 +14,9 @@ from tools.cluster import SIZE, Cluster
 ON_AGAIN_S = 15.0
 
 
+pytestmark = pytest.mark.broker
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     ensure_installed()

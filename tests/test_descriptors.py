@@ -14,6 +14,7 @@ import pytest
 
 from tests.harness import Site, simulate, until
 
+pytestmark = pytest.mark.broker
 CLOSED = ["".join(some) for some in product(("", " <&-"), ("", " >&-"), ("", " 2>&-"))][1:]
 
 

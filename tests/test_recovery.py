@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import QUEUE, Site, Worker, simulate, until, vhost
+from tests.harness import QUEUE, WAIT_S, Site, Worker, simulate, until, vhost
 from tests.proxy import Proxy
 from tools.node import Node
 from tools.project import ROOT
@@ -33,7 +33,7 @@ def alone(own_node: Node, tmp_path: Path, fast_project: Path) -> Iterator[Site]:
     here.stop()
 
 
-async def progress(site: Site, more: int, within_s: float = BACK_S) -> None:
+async def progress(site: Site, more: int, within_s: float = WAIT_S) -> None:
     """Wait until so many more tasks have come to their end."""
     before = len(site.ended())
     await until(lambda: len(site.ended()) >= before + more, f"{more} more tasks are done", within_s)
@@ -63,7 +63,7 @@ async def test_a_broker_that_is_killed_under_load_loses_and_doubles_nothing(alon
     await asyncio.sleep(1)
     await asyncio.to_thread(own_node.kill)
     await asyncio.to_thread(own_node.start)
-    await progress(alone, 30)
+    await progress(alone, 30, BACK_S)
     await alone.all_end(tasks, within_s=60)
 
 
@@ -71,9 +71,14 @@ async def test_connections_that_an_operator_closes_are_opened_again(alone: Site,
     await alone.worker()
     tasks = simulate(400, seconds=0.005)
     await alone.send(tasks)
+    await progress(alone, 20)
     for _ in range(3):
-        await progress(alone, 20)
         await asyncio.to_thread(own_node.ctl, "close_all_connections", "test")
+        more = simulate(20)  # the others may all be done by now
+        await alone.send(more)
+        ids = {one["id"] for one in more}
+        await until(lambda: ids <= alone.ended().keys(), "those sent since are done", BACK_S)  # noqa: B023
+        tasks += more
     await alone.all_end(tasks)
 
 

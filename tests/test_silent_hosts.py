@@ -27,7 +27,7 @@ from workqueue.delivery import current
 from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
 
-LOADED = load("generated.worker")
+LOADED = load("tests.generated.worker")
 (RECEIVE,) = LOADED.receives.values()
 
 
