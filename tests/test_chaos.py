@@ -169,10 +169,13 @@ def test_a_task_that_is_begun_without_end_is_a_broken_promise(tmp_path: Path, na
 
 def test_what_goes_with_a_deleted_queue_is_the_operators_loss_and_no_more_than_that(tmp_path: Path) -> None:
     seen, names = crowd(tmp_path)
-    without = replace(seen, letters=seen.letters[:1], deleted=2)
+    without = replace(seen, letters=seen.letters[:1], deleted=2, stuck=True)  # waited for, and it did not come
     assert account(without).lost == {names["odd"], names["flooded"]}
     assert account(without).kept
     assert not account(replace(without, deleted=1)).kept
+    assert account(replace(without, deleted=1)).stuck
+    assert account(replace(without, left_over=1)).stuck
+    assert account(replace(without, poison={"poison-1": ""})).stuck
 
 
 def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word_and_its_id() -> None:
@@ -183,6 +186,17 @@ def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word
         (f"dead  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
         (f"dead  nap  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
         (f"is taken  {id}, again in 0.1 s  1 ms", "is taken", "again in 0.1 s  1 ms"),
+        (
+            f"its worker died, or lost its claim (2)  nap  {id}, again in 0.1 s  1 ms",
+            "its worker died",
+            "again in 0.1 s  1 ms",
+        ),
+        (f"sent back  {id}  for the 4th time, again in 1 s", "sent back", "for the 4th time, again in 1 s"),
+        (
+            f"was delivered  nap  {id}  10 times without an ack, again in 0.1 s",
+            "was delivered",
+            "10 times without an ack, again in 0.1 s",
+        ),
     ):
         line = parse(f"2026-11-25 09:30:00,123 w 1  {text}")
         assert line is not None
