@@ -68,6 +68,7 @@ class Life:
     code: int | None = None
     concurrency: int = 1
     frozen: list[Span] = field(default_factory=list)
+    """When it had no processor: a fault stopped it, or the machine had too much to do."""
 
     @cached_property
     def lines(self) -> list[str]:

@@ -1,8 +1,11 @@
 """The chaos suite, short, and that it sees what it is there to see."""
 
+import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +19,8 @@ from tests.account import Evidence, Letter, Life, account, parse, spans_between,
 from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
-from tests.chaos.run import Chaos
-from tests.harness import Note, Scripts
+from tests.chaos.run import Chaos, queued_s
+from tests.harness import WAIT_S, Note, Scripts
 from tests.workers.main import ODD
 from tools.broker import ensure_installed
 from tools.project import ROOT, copy_project, hurried
@@ -202,6 +205,19 @@ def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word
         assert line is not None
         assert (line.word, line.id, line.more) == (word, id, more)
     assert parse("2026-11-25 09:30:00,123 w 1  ready  takes 1 at a time from errands") is None
+
+
+def test_a_process_that_gets_no_processor_is_not_called_idle() -> None:
+    spin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    with ExitStack() as closing:
+        busy = [closing.enter_context(subprocess.Popen([sys.executable, "-c", spin])) for _ in range(3)]
+        for process in busy:
+            closing.callback(process.kill)
+        deadline = time.monotonic() + WAIT_S
+        while not all(queued_s(process.pid, 0.0) > 1.0 for process in busy):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert queued_s(busy[0].pid, 7.0) == 7.0
 
 
 def test_every_kind_of_fault_can_be_carried_out_and_every_odd_way_has_a_handler() -> None:
