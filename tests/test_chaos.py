@@ -285,8 +285,9 @@ def users_project(folder: Path) -> Path:
         for name in ("Checksum", "Simulate", "ChecksumResult", "SimulateResult"):
             del schemas[name]
         shine = {"type": "number", "minimum": 0, "maximum": 1}
-        schemas["Polish"] = closed("Polish", "polish", shine=shine)
-        schemas["Smash"] = closed("Smash", "smash")
+        limit = {"x-time-limit-s": 60}
+        schemas["Polish"] = closed("Polish", "polish", shine=shine) | limit
+        schemas["Smash"] = closed("Smash", "smash") | limit
         schemas["Polished"] = closed("Polished", "polish", shine=shine)
         refs = [{"$ref": f"#/components/schemas/{name}"} for name in ("Polish", "Smash")]
         schemas["Task"]["properties"]["payload"]["oneOf"] = refs
@@ -315,7 +316,7 @@ def tmp_spec(folder: Path, edit: Callable[[str], str]) -> Path:
 def closed(title: str, kind: str, **properties: Any) -> dict[str, Any]:
     properties = {"kind": {"type": "string", "const": kind}, **properties}
     shape = {"type": "object", "additionalProperties": False, "required": list(properties), "properties": properties}
-    return {"title": title, **shape, "x-time-limit-s": 60}
+    return {"title": title, **shape}
 
 
 THEIR_WORKER = '''"""A worker of somebody else, whose handler is a plain object."""
