@@ -1,4 +1,7 @@
-"""The private brokers that tests run on. Each is started by the run that uses it, on loopback, and ended with it."""
+"""The private brokers that tests run on. Each is started by the run that uses it, on loopback, and ended with it.
+
+To run what needs no node of its own on another broker, say of another version, name one: see tests/given.py.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.given import Broker, given_broker
 from tests.harness import EXAMPLE, TESTS, Scripts, Site, fast_copy, vhost
 from tools.broker import ensure_installed
 from tools.node import Node
@@ -29,8 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The node that tests share which do it no harm."""
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The node that tests share which do it no harm, or the broker that was given to them."""
+    if given := given_broker():
+        yield given
+        given.clean()
+        return
     ensure_installed()
     with Node(tmp_path_factory.mktemp("node")) as running:
         yield running
@@ -39,7 +47,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @pytest.fixture
 def own_node(tmp_path: Path) -> Iterator[Node]:
-    """A node for one test, which may kill it."""
+    """A node for one test, which may kill it. Skipped where a broker is given: this would not be of its version."""
+    if given_broker():
+        pytest.skip("needs a node of its own")
     ensure_installed()
     with Node(tmp_path / "node") as running:
         yield running
@@ -72,7 +82,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def site(node: Node, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
+def site(node: Broker, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
     """A vhost of the shared node, a folder and a ledger for one test; its processes end with it."""
     here = Site(tmp_path, vhost(node), scripts=scripts)
     yield here
@@ -80,7 +90,7 @@ def site(node: Node, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
 
 
 @pytest.fixture
-def fast(node: Node, tmp_path: Path, scripts: Scripts, request: pytest.FixtureRequest) -> Iterator[Site]:
+def fast(node: Broker, tmp_path: Path, scripts: Scripts, request: pytest.FixtureRequest) -> Iterator[Site]:
     """A site of the contract with short delays, a short lease and short time limits."""
     project = request.getfixturevalue("fast_example" if scripts == EXAMPLE else "fast_project")
     here = Site(tmp_path, vhost(node), project, scripts=scripts)

@@ -28,7 +28,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from tools.node import Node
+from tests.given import Broker
 from tools.project import ROOT, copy_project, hurried
 from workqueue import contract
 
@@ -323,7 +323,7 @@ def simulate(count: int, seconds: float = 0.0, failures: int = 0) -> list[dict[s
     return [task(payload) for _ in range(count)]
 
 
-def vhost(node: Node) -> str:
+def vhost(node: Broker) -> str:
     """A vhost of its own, and so queues of its own, on this node; its URI."""
     if not (stock := _vhosts.setdefault(node.folder, [])):
         stock += new_vhosts(node, VHOSTS_AT_ONCE)

@@ -1,8 +1,11 @@
 """The chaos suite, short, and that it sees what it is there to see."""
 
+import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +19,8 @@ from tests.account import Evidence, Letter, Life, account, parse, spans_between,
 from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
-from tests.chaos.run import Chaos
-from tests.harness import Note, Scripts
+from tests.chaos.run import Chaos, queued_s
+from tests.harness import WAIT_S, Note, Scripts
 from tests.workers.main import ODD
 from tools.broker import ensure_installed
 from tools.project import ROOT, copy_project, hurried
@@ -172,10 +175,13 @@ def test_a_task_that_is_begun_without_end_is_a_broken_promise(tmp_path: Path, na
 
 def test_what_goes_with_a_deleted_queue_is_the_operators_loss_and_no_more_than_that(tmp_path: Path) -> None:
     seen, names = crowd(tmp_path)
-    without = replace(seen, letters=seen.letters[:1], deleted=2)
+    without = replace(seen, letters=seen.letters[:1], deleted=2, stuck=True)  # waited for, and it did not come
     assert account(without).lost == {names["odd"], names["flooded"]}
     assert account(without).kept
     assert not account(replace(without, deleted=1)).kept
+    assert account(replace(without, deleted=1)).stuck
+    assert account(replace(without, left_over=1)).stuck
+    assert account(replace(without, poison={"poison-1": ""})).stuck
 
 
 def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word_and_its_id() -> None:
@@ -186,11 +192,35 @@ def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word
         (f"dead  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
         (f"dead  nap  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
         (f"is taken  {id}, again in 0.1 s  1 ms", "is taken", "again in 0.1 s  1 ms"),
+        (
+            f"its worker died, or lost its claim (2)  nap  {id}, again in 0.1 s  1 ms",
+            "its worker died",
+            "again in 0.1 s  1 ms",
+        ),
+        (f"sent back  {id}  for the 4th time, again in 1 s", "sent back", "for the 4th time, again in 1 s"),
+        (
+            f"was delivered  nap  {id}  10 times without an ack, again in 0.1 s",
+            "was delivered",
+            "10 times without an ack, again in 0.1 s",
+        ),
     ):
         line = parse(f"2026-11-25 09:30:00,123 w 1  {text}")
         assert line is not None
         assert (line.word, line.id, line.more) == (word, id, more)
     assert parse("2026-11-25 09:30:00,123 w 1  ready  takes 1 at a time from errands") is None
+
+
+def test_a_process_that_gets_no_processor_is_not_called_idle() -> None:
+    spin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    with ExitStack() as closing:
+        busy = [closing.enter_context(subprocess.Popen([sys.executable, "-c", spin])) for _ in range(3)]
+        for process in busy:
+            closing.callback(process.kill)
+        deadline = time.monotonic() + WAIT_S
+        while not all(queued_s(process.pid, 0.0) > 1.0 for process in busy):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert queued_s(busy[0].pid, 7.0) == 7.0
 
 
 def test_every_kind_of_fault_can_be_carried_out_and_every_odd_way_has_a_handler() -> None:
@@ -259,8 +289,9 @@ def users_project(folder: Path) -> Path:
         for name in ("Checksum", "Simulate", "ChecksumResult", "SimulateResult"):
             del schemas[name]
         shine = {"type": "number", "minimum": 0, "maximum": 1}
-        schemas["Polish"] = closed("Polish", "polish", shine=shine)
-        schemas["Smash"] = closed("Smash", "smash")
+        limit = {"x-time-limit-s": 60}
+        schemas["Polish"] = closed("Polish", "polish", shine=shine) | limit
+        schemas["Smash"] = closed("Smash", "smash") | limit
         schemas["Polished"] = closed("Polished", "polish", shine=shine)
         refs = [{"$ref": f"#/components/schemas/{name}"} for name in ("Polish", "Smash")]
         schemas["Task"]["properties"]["payload"]["oneOf"] = refs
@@ -289,7 +320,7 @@ def tmp_spec(folder: Path, edit: Callable[[str], str]) -> Path:
 def closed(title: str, kind: str, **properties: Any) -> dict[str, Any]:
     properties = {"kind": {"type": "string", "const": kind}, **properties}
     shape = {"type": "object", "additionalProperties": False, "required": list(properties), "properties": properties}
-    return {"title": title, **shape, "x-time-limit-s": 60}
+    return {"title": title, **shape}
 
 
 THEIR_WORKER = '''"""A worker of somebody else, whose handler is a plain object."""

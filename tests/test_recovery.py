@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.given import Broker
 from tests.harness import QUEUE, WAIT_S, Site, Worker, simulate, until, vhost
 from tests.proxy import Proxy
 from tools.node import Node
@@ -133,10 +134,10 @@ async def test_a_blocked_broker_delays_the_producer_and_stops_no_ack(alone: Site
     await alone.all_end(tasks)
 
 
-async def test_tasks_that_were_written_and_never_arrived_are_sent_again(node: Node, tmp_path: Path) -> None:
+async def test_tasks_that_were_written_and_never_arrived_are_sent_again(node: Broker, tmp_path: Path) -> None:
     site = Site(tmp_path, vhost(node))
-    async with Proxy(node.record.port) as proxy:
-        site.uri = site.uri.replace(f":{node.record.port}/", f":{proxy.port}/")
+    async with Proxy(node.port) as proxy:
+        site.uri = site.uri.replace(f":{node.port}/", f":{proxy.port}/")
         process = await site.start_producer("--jsonl", "-")
         assert process.stdin is not None
         first, *others = simulate(50)
@@ -157,7 +158,7 @@ async def test_tasks_that_were_written_and_never_arrived_are_sent_again(node: No
 
 
 async def test_a_full_queue_refuses_after_the_deadline_and_takes_what_is_sent_once_it_is_read(
-    site: Site, node: Node
+    site: Site, node: Broker
 ) -> None:
     await site.send(simulate(1))  # declares the queue, whose overflow the contract says: reject-publish
     node.ctl("set_policy", "-p", site.uri.rpartition("/")[2], "full", f"^{QUEUE}$", '{"max-length": 5}')

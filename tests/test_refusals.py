@@ -14,6 +14,7 @@ import aio_pika
 import pytest
 from pamqp.commands import Basic
 
+from tests.given import Broker
 from tests.harness import DEAD_QUEUE, QUEUE, WAIT_S, Site, simulate, task, until, vhost
 from tools.node import Node
 from workqueue.amqp.connection import Link
@@ -43,7 +44,7 @@ async def linked(uri: str, *queues: Queue, **settings: Any) -> AsyncIterator[Lin
         await link.close()
 
 
-def user_of(node: Node, uri: str, configure: str, write: str, read: str) -> str:
+def user_of(node: Broker, uri: str, configure: str, write: str, read: str) -> str:
     """The URI of a new user with these permissions in the vhost of `uri`."""
     name, there = f"user-{secrets.token_hex(4)}", uri.rpartition("/")[2]
     node.ctl("add_user", name, "secret")
@@ -54,40 +55,40 @@ def user_of(node: Node, uri: str, configure: str, write: str, read: str) -> str:
 # Connections
 
 
-async def nobody_said(node: Node, uri: str) -> tuple[str, list[str]]:
+async def nobody_said(node: Broker, uri: str) -> tuple[str, list[str]]:
     return uri + "-nonesuch", ["vhost", "not found", "(530)", "rabbitmqctl add_vhost"]
 
 
-async def no_access(node: Node, uri: str) -> tuple[str, list[str]]:
+async def no_access(node: Broker, uri: str) -> tuple[str, list[str]]:
     node.ctl("add_user", name := f"user-{secrets.token_hex(4)}", "secret")
     return re.sub(r"//[^@]+@", f"//{name}:secret@", uri), ["access to vhost", "(530)", "set_permissions -p"]
 
 
-async def wrong_password(node: Node, uri: str) -> tuple[str, list[str]]:
+async def wrong_password(node: Broker, uri: str) -> tuple[str, list[str]]:
     return re.sub(r":[^:@/]+@", ":wrong@", uri), ["was refused", "(403)", "check user and password"]
 
 
-async def too_many(node: Node, uri: str) -> tuple[str, list[str]]:
+async def too_many(node: Broker, uri: str) -> tuple[str, list[str]]:
     node.ctl("set_vhost_limits", "-p", uri.rpartition("/")[2], '{"max-connections": 0}')
     return uri, ["connection limit (0) is reached", "(530)", "raise the limit"]
 
 
-async def no_channels(node: Node, uri: str) -> tuple[str, list[str]]:
+async def no_channels(node: Broker, uri: str) -> tuple[str, list[str]]:
     limited = user_of(node, uri, ".*", ".*", ".*")
     node.ctl("set_user_limits", limited.split("/")[2].partition(":")[0], '{"max-channels": 0}')
     return limited, ["number of channels", "(530)", "raise the limit"]
 
 
-async def no_tls(node: Node, uri: str) -> tuple[str, list[str]]:
+async def no_tls(node: Broker, uri: str) -> tuple[str, list[str]]:
     return uri.replace("amqp:", "amqps:"), ["does not speak TLS", "use amqp:"]
 
 
-Case = Callable[[Node, str], Awaitable[tuple[str, list[str]]]]
+Case = Callable[[Broker, str], Awaitable[tuple[str, list[str]]]]
 CASES: list[Case] = [nobody_said, no_access, wrong_password, too_many, no_channels, no_tls]
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_connection_that_is_refused_says_why_and_the_way_out(node: Node, case: Case) -> None:
+async def test_a_connection_that_is_refused_says_why_and_the_way_out(node: Broker, case: Case) -> None:
     uri, words = await case(node, vhost(node))
     async with linked(uri, queue(QUEUE)) as link:
         with pytest.raises(BrokerUnreachable) as refusal:
@@ -161,7 +162,7 @@ async def test_one_message_that_is_too_large_is_refused_and_those_around_it_are_
             assert words == "stored"
 
 
-async def test_a_user_who_may_not_publish_is_told_so_and_each_task_is_refused(site: Site, node: Node) -> None:
+async def test_a_user_who_may_not_publish_is_told_so_and_each_task_is_refused(site: Site, node: Broker) -> None:
     await site.send(simulate(1))  # declares the queue
     denied = user_of(node, site.uri, "", "^$", ".*")
     lines = "".join(json.dumps(one) + "\n" for one in simulate(3))
@@ -171,7 +172,7 @@ async def test_a_user_who_may_not_publish_is_told_so_and_each_task_is_refused(si
     assert "sent: 0 confirmed, 3 refused, 0 unknown" in produced.err
 
 
-async def test_a_user_who_may_not_consume_is_told_so_and_the_worker_ends_with_exit_3(site: Site, node: Node) -> None:
+async def test_a_user_who_may_not_consume_is_told_so_and_the_worker_ends_with_exit_3(site: Site, node: Broker) -> None:
     first = await site.worker("first")  # declares the queues
     first.process.terminate()
     await first.ended()
@@ -186,7 +187,7 @@ async def test_a_user_who_may_not_consume_is_told_so_and_the_worker_ends_with_ex
 
 @pytest.mark.parametrize("ids", ["none", "all the same", "each its own"])
 async def test_each_of_thousands_of_unroutable_messages_is_known_among_those_that_are_stored(
-    node: Node, ids: str
+    node: Broker, ids: str
 ) -> None:
     there = queue("there")
     async with linked(vhost(node), there) as link:
@@ -238,7 +239,7 @@ async def test_a_delay_queue_that_vanishes_is_declared_again_and_its_task_is_don
 # Queues that exist
 
 
-async def test_a_user_without_the_right_to_declare_works_on_queues_that_exist(site: Site, node: Node) -> None:
+async def test_a_user_without_the_right_to_declare_works_on_queues_that_exist(site: Site, node: Broker) -> None:
     first = await site.worker("first")
     first.process.terminate()
     await first.ended()
@@ -255,7 +256,7 @@ async def test_a_user_without_the_right_to_declare_works_on_queues_that_exist(si
     assert "unchecked" in line
 
 
-async def test_a_queue_that_is_missing_and_may_not_be_declared_is_named(site: Site, node: Node) -> None:
+async def test_a_queue_that_is_missing_and_may_not_be_declared_is_named(site: Site, node: Broker) -> None:
     restricted = user_of(node, site.uri, "^$", ".*", ".*")
     produced = await site.producer("--jsonl", "-", lines=json.dumps(simulate(1)[0]), AMQP_URI=restricted)
     assert produced.code == 3
