@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+KEYS = "spec/workqueue.schema.json"  # the rules for the contract's own keys, which the compiler reads
 SCRIPTS = ("main-worker.py", "main-producer.py")
 
 
@@ -23,11 +24,11 @@ def copy_project(
     """Copy what runs into `folder`, which must not exist, with each document of the spec/ in `home` as `edit` returns
     it; compile it to the generated/ beside it. Returns the folder."""
     folder.mkdir(parents=True)
-    for name in ("workqueue", "tools", "pyproject.toml", f"{home}/spec", *scripts):
+    for name in ("workqueue", "tools", "pyproject.toml", KEYS, f"{home}/spec", *scripts):
         source, copy = ROOT / name, folder / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
         else:
             shutil.copy(source, copy)
     for document in (folder / home / "spec").glob("*.yaml"):
