@@ -101,7 +101,7 @@ class Fleet:
                 return None
             return next((broker for broker in self.brokers if broker.name == name), None)
 
-        return cast(Broker, wait(found, f"queue {self._queue} has a leader", 90))
+        return cast(Broker, wait(found, f"queue {self._queue} has a leader", 180))
 
     def broker_of(self, one: Kept) -> Broker:
         """One that it has a connection to."""
