@@ -95,10 +95,13 @@ class Fleet:
         """The one with the leader of the tasks' queue."""
 
         def found() -> Broker | None:
-            name = self.brokers[0].queue(self._queue)["leader"]
+            try:
+                name = self.brokers[0].queue(self._queue)["leader"]
+            except BrokerError:  # it is busy, or comes back just now
+                return None
             return next((broker for broker in self.brokers if broker.name == name), None)
 
-        return cast(Broker, wait(found, f"queue {self._queue} has a leader", 30))
+        return cast(Broker, wait(found, f"queue {self._queue} has a leader", 180))
 
     def broker_of(self, one: Kept) -> Broker:
         """One that it has a connection to."""

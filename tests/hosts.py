@@ -33,6 +33,7 @@ SET_TUN, TUN_WITHOUT_HEADER = 0x400454CA, 0x1001  # TUNSETIFF; IFF_TUN | IFF_NO_
 SUBNET = "10.203.0"
 AMQP_PORT, DIST_PORT, EPMD_PORT = 5672, 25672, 4369
 START_S = 120.0
+CTL_S = 90.0  # rabbitmqctl takes a second or two of processor time
 OWN_FAULT, INTERRUPTED = 70, 130
 COMMANDS = ("ip", "mount", "unshare")
 
@@ -213,7 +214,7 @@ class Broker:
     def ctl(self, *args: str) -> str:
         """What rabbitmqctl prints when run on this host; BrokerError if it fails."""
         with self.host.inside():
-            return run([installed("rabbitmqctl"), "-q", *args], self._environment(), timeout_s=30)
+            return run([installed("rabbitmqctl"), "-q", *args], self._environment(), timeout_s=CTL_S)
 
     def queue(self, name: str) -> dict[str, Any]:
         """What this node knows of a quorum queue: its `leader`, its `members`, and those that are `online`."""

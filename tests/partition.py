@@ -143,20 +143,23 @@ class Partition:
         return Outage(fault.kind, target, began, healed, time.time(), **more)
 
     def _cut_leader(self, fault: Fault) -> Outage:
-        leader = self._fleet.leader().host
-        return self._outage(fault, leader.name, cut=self._from_all(leader))
+        leader = self._fleet.leader()
+        cut, there = self._from_all(leader.host), self._at_leader(leader)
+        return self._outage(fault, leader.host.name, cut=cut, at_leader=there)
 
     def _cut_workers_broker(self, fault: Fault) -> Outage:
         leader = self._fleet.leader()
         pairs = [(worker, self._fleet.broker_of(worker)) for worker in self._fleet.workers]
         pairs = [pair for pair in pairs if pair[1] is not leader] or pairs
         worker, broker = pairs[fault.pick % len(pairs)]
-        return self._outage(fault, f"{broker.host}, of {worker.name}", cut=self._from_peers(broker))
+        cut, there = self._from_peers(broker), self._at_leader(broker)
+        return self._outage(fault, f"{broker.host}, of {worker.name}", cut=cut, at_leader=there)
 
     def _cut_producers_broker(self, fault: Fault) -> Outage:
         producer = self._fleet.producers[fault.pick % len(self._fleet.producers)]
         broker = self._fleet.broker_of(producer)
-        return self._outage(fault, f"{broker.host}, of {producer.name}", cut=self._from_peers(broker))
+        cut, there = self._from_peers(broker), self._at_leader(broker)
+        return self._outage(fault, f"{broker.host}, of {producer.name}", cut=cut, at_leader=there)
 
     def _cut_broker(self, fault: Fault) -> Outage:
         clients: list[Kept] = [*self._fleet.workers, *self._fleet.producers]
@@ -211,6 +214,13 @@ class Partition:
     def _all_far(self, fault: Fault) -> Outage:
         far = [(a, b) for a in self._network.hosts for b in self._network.hosts if a is not b]
         return self._outage(fault, "all", far=far, delays_only=True)
+
+    def _at_leader(self, broker: Broker) -> frozenset[str]:
+        """Who is connected to this one, if it has the leader, and its version makes them wait for it."""
+        if broker is not self._fleet.leader() or not broker.ctl("version").startswith("3."):
+            return frozenset()
+        clients: list[Kept] = [*self._fleet.workers, *self._fleet.producers]
+        return frozenset(one.name for one in clients if broker.host.address in one.brokers())
 
     def _from_all(self, host: Host) -> list[tuple[Host, Host]]:
         return ways([host], [other for other in self._network.hosts if other is not host])

@@ -207,6 +207,22 @@ def test_one_that_could_reach_nothing_is_back_in_time_after_the_healing() -> Non
     ]
 
 
+def test_one_at_the_leader_has_until_the_broker_misses_it_and_the_others_have_not() -> None:
+    outage = Outage("leader cut off", "rabbit1", 100.0, 140.0, 240.0, at_leader=frozenset({"worker1"}))
+    steady = [float(second) for second in range(80, 300)]
+
+    def back(at: int) -> list[float]:
+        return [one for one in steady if one <= 100 or one >= at]
+
+    assert broken(outage, worker1=back(194), worker2=steady) == []
+    assert broken(outage, worker1=back(196), worker2=steady) == [
+        "worker1 worked again 96.0 s after it began (limit 95)"
+    ]
+    assert broken(outage, worker1=steady, worker2=back(121)) == [
+        "worker2 worked again 21.0 s after it began (limit 20)"
+    ]
+
+
 def test_a_stretch_without_a_task_done_is_too_long_unless_the_ledger_was_away() -> None:
     assert broken(AN_OUTAGE, worker1=without(100, 115)) == []
     assert broken(AN_OUTAGE, worker1=without(101, 117)) == ["no task was done for 16.0 s (limit 15)"]

@@ -65,6 +65,27 @@ async def test_a_scope_lets_what_ends_in_time_go_and_leaves_nothing_running() ->
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@pytest.mark.parametrize("answer", [True, False])
+async def test_a_renewal_that_is_on_its_way_when_the_handler_ends_is_neither_cancelled_nor_heeded(answer: bool) -> None:
+    """A server that has fallen silent would be asked to cancel it, over a connection of its own, for seconds."""
+    asked, answered, ended = asyncio.Event(), asyncio.Event(), []
+
+    async def renew() -> bool:
+        asked.set()
+        try:
+            await answered.wait()
+        finally:
+            ended.append(answered.is_set())
+        return answer
+
+    await held(a_scope(None, 0.003, renew), asked.wait())
+    await asyncio.sleep(0.01)
+    assert ended == []
+    answered.set()
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    assert ended == [True]
+
+
 async def test_a_scope_that_was_left_in_time_touches_nothing_any_more() -> None:
     renewals: list[float] = []
 

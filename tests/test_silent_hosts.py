@@ -115,6 +115,21 @@ async def test_after_a_connection_was_lost_the_next_one_is_to_the_next_address(w
             await until(lambda: not lane.is_open, "the loss is noticed")  # noqa: B023
 
 
+@pytest.mark.parametrize("workers", [3, 1], ids=["three workers", "one worker that takes three"])
+async def test_those_who_consume_begin_at_different_addresses(node: Node, tmp_path: Path, workers: int) -> None:
+    """So that not all of them are at the node whose loss is the worst."""
+    uri, port = vhost(node), f":{node.record.port}/"
+    async with Proxy(node.record.port) as one, Proxy(node.record.port) as two, Proxy(node.record.port) as three:
+        proxies = one, two, three
+        site = Site(tmp_path, ",".join(uri.replace(port, f":{proxy.port}/") for proxy in proxies))
+        try:
+            for _ in range(workers):
+                await site.worker("", "--concurrency", str(3 // workers))
+            assert [len(proxy.flows) for proxy in proxies] == [1, 1, 1]
+        finally:
+            site.stop()
+
+
 async def test_a_peer_that_falls_silent_is_noticed_by_its_heartbeats_and_left_at_once(
     ways: Ways, caplog: pytest.LogCaptureFixture
 ) -> None:

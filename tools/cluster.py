@@ -48,10 +48,10 @@ class Cluster:
         status = json.loads(self.nodes[0].ctl("cluster_status", "--formatter", "json"))
         return set(status["disk_nodes"])
 
-    def leader(self, queue: str) -> Node:
+    def leader(self, queue: str, vhost: str = "/") -> Node:
         """The node with the leader of a quorum queue, as any node that runs says."""
         running = next(node for node in self.nodes if node.running())
-        rows = json.loads(running.ctl("list_queues", "name", "leader", "--formatter", "json"))
+        rows = json.loads(running.ctl("list_queues", "-p", vhost, "name", "leader", "--formatter", "json"))
         (name,) = (row["leader"] for row in rows if row["name"] == queue)
         return next(node for node in self.nodes if node.record.name == name)
 

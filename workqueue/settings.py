@@ -31,7 +31,7 @@ class Settings:
     """Everything that differs between two installations. Seconds as float; each default with its reason."""
 
     amqp_uri: tuple[str, ...] = (DEFAULT_AMQP_URI,)
-    """Tried in turn at every (re)connection."""
+    """Tried in turn, from another one on for each connection, so that not all are lost with one node."""
     ledger_url: str = f"sqlite:{DEFAULT_LEDGER}"
     """`sqlite:PATH` for one machine, `postgresql://...` for several; `none`: a redelivered task may run twice."""
     root: Path = Path()
@@ -44,8 +44,9 @@ class Settings:
     """How often a worker that gets nothing asks the broker whether it is still a consumer."""
     drain_s: float = 25.0
     """How long SIGTERM waits for the running task: below the 30 s after which Kubernetes kills."""
-    send_s: float = 60.0
-    """How long a task may take to be confirmed, reconnections and a blocked broker included."""
+    send_s: float = 120.0
+    """How long a task may take to be confirmed, reconnections and a blocked broker included: longer than a cluster of
+    RabbitMQ 3 may take to go on without a node that is silent, 75 s with its default net_ticktime."""
     keep_s: float = 7 * 86_400.0
     """How long the ledger remembers a finished task, and so recognises it when it is sent again: a week's holiday."""
     window: int = 200

@@ -28,17 +28,19 @@ RECONNECT_CAP_S = 5.0  # and a restarted one within this of being up: a worker m
 
 
 class Link:
-    """One named connection with one channel, to a broker of AMQP_URI.
+    """One named connection with one channel, to a broker of AMQP_URI, at first to the one with the number `first`.
 
     Whatever ended a connection, the next is to the next one of AMQP_URI: a node may answer and still be of no use.
     """
 
-    def __init__(self, settings: Settings, name: str, topology: Topology, marker: Marker | None = None) -> None:
+    def __init__(
+        self, settings: Settings, name: str, topology: Topology, marker: Marker | None = None, *, first: int = 0
+    ) -> None:
         self._settings, self._name, self._topology, self._marker = settings, name, topology, marker
         self._connection: Connection | None = None
         self._socket: Socket | None = None
         self._lane: Lane | None = None
-        self._next = 0
+        self._next = first
         self._opening = asyncio.Lock()
 
     async def open(self) -> Lane:

@@ -215,7 +215,9 @@ class Consumer:
                 self._session = await self._consume(lane)
                 return self._session
             except GONE as error:
-                why = f"no answer within {CALL_S:g} s" if isinstance(error, TimeoutError) else words(error)
+                why = words(error)
+                if isinstance(error, TimeoutError):
+                    why = f"no answer within {CALL_S:g} s; the node may not reach the queue's leader"
                 lane.abort(why)
                 if patience.waited_s > self._settings.reconnect_s or (
                     starting and isinstance(error, ChannelAccessRefused)

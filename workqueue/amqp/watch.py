@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 HEARTBEATS = 1.5  # the broker sends one every half interval: three in a row were missed
 SHORTEST_S = 3.0  # for heartbeats of a second or two: a busy machine may be late by as much
-CONFIRM_S = 10.0  # a quorum queue that elects a leader confirms within this
+CONFIRM_S = 12.0  # a quorum queue that elects a leader confirms within 10; who leaves it too soon may wait for a minute
 SAY_AFTER_S = (10.0, 30.0, 60.0)
 """Then every minute."""
 

@@ -52,6 +52,10 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
     """Makes the endpoints of generated applications. `name` tells in the broker's lists who this process is.
 
     With this process's `ledger`, others that use another one for the same queue are noticed, see `marker`.
+
+    Connections begin at different brokers of AMQP_URI, those of one process in turn, and so do processes whose names
+    count up (worker1, worker2). When the node with a quorum queue's leader falls silent, RabbitMQ 3 serves those who
+    consume and publish by the other nodes within seconds, and nobody who comes to them then, for up to net_ticktime.
     """
 
     def __init__(
@@ -99,7 +103,8 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         return None if self._ledger is None else Marker(queue, self._ledger, hold=hold)
 
     def _link(self, name: str, marker: Marker | None = None) -> Link:
-        link = Link(self._settings, name, self._topology, marker)
+        first = sum(self._name.encode()) + len(self._links)
+        link = Link(self._settings, name, self._topology, marker, first=first)
         self._links.append(link)
         return link
 

@@ -75,6 +75,8 @@ class Scope:
     _again: asyncio.TimerHandle | None = None
     _later: tuple[asyncio.TimerHandle, ...] = ()
     _renewing: asyncio.Task[None] | None = None
+    _asking = False
+    _left = False
 
     def __init__(self, holder: Holder, task: Any, fence: int, limit_s: float | None) -> None:
         self.holder, self._task, self.fence, self.limit_s = holder, task, fence, limit_s
@@ -130,7 +132,8 @@ class Scope:
         self._timer.cancel()
         for timer in self._later:
             timer.cancel()
-        if self._renewing is not None:
+        self._left = True
+        if self._renewing is not None and not self._asking:  # a silent ledger would be asked to cancel
             self._renewing.cancel()
         if self.running.cancelling() == self._cancelled_before:
             return
@@ -166,13 +169,17 @@ class Scope:
 
     async def _keep_renewing(self, first_s: float) -> None:
         await asyncio.sleep(first_s)
-        while True:
+        while not self._left:
+            self._asking = True
             try:
-                if not await self.holder.ledger.renew(self.task_id, self.fence, self.holder.lease_s):
+                if not await self.holder.ledger.renew(self.task_id, self.fence, self.holder.lease_s) and not self._left:
                     return self.stop(ClaimLost())
             except Exception as error:  # noqa: BLE001  # whatever it is, the next try may succeed before the lease ends
-                log.warning("a claim could not be renewed: %s", describe(error))
-            await asyncio.sleep(self.holder.renew_every_s)
+                if not self._left:
+                    log.warning("a claim could not be renewed: %s", describe(error))
+            self._asking = False
+            if not self._left:
+                await asyncio.sleep(self.holder.renew_every_s)
 
     def _cancel(self) -> None:
         self._cancellations += 1
