@@ -163,6 +163,16 @@ def test_a_good_task_that_is_convicted_is_a_broken_promise_even_if_it_was_sent_b
     assert not result.kept
 
 
+def test_an_odd_task_that_ends_and_is_dead_for_it_may_end_again_when_it_was_sent_back(tmp_path: Path) -> None:
+    seen, names = crowd(tmp_path)
+    ends = [Note("end", names["odd"], "heir", 2, at) for at in (6.5, 7.0)]
+    sent_back = [Letter(names["odd"], {"x-reason": "gave-up"})]
+    assert account(replace(seen, notes=[*seen.notes, *ends])).twice == {names["odd"]}
+    assert account(replace(seen, notes=[*seen.notes, *ends], moved=sent_back)).kept
+    ends.append(Note("end", names["odd"], "heir", 2, 7.5))
+    assert account(replace(seen, notes=[*seen.notes, *ends], moved=sent_back)).twice == {names["odd"]}
+
+
 @pytest.mark.parametrize("name", ["deadly", "flooded"])
 def test_a_task_that_is_begun_without_end_is_a_broken_promise(tmp_path: Path, name: str) -> None:
     seen, names = crowd(tmp_path)
