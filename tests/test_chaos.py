@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.account import Evidence, Letter, Life, account, parse, spans_between, trail
+from tests.chaos.__main__ import check
 from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
@@ -263,6 +264,15 @@ def test_payloads_may_be_whole_tasks_as_for_the_producer(tmp_path: Path, monkeyp
     mine.write_text('{"kind": "polish"}\n\n{"id": "x", "created_at": "y", "payload": {"kind": "smash"}}\n')
     monkeypatch.setattr(sys, "argv", ["chaos", "--payloads", str(mine)])
     assert parse_flags().payloads == [{"kind": "polish"}, {"kind": "smash"}]
+
+
+def test_a_script_that_does_not_start_is_said_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "worker.py").write_text("from argparse import ArgumentParser\nArgumentParser().parse_args()\n")
+    (tmp_path / "producer.py").write_text("from argparse import ArgumentParser as Checksum, NoSuchKind\n")
+    check(tmp_path, Scripts("generated", "worker.py", ("worker.py",)))
+    with pytest.raises(subprocess.CalledProcessError, match="producer.py"):
+        check(tmp_path, Scripts("generated", "worker.py", ("producer.py",)))
+    assert "NoSuchKind" in capfd.readouterr().err
 
 
 async def test_chaos_runs_on_a_contract_of_somebody_elses_with_a_handler_of_theirs(tmp_path: Path) -> None:

@@ -117,6 +117,13 @@ def check_out(revision: str, folder: Path) -> Path:
     return folder
 
 
+def check(project: Path, scripts: Scripts) -> None:
+    """Raises CalledProcessError for a script that does not even start: it would be started again and again."""
+    for script in ((scripts.worker,), scripts.producer):
+        command = [sys.executable, *script, "--help"]
+        subprocess.run(command, cwd=project, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+
+
 async def _run(chaos: Chaos) -> Account:
     this = asyncio.current_task()
     assert this is not None
@@ -132,6 +139,7 @@ def main() -> int:
     try:
         ensure_installed()
         project, scripts = prepare(given, folder)
+        check(project, scripts)
         old = check_out(given.old, folder / "old") if given.old else None
         chaos = Chaos(
             folder, seed=given.seed, seconds=given.seconds, tasks=given.tasks, ledger=given.ledger,
