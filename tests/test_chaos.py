@@ -21,7 +21,7 @@ from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
 from tests.chaos.run import Chaos, queued_s
-from tests.harness import WAIT_S, Note, Scripts
+from tests.harness import TESTS, WAIT_S, Note, Scripts
 from tests.workers.main import ODD
 from tools.broker import ensure_installed
 from tools.project import ROOT, copy_project, hurried
@@ -270,7 +270,8 @@ def test_a_script_that_does_not_start_is_said_at_once(tmp_path: Path, capfd: pyt
     (tmp_path / "worker.py").write_text("from argparse import ArgumentParser\nArgumentParser().parse_args()\n")
     (tmp_path / "producer.py").write_text("from argparse import ArgumentParser as Checksum, NoSuchKind\n")
     check(tmp_path, Scripts("generated", "worker.py", ("worker.py",)))
-    with pytest.raises(subprocess.CalledProcessError, match="producer.py"):
+    check(ROOT, TESTS)
+    with pytest.raises(subprocess.CalledProcessError, match=r"producer\.py"):
         check(tmp_path, Scripts("generated", "worker.py", ("producer.py",)))
     assert "NoSuchKind" in capfd.readouterr().err
 

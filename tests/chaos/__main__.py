@@ -20,6 +20,7 @@ usage; 3 the broker or the ledger did not start; 130 interrupted.
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import signal
@@ -121,7 +122,8 @@ def check(project: Path, scripts: Scripts) -> None:
     """Raises CalledProcessError for a script that does not even start: it would be started again and again."""
     for script in ((scripts.worker,), scripts.producer):
         command = [sys.executable, *script, "--help"]
-        subprocess.run(command, cwd=project, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        where = {**os.environ, "PYTHONPATH": str(project)}  # as the recorder has it
+        subprocess.run(command, cwd=project, env=where, stdout=subprocess.DEVNULL, check=True)
 
 
 async def _run(chaos: Chaos) -> Account:
