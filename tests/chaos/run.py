@@ -34,7 +34,7 @@ from tools.project import ROOT
 WORKERS = 3
 PATIENCE_S = 60.0  # without anything ending, and beyond the longest delay, before the rest is called lost
 START_S = 120.0
-STOP_S = 60.0
+STOP_S = 180.0  # of a process that starts, or ends, on a machine with far too much to do
 SIGNALS_APART_S = 0.001  # at the very same moment they would be one
 STARVED_LOOK_S = 0.5
 STARVED_SHARE = 0.5  # of that time on a processor's queue: the machine has too much to do, not the worker too little
