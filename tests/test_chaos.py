@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.account import Evidence, Letter, Life, account, parse, spans_between, trail
-from tests.chaos.__main__ import check
+from tests.chaos.__main__ import check, first_of
 from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
@@ -24,6 +24,7 @@ from tests.chaos.run import Chaos, queued_s
 from tests.harness import TESTS, WAIT_S, Note, Scripts
 from tests.workers.main import ODD
 from tools.broker import ensure_installed
+from tools.node import BrokerError
 from tools.project import ROOT, copy_project, hurried
 
 SEED = 7
@@ -274,6 +275,12 @@ def test_a_script_that_does_not_start_is_said_at_once(tmp_path: Path, capfd: pyt
     with pytest.raises(subprocess.CalledProcessError, match=r"producer\.py"):
         check(tmp_path, Scripts("generated", "worker.py", ("producer.py",)))
     assert "NoSuchKind" in capfd.readouterr().err
+
+
+def test_what_went_wrong_in_a_fault_is_found_however_deep_it_is() -> None:
+    wrong = BrokerError("rabbitmqctl took too long")
+    assert first_of(ExceptionGroup("faults", [ExceptionGroup("one", [wrong])])) is wrong
+    assert first_of(wrong) is wrong
 
 
 async def test_chaos_runs_on_a_contract_of_somebody_elses_with_a_handler_of_theirs(tmp_path: Path) -> None:

@@ -126,12 +126,21 @@ def check(project: Path, scripts: Scripts) -> None:
         subprocess.run(command, cwd=project, env=where, stdout=subprocess.DEVNULL, check=True)
 
 
+def first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 async def _run(chaos: Chaos) -> Account:
     this = asyncio.current_task()
     assert this is not None
     for number in (signal.SIGINT, signal.SIGTERM):  # once: what is set up must come down
         asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    return await chaos.run()
+    try:
+        return await chaos.run()
+    except BaseExceptionGroup as group:  # what went wrong in one of the many things that go on at a time
+        raise first_of(group) from group
 
 
 def main() -> int:
