@@ -24,7 +24,7 @@ Span = tuple[float, float]
 EXTRA_STARTS = 3  # of a task that was cut off where nobody could count it, beyond what its limit says
 SETTLED = {
     "done", "done already", "dead", "dead already", "failed", "is taken", "lost its claim", "handed back",
-    "its worker died", "must run alone", "was delivered", "sent back",
+    "its worker died", "must run alone", "was delivered", "sent back", "comes after a copy that tells more",
 }  # fmt: skip
 
 
