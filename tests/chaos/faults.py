@@ -342,13 +342,13 @@ class Faults:
             await self._poison(fault)
 
         async def some() -> bool:
-            async with run.direct.amqp() as channel:
-                with suppress(ChannelNotFoundEntity):
+            with suppress(ChannelNotFoundEntity, ConnectionError):  # while the broker is away there are none
+                async with run.direct.amqp() as channel:
                     queue = await channel.declare_queue(run.site.dead_queue, passive=True)
                     return bool(queue.declaration_result.message_count)
             return False
 
-        with suppress(AssertionError, ConnectionError):  # while the broker is away there are none
+        with suppress(AssertionError):
             await until(some, "there are dead letters", LETTERS_WITHIN_S)
 
     async def _look(self, fault: Fault) -> bool:
