@@ -24,7 +24,7 @@ Span = tuple[float, float]
 EXTRA_STARTS = 3  # of a task that was cut off where nobody could count it, beyond what its limit says
 SETTLED = {
     "done", "done already", "dead", "dead already", "failed", "is taken", "lost its claim", "handed back",
-    "its worker died", "must run alone", "was delivered", "sent back",
+    "its worker died", "must run alone", "was delivered", "sent back", "comes after a copy that tells more",
 }  # fmt: skip
 
 
@@ -267,12 +267,15 @@ def count_dead(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Accou
 
 
 def count_done_again(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Account) -> None:
+    sent_back = Counter(letter.id for letter in seen.moved)
     last = {note.pid: note for note in seen.notes}
     lives = {life.pid: life for life in seen.lives}
     for id, notes in ends.items():
         excused = sum(is_in_honest_window(note, last[note.pid], lives[note.pid]) for note in notes)
-        if len(notes) > 1:
-            (result.honest if excused >= len(notes) - 1 else result.twice).add(id)
+        # An odd one may come to its end, and be dead for what it returned: sent back, it does so again.
+        allowed = 1 + (sent_back[id] if id in seen.odd else 0)
+        if len(notes) > allowed:
+            (result.honest if excused >= len(notes) - allowed else result.twice).add(id)
 
 
 def is_in_honest_window(end: Note, last: Note, life: Life) -> bool:

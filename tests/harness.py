@@ -29,6 +29,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from tests.given import Broker
+from tools.node import Node
 from tools.project import ROOT, copy_project, hurried
 from workqueue import contract
 
@@ -325,6 +326,8 @@ def simulate(count: int, seconds: float = 0.0, failures: int = 0) -> list[dict[s
 
 def vhost(node: Broker) -> str:
     """A vhost of its own, and so queues of its own, on this node; its URI."""
+    if not isinstance(node, Node):  # one that was given, and is controlled by somebody else's command
+        return node.add_vhost(secrets.token_hex(4))
     if not (stock := _vhosts.setdefault(node.folder, [])):
         stock += new_vhosts(node, VHOSTS_AT_ONCE)
     return node.uri + stock.pop()

@@ -16,13 +16,15 @@ import pytest
 import yaml
 
 from tests.account import Evidence, Letter, Life, account, parse, spans_between, trail
+from tests.chaos.__main__ import check, first_of
 from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
 from tests.chaos.run import Chaos, queued_s
-from tests.harness import WAIT_S, Note, Scripts
+from tests.harness import TESTS, WAIT_S, Note, Scripts
 from tests.workers.main import ODD
 from tools.broker import ensure_installed
+from tools.node import BrokerError
 from tools.project import ROOT, copy_project, hurried
 
 SEED = 7
@@ -166,6 +168,16 @@ def test_a_good_task_that_is_convicted_is_a_broken_promise_even_if_it_was_sent_b
     assert not result.kept
 
 
+def test_an_odd_task_that_ends_and_is_dead_for_it_may_end_again_when_it_was_sent_back(tmp_path: Path) -> None:
+    seen, names = crowd(tmp_path)
+    ends = [Note("end", names["odd"], "heir", 2, at) for at in (6.5, 7.0)]
+    sent_back = [Letter(names["odd"], {"x-reason": "gave-up"})]
+    assert account(replace(seen, notes=[*seen.notes, *ends])).twice == {names["odd"]}
+    assert account(replace(seen, notes=[*seen.notes, *ends], moved=sent_back)).kept
+    ends.append(Note("end", names["odd"], "heir", 2, 7.5))
+    assert account(replace(seen, notes=[*seen.notes, *ends], moved=sent_back)).twice == {names["odd"]}
+
+
 @pytest.mark.parametrize("name", ["deadly", "flooded"])
 def test_a_task_that_is_begun_without_end_is_a_broken_promise(tmp_path: Path, name: str) -> None:
     seen, names = crowd(tmp_path)
@@ -256,6 +268,22 @@ def test_payloads_may_be_whole_tasks_as_for_the_producer(tmp_path: Path, monkeyp
     mine.write_text('{"kind": "polish"}\n\n{"id": "x", "created_at": "y", "payload": {"kind": "smash"}}\n')
     monkeypatch.setattr(sys, "argv", ["chaos", "--payloads", str(mine)])
     assert parse_flags().payloads == [{"kind": "polish"}, {"kind": "smash"}]
+
+
+def test_a_script_that_does_not_start_is_said_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "worker.py").write_text("from argparse import ArgumentParser\nArgumentParser().parse_args()\n")
+    (tmp_path / "producer.py").write_text("from argparse import ArgumentParser as Checksum, NoSuchKind\n")
+    check(tmp_path, Scripts("generated", "worker.py", ("worker.py",)))
+    check(ROOT, TESTS)
+    with pytest.raises(subprocess.CalledProcessError, match=r"producer\.py"):
+        check(tmp_path, Scripts("generated", "worker.py", ("producer.py",)))
+    assert "NoSuchKind" in capfd.readouterr().err
+
+
+def test_what_went_wrong_in_a_fault_is_found_however_deep_it_is() -> None:
+    wrong = BrokerError("rabbitmqctl took too long")
+    assert first_of(ExceptionGroup("faults", [ExceptionGroup("one", [wrong])])) is wrong
+    assert first_of(wrong) is wrong
 
 
 @pytest.mark.usefixtures("installed")

@@ -137,6 +137,29 @@ async def test_a_letter_of_a_burial_that_was_revived_since_is_not_done_again(fas
     await until(lambda: fast.ended()[one["id"]] == 1, "the right one is done")
 
 
+@pytest.mark.parametrize(("ledger", "looks"), [("none", 5), ("sqlite", 25)])
+async def test_how_often_a_dead_letter_was_looked_at_says_nothing_of_the_task_it_is_again(
+    fast: Site, broken: Broken, ledger: str, looks: int
+) -> None:
+    if ledger == "none":
+        fast.environment["LEDGER_URL"] = ledger
+    worker = await fast.worker(script=MOODY)
+    (one,) = simulate(1)
+    await fast.send([one])
+    await until(lambda: fast.depth_is(1, fast.dead_queue), "it is dead")
+    for _ in range(looks):
+        async with fast.amqp() as channel:
+            queue = await channel.declare_queue(fast.dead_queue, passive=True)
+            await queue.get()
+    (letter,) = await fast.dead_letters(1)
+    assert letter.headers["x-delivery-count"] == looks
+    broken.mend()
+    await moved(fast, letter)
+    await until(lambda: fast.ended()[one["id"]] == 1, f"it is done: {worker.text()}")
+    assert not worker.says("was delivered")
+    await fast.dead_letters(0)
+
+
 async def test_an_id_that_comes_with_another_payload_is_a_dead_letter_and_the_first_one_is_done(fast: Site) -> None:
     await fast.worker()
     (one,) = simulate(1)

@@ -13,6 +13,7 @@
 | a task whose id is another payload's | dead letter                                                                  |
 | a task that somebody has a claim on  | copy to a rung, no attempt counted; ack                                      |
 | a task whose worker died             | release the claim; copy to a rung, no attempt counted; ack                   |
+| a copy that tells less than another  | the same, once for each attempt                                              |
 | a task that keeps killing workers    | dead letter; record as dead; ack                                             |
 | any task while the worker drains     | copy to the tasks; ack                                                       |
 | any other                            | claim it, run the handler, renew the claim meanwhile; then one of these:      |
@@ -251,6 +252,8 @@ class Guard(Generic[T]):
         if isinstance(decision, Wait):
             await self._release(task, answer)
             more = {} if answer.crashes is not None else {"x-crashes": self._deaths(arrived)}
+            if answer.attempts:
+                more["x-waited-for"] = answer.attempts
             return await self._delay(arrived, decision.rung, f"{decision.why}  {told}", more)
         if decision.alone and not alone:
             await self._release(task, answer)
@@ -287,7 +290,8 @@ class Guard(Generic[T]):
             limit = receive.crash_limit + (not self._single)  # the first may have been a neighbour's fault
             return without_ledger(self._deaths(arrived), _is_again(arrived), receive.rungs, limit)
         told = len(arrived.headers.get("x-attempts", ()))
-        return before_attempt(answer, told, receive.rungs, receive.crash_limit)
+        waited_for = story.count(arrived.headers, "x-waited-for")
+        return before_attempt(answer, told, waited_for, receive.rungs, receive.crash_limit)
 
     def _deaths(self, arrived: Delivery) -> int:
         """How many workers died with the message, as far as it and the broker tell."""
