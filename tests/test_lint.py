@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tools.generator import CodeGenerator
 
 from tools import generate as script
 from tools import lint
+from tools.generator import CodeGenerator
 from tools.project import ROOT
 from tools.resolve import resolve
 from workqueue import contract
