@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
-from asyncapi_python_codegen.generators import CodeGenerator
 
 from tools import generate as script
 from tools import lint
+from tools.generator import CodeGenerator
 from tools.project import ROOT
 from tools.resolve import resolve
 from workqueue import contract
@@ -286,6 +286,10 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "a limit that is a word": (at(f"{PRINT}/x-time-limit-s", "60s"), f"{PRINT}/x-time-limit-s", '"60s"'),
     "a limit on no kind": (at("components/schemas/Receipt/x-time-limit-s", 3), "components/schemas/Receipt/x-time-limit-s", "limits nothing"),
     "a limit within a kind": (at(f"{PRINT}/properties/pages/x-time-limit-s", 3), f"{PRINT}/properties/pages/x-time-limit-s", "limits nothing"),
+    "a default that is none of its values": (at(f"{PRINT}/properties/pages", {"type": "string", "enum": ["a", "b"], "default": "c"}), f"{PRINT}/properties/pages/default", '"c" breaks its own schema'),
+    "a default of another type": (at("components/schemas/Receipt/properties/number/default", "1"), "components/schemas/Receipt/properties/number/default", '"1" breaks its own schema'),
+    "a default that breaks it inside": (at(f"{PRINT}/properties/pages", {"type": "array", "items": {"type": "integer"}, "default": [1, "x"]}), f"{PRINT}/properties/pages/default", "/1: "),
+    "a default without a null": (at(f"{PRINT}/properties/pages/default", None), f"{PRINT}/properties/pages/default", "null breaks its own schema"),
     # references
     "a reference out of this machine": (at(f"{PRINT}/properties/pages", {"$ref": "https://example.com/a.json#/b"}), f"{PRINT}/properties/pages", "copy"),
     "a reference to a file that is not there": (at(f"{PRINT}/properties/pages", {"$ref": "./no.json"}), f"{PRINT}/properties/pages", "no such file"),

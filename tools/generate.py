@@ -29,7 +29,6 @@ from types import ModuleType
 from typing import Any
 
 import yaml
-from asyncapi_python_codegen.generators import CodeGenerator
 from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +36,7 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)  # run as a script: its own folder stands there, which is no place to import from
 
 from tools import lint, lint_schemas, roundtrip  # noqa: E402
+from tools.generator import CodeGenerator  # noqa: E402
 from tools.resolve import Resolved, resolve  # noqa: E402
 from workqueue import contract  # noqa: E402
 from workqueue.errors import ContractInvalid  # noqa: E402
@@ -165,7 +165,24 @@ def _proof(resolved: Resolved, package: Path) -> list[str]:
         if not _fields(resolved, message) <= names:
             place = resolved.place("components", "schemas", message["name"])
             problems.append(f"{place}: the generator makes no model {message['name']} of it; rename it")
-    return problems
+    return problems + list(_ambiguous(resolved, module.messages.json))
+
+
+def _ambiguous(resolved: Resolved, models: ModuleType) -> Iterator[str]:
+    """Two properties of which one is the Python name of the other: a model that is made by name would fill both."""
+    schemas = resolved.document["components"]["schemas"]
+    parts = [part for name in schemas for part in lint_schemas.within(("components", "schemas", name), schemas[name])]
+    for model in vars(models).values():
+        if not isinstance(model, type) or not issubclass(model, BaseModel):
+            continue
+        keys = {name: field.alias or name for name, field in model.model_fields.items()}
+        for name, key in keys.items():
+            if name != key and name in keys.values():
+                stated = [(at, part.get("properties", {})) for at, part in parts]
+                both = [at for at, properties in stated if {name, key} <= properties.keys()]
+                either = [at for at, properties in stated if {name, key} & properties.keys()]
+                place = resolved.place(*(both or either)[0])
+                yield f"{place}: the properties {key} and {name} would both be {name} in Python; rename one of them"
 
 
 def _fields(resolved: Resolved, message: dict[str, Any]) -> set[str]:

@@ -1,5 +1,5 @@
-"""What a task must be: an envelope with an id, kinds that can be told apart, limits that reach one, examples that are
-valid, and headers that take what the runtime writes into them."""
+"""What a task must be: an envelope with an id, kinds that can be told apart, limits that reach one, examples and
+defaults that are valid, and headers that take what the runtime writes into them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,6 +37,7 @@ def check(found: Findings) -> None:
         if mapping(operation).get("action") == "receive":
             _stories(found, operation)
     for at, schema in every(found):
+        _default(found, at, schema)
         if "x-time-limit-s" in schema and at not in kinds:
             text = "limits nothing: this is no kind of a task; put it on one of payload's kinds"
             found.say((*at, "x-time-limit-s"), text)
@@ -161,6 +162,14 @@ def _examples(found: Findings, at: Path, message: Mapping[str, Any], payload: An
                     found.say(
                         (*at, "examples", index, part), f"breaks its own schema: {inside or '/'}: {error.message}"
                     )
+
+
+def _default(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
+    if "default" in schema:
+        for error in _validator(found, schema).iter_errors(schema["default"]):
+            inside = "".join(f"/{key}" for key in error.instance_path)
+            text = f"{shown(schema['default'])} breaks its own schema: {inside or '/'}: {error.message}"
+            found.say((*at, "default"), f"{text}; give a default that is valid, or none")
 
 
 def _accepts(found: Findings, at: Path, schema: Any, samples: tuple[dict[str, Any], ...]) -> None:

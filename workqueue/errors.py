@@ -53,6 +53,19 @@ class ContractInvalid(WorkQueueError):
     exit_code = 2
 
 
+class HandlerInvalid(WorkQueueError):
+    """What was given to be the worker's handler can't be one."""
+
+    exit_code = 2
+
+    def __init__(self, handler: str, problem: str) -> None:
+        super().__init__(
+            f"the handler {handler} {problem}; give a function of the task and the run, such as "
+            "async def handle(task: Task, run: Run), which returns a result model or None"
+        )
+        self.handler, self.problem = handler, problem
+
+
 class LedgerDiffers(ContractInvalid):
     """Others work on the same queue with another ledger: each task could be done once by each side."""
 

@@ -136,7 +136,9 @@ async def _matter(settings: Settings, ledger: Ledger, loaded: contract.Contract)
         if queue in seen and not seen[queue].consumers:
             said.append(f"no worker takes from {queue}, where {seen[queue].messages} wait; start one")
         elif queue in seen and seen[queue].messages:
-            said.append(f"{seen[queue].messages} wait in {queue}, and its {seen[queue].consumers} consumers are busy")
+            consumers = seen[queue].consumers
+            busy = "its consumer is busy" if consumers == 1 else f"its {consumers} consumers are busy"
+            said.append(f"{seen[queue].messages} wait in {queue}, and {busy}")
         elif queue in seen:
             said.append(
                 f"none waits in {queue}: they run, or wait for another attempt; or the workers have another LEDGER_URL "

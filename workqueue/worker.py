@@ -16,6 +16,7 @@ from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import Flags, Report, count, load_settings, on_signals, prepare, run
 from workqueue.settings import Settings
 from workqueue.signals import INTERRUPTED
+from workqueue.tasks.attempt import check_handler
 from workqueue.tasks.policy import describe
 from workqueue.tasks.processor import Guard, Handler
 from workqueue.tasks.scope import Scope
@@ -41,7 +42,7 @@ def run_worker(
     """Run `handler` on the messages of a generated application's receive operation until SIGTERM or SIGINT.
 
     `operation` takes the application to that operation; `about` is what --help says; `variables` are the names of the
-    script's own WORKQUEUE_ variables. Returns the exit code.
+    script's own WORKQUEUE_ variables. Returns the exit code, which is 2 for a handler that can do no task.
     """
     prepare()
     flags = Flags(about)
@@ -52,6 +53,7 @@ def run_worker(
     given = flags.parse_args()
 
     async def work() -> int:
+        check_handler(handler)
         settings = load_settings(application, variables)
         return await _work(application, operation, handler, given.id, given.concurrency, settings)
 

@@ -2,7 +2,8 @@
 
 The contract's own JSON Schema decides, not the models: those accept unknown fields and convert what they can, and
 can't express every schema. A model is made only from a value that the schema accepts, and counts only if it writes
-that value again: what a model would change is refused, never passed on.
+that value again: what a model would change is refused, never passed on. A None that was given for an optional
+property whose schema has no null means that it is absent, and is not written.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from pydantic_core import from_json, to_json
 
 from workqueue import contract
 from workqueue.codec.keeping import may_change
-from workqueue.codec.schema import Schema, place, printable
-from workqueue.codec.values import Change, Path, change, difference, mark_filled
+from workqueue.codec.schema import Path, Schema, place, printable
+from workqueue.codec.values import Change, change, difference, leave_out, mark_filled
 from workqueue.errors import NotSent
 
 M = TypeVar("M", bound=BaseModel)
@@ -87,15 +88,20 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
 
     def _write(self, payload: M) -> tuple[Body, Any, M]:
         """The bytes, their JSON value, and what a receiver would make of it."""
+        body, value, read_back = self._written(payload)
+        if isinstance(read_back, Undecodable) and _leave_out_nulls(payload, value, self._schema):
+            body, value, read_back = self._written(payload)
+        if isinstance(read_back, Undecodable):
+            raise self._not_sent(payload, read_back.error)
+        return body, value, read_back
+
+    def _written(self, payload: M) -> tuple[Body, Any, M | Undecodable]:
         try:
             body = Body(_dump(payload))
         except ValueError as error:  # such as a file name that is not Unicode
             raise self._not_sent(payload, printable(str(error))) from error
         value = self._parse(body)
-        read_back = value if isinstance(value, Undecodable) else self._valid(value)
-        if isinstance(read_back, Undecodable):
-            raise self._not_sent(payload, read_back.error)
-        return body, value, read_back
+        return body, value, value if isinstance(value, Undecodable) else self._valid(value)
 
     @staticmethod
     def _not_sent(payload: M, problem: str) -> NotSent:
@@ -146,11 +152,9 @@ class ResultCodec:
         return encoded.decode()
 
     def _write(self, result: BaseModel) -> tuple[bytes, Any]:
-        encoded = _dump(result)
-        if len(encoded) > self._max_bytes:
-            raise ValueError(f"a result of {len(encoded)} bytes, the limit is {self._max_bytes}")
-        value = from_json(encoded)
-        problem = self._schema.problem(value)
+        encoded, value, problem = self._written(result)
+        if problem is not None and _leave_out_nulls(result, value, self._schema):
+            encoded, value, problem = self._written(result)
         if problem is not None:
             raise ValueError(f"the result breaks the contract: {problem}")
         return encoded, value
@@ -161,6 +165,13 @@ class ResultCodec:
             return _read(type(result), value)
         except ValidationError as error:
             raise ValueError(f"the result breaks the contract: {_refusal(value, error)}") from error
+
+    def _written(self, result: BaseModel) -> tuple[bytes, Any, str | None]:
+        encoded = _dump(result)
+        if len(encoded) > self._max_bytes:
+            raise ValueError(f"a result of {len(encoded)} bytes, the limit is {self._max_bytes}")
+        value = from_json(encoded)
+        return encoded, value, self._schema.problem(value)
 
 
 # What `model_dump_json` and `model_validate` call: without them each is 1 us faster, and every message takes both.
@@ -175,6 +186,14 @@ def _read(model: type[M], value: Any) -> M:
     # By alias only: a field's Python name is not the contract's, and may be that of another property.
     made: M = model.__pydantic_validator__.validate_python(value, by_alias=True, by_name=False)
     return made
+
+
+def _leave_out_nulls(model: BaseModel, value: Any, schema: Schema) -> bool:
+    """Leave out the fields that were given as None where the JSON may have no null; whether there were any."""
+    if isinstance(value, Undecodable):
+        return False
+    left_out = [leave_out(model, path) for path in schema.refused_nulls(value)]
+    return any(left_out)
 
 
 def _change(given: BaseModel, value: Any, read_back: BaseModel) -> Change | None:

@@ -12,15 +12,15 @@ from uuid import UUID
 
 from jsonschema_rs import canonical
 from pydantic import BaseModel, RootModel
+from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 
-from workqueue.codec.schema import place, printable
+from workqueue.codec.schema import Path, place, printable
 
 DATE_TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|z|[+-]\d\d:\d\d)"  # RFC 3339
 )
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-Path = tuple[str | int, ...]
 NOTHING: Any = object()
 QUOTED_LIMIT = 200  # characters of a value that an error quotes
 
@@ -98,6 +98,34 @@ def mark_filled(given: Any, read_back: Any) -> None:
             mark_filled(mine, theirs)
 
 
+def leave_out(given: Any, path: Path) -> bool:
+    """Count the optional field at this place of a model as not set; whether there is one. Its value is None."""
+    for step in path[:-1]:
+        given = _below(given, step)
+    given = _unwrapped(given)
+    for name, field in type(given).model_fields.items() if isinstance(given, BaseModel) else ():
+        # A default other than None is what a receiver would get instead.
+        if _key(name, field) == path[-1] and field.default is None and name in given.model_fields_set:
+            given.model_fields_set.discard(name)
+            return True
+    return False
+
+
+def _below(given: Any, step: str | int) -> Any:
+    given = _unwrapped(given)
+    if isinstance(given, BaseModel):
+        return _by_key(given).get(str(step))
+    if isinstance(given, Mapping):
+        return given.get(step)
+    return given[step] if isinstance(given, list | tuple) and isinstance(step, int) else None
+
+
+def _unwrapped(given: Any) -> Any:
+    while isinstance(given, RootModel):
+        given = given.root
+    return given
+
+
 def difference(given: Any, written: Any, read_back: Any) -> Change | None:
     """The first place where the JSON that a model was written to does not say what the model was given.
 
@@ -128,8 +156,11 @@ def _first(given: Mapping[Any, Any], written: Mapping[Any, Any], read_back: Mapp
 def _by_key(model: BaseModel) -> dict[str, Any]:
     """The values of a model by the names they have in JSON."""
     fields = type(model).model_fields.items()
-    stated = {field.serialization_alias or field.alias or name: getattr(model, name, NOTHING) for name, field in fields}
-    return stated | (model.model_extra or {})
+    return {_key(name, field): getattr(model, name, NOTHING) for name, field in fields} | (model.model_extra or {})
+
+
+def _key(name: str, field: FieldInfo) -> str:
+    return field.serialization_alias or field.alias or name
 
 
 def _as_text(given: Any) -> Any:

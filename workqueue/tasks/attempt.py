@@ -17,20 +17,47 @@ import inspect
 import math
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from numbers import Real
 from typing import Any
 
 from pydantic import BaseModel
 
 from workqueue import children
-from workqueue.errors import GiveUp, HandlerBroke, RetryAfter
+from workqueue.errors import GiveUp, HandlerBroke, HandlerInvalid, RetryAfter, escaped
 from workqueue.ledger import ClaimLost
 from workqueue.tasks.context import Run
 from workqueue.tasks.policy import describe
 from workqueue.tasks.scope import CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
 
+NAME_LIMIT = 200  # characters of a handler that an error quotes
+
 Handler = Callable[[Any, Run], Awaitable[BaseModel | None] | BaseModel | None]
+
+
+def check_handler(handler: object) -> None:
+    """Raises HandlerInvalid for what could do no task: each would fail, or become a dead letter."""
+    inner = handler
+    while isinstance(inner, partial):
+        inner = inner.func
+    name = escaped(getattr(inner, "__qualname__", None) or repr(inner))[:NAME_LIMIT]
+    if not callable(inner):
+        raise HandlerInvalid(name, f"is of type {type(inner).__name__}, which can't be called")
+    if inspect.isclass(inner):
+        raise HandlerInvalid(name, "is a class: each call would only make an object")
+    for body in (inner, getattr(inner, "__call__", None)):  # noqa: B004  # an object's own, to look at
+        if inspect.isasyncgenfunction(body) or inspect.isgeneratorfunction(body):
+            raise HandlerInvalid(name, "is a generator function, because of its yield: a call would run none of it")
+    try:
+        # Its own, not the one of a function that it wraps: a decorator may give that more, or less.
+        signature = inspect.signature(handler, follow_wrapped=False)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # some that are written in C have none
+        return
+    try:
+        signature.bind(object(), object())
+    except TypeError as error:
+        raise HandlerInvalid(f"{name}{signature}", f"can't be called with two arguments ({error})") from error
 
 
 class Attempts:

@@ -1,0 +1,122 @@
+"""A handler that could do no task is refused when the worker starts, before it takes any."""
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.project import ROOT
+from workqueue.errors import HandlerInvalid
+from workqueue.tasks.attempt import check_handler
+
+
+async def one(task: Any) -> None: ...
+async def three(task: Any, run: Any, db: Any) -> None: ...
+async def named(task: Any, *, run: Any) -> None: ...
+def no_parameter() -> None: ...
+
+
+async def yields(task: Any, run: Any) -> Any:
+    yield None
+
+
+def plain_yields(task: Any, run: Any) -> Any:
+    yield None
+
+
+class Taker:
+    def __init__(self, task: Any, run: Any) -> None: ...
+    async def __call__(self, task: Any, run: Any) -> None: ...
+    async def method(self, task: Any, run: Any) -> None: ...
+    async def yields(self, task: Any, run: Any) -> Any:
+        yield None
+
+
+class Yielding:
+    async def __call__(self, task: Any, run: Any) -> Any:
+        yield None
+
+
+class Short:
+    def __call__(self, task: Any) -> None: ...
+
+
+REFUSED = {
+    "one parameter": (one, "one(task: Any) -> None can't be called with two arguments (too many"),
+    "three parameters": (three, "can't be called with two arguments (missing a required argument: 'db')"),
+    "a parameter by name only": (named, "can't be called with two arguments"),
+    "no parameter": (no_parameter, "can't be called with two arguments"),
+    "a coroutine function that yields": (yields, "yields is a generator function"),
+    "a function that yields": (plain_yields, "plain_yields is a generator function"),
+    "a part of one": (partial(three, db=1, task=2), "can't be called with two arguments"),
+    "a part of one that yields": (partial(yields), "is a generator function"),
+    "a method that yields": (Taker(1, 2).yields, "Taker.yields is a generator function"),
+    "an object that yields": (Yielding(), "is a generator function"),
+    "an object that takes one": (Short(), "can't be called with two arguments"),
+    "a class": (Taker, "Taker is a class"),
+    "a part of a class": (partial(Taker), "Taker is a class"),
+    "a method without its object": (Taker.method, "can't be called with two arguments"),
+    "nothing": (None, "the handler None is of type NoneType, which can't be called"),
+    "a name": ("handle\n", "is of type str, which can't be called"),
+}
+
+
+@pytest.mark.parametrize(("handler", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_can_do_no_task_is_refused_in_one_line_with_the_way_out(handler: Any, said: str) -> None:
+    with pytest.raises(HandlerInvalid) as refused:
+        check_handler(handler)
+    assert said in str(refused.value)
+    assert "async def handle(task: Task, run: Run)" in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def with_a_database(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def wrapped(task: Any, run: Any) -> Any:
+        return await function(task, run, "db")
+
+    return wrapped
+
+
+ACCEPTED = {
+    "a decorated one": with_a_database(three),
+    "a part of one": partial(three, db=1),
+    "any arguments": lambda *arguments: None,
+    "a third with a default": lambda task, run, db=None: None,
+    "a method": Taker(1, 2).method,
+    "an object": Taker(1, 2),
+    "one that is written in C": max,
+}
+
+
+@pytest.mark.parametrize("handler", ACCEPTED.values(), ids=ACCEPTED)
+def test_what_can_be_called_with_a_task_and_a_run_is_a_handler(handler: Any) -> None:
+    check_handler(handler)
+
+
+WORKER = """
+import sys
+from tests.generated.worker import Application
+from workqueue.worker import run_worker
+
+async def handle(task): ...
+
+sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, None))
+"""
+
+
+def test_a_worker_with_such_a_handler_exits_with_2_before_it_looks_for_a_broker(tmp_path: Path) -> None:
+    script = tmp_path / "my-worker.py"
+    script.write_text(WORKER)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "AMQP_URI": "amqp://127.0.0.1:1/"}
+    command = [sys.executable, str(script), "w"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("my-worker.py: the handler handle(task) can't be called with two arguments")
