@@ -1,6 +1,7 @@
 """What happens to a run: one method for each kind of fault. True: it hit something."""
 
 import asyncio
+import json
 import random
 import signal
 import sqlite3
@@ -300,6 +301,8 @@ class Faults:
             for body, headers in poison(self._rng, run.tasks[0], run.site.receive):
                 id = f"poison-{len(run.poisoned) + 1}"
                 run.poisoned[id] = f"{body[:100]!r} headers {headers}"
+                if headers:
+                    run.curable[id] = json.loads(body)["id"]
                 await run.direct.publish(body, message_id=id, headers=headers, delivery_mode=2)
         return True
 
