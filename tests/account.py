@@ -121,6 +121,9 @@ class Evidence:
     """Nothing ended any more, though there was something left."""
     own_failures: bool
     """Handlers may fail by themselves: the tasks are not this suite's own."""
+    curable: Mapping[str, str] = field(default_factory=dict)
+    """The poison with which just the headers are wrong, and the task in its body: it is one like any other once it was
+    sent back, as what its headers said is history then."""
     odd: frozenset[str] = frozenset()
     """Tasks whose handlers do what handlers should not: each is done or dead, and which is not said here."""
     deadly: frozenset[str] = frozenset()
@@ -223,9 +226,11 @@ def account(seen: Evidence) -> Account:
     result.moved, result.deleted = len(seen.moved), seen.deleted
     result.done = ends.keys() & seen.given.keys()
     result.lost = seen.given.keys() - ends.keys() - letters.keys()
-    result.poison_lost = seen.poison.keys() - letters.keys()
+    cured = {letter.id: seen.curable[letter.id] for letter in seen.moved if letter.id in seen.curable}
+    result.poison_lost = seen.poison.keys() - letters.keys() - {id for id, task in cured.items() if task in ends}
     result.stuck = seen.stuck and (len(result.lost) > seen.deleted or bool(result.poison_lost) or seen.left_over > 0)
     result.unknown = (ends.keys() | letters.keys()) - seen.given.keys() - seen.poison.keys()
+    result.unknown -= set(cured.values())
     note_deaths(seen)
     count_dead(seen, ends, result)
     count_done_again(seen, ends, result)

@@ -178,6 +178,18 @@ def test_an_odd_task_that_ends_and_is_dead_for_it_may_end_again_when_it_was_sent
     assert account(replace(seen, notes=[*seen.notes, *ends], moved=sent_back)).twice == {names["odd"]}
 
 
+def test_poison_of_which_just_the_headers_are_wrong_is_a_task_once_it_was_sent_back(tmp_path: Path) -> None:
+    seen, _ = crowd(tmp_path)
+    task = uuids(9)[-1]
+    notes = [*seen.notes, Note("end", task, "heir", 2, 6.5)]
+    seen = replace(seen, notes=notes, poison={"poison-1": ""}, curable={"poison-1": task})
+    assert account(seen).poison_lost == {"poison-1"}
+    assert task in account(seen).unknown
+    cured = account(replace(seen, moved=[Letter("poison-1", {"x-reason": "invalid"})]))
+    assert not cured.poison_lost
+    assert task not in cured.unknown
+
+
 @pytest.mark.parametrize("name", ["deadly", "flooded"])
 def test_a_task_that_is_begun_without_end_is_a_broken_promise(tmp_path: Path, name: str) -> None:
     seen, names = crowd(tmp_path)

@@ -110,6 +110,7 @@ class Chaos:
         self._given: dict[str, float] = {}
         self._failures: dict[str, int | None] = {}
         self.poisoned: dict[str, str] = {}
+        self.curable: dict[str, str] = {}
         self.odd: set[str] = set()
         self.deadly: set[str] = set()
         self.flooded: set[str] = set()
@@ -153,8 +154,9 @@ class Chaos:
     def _evidence(self, left_over: int, stuck: bool) -> Evidence:
         receive = self.site.receive
         return Evidence(
-            given=self._given, failures=self._failures, poison=self.poisoned, notes=self.site.record(),
-            letters=self._letters, lives=self._lives, unhealthy=self.unhealthy, left_over=left_over, stuck=stuck,
+            given=self._given, failures=self._failures, poison=self.poisoned, curable=self.curable,
+            notes=self.site.record(), letters=self._letters, lives=self._lives,
+            unhealthy=self.unhealthy, left_over=left_over, stuck=stuck,
             own_failures=not self.own, odd=frozenset(self.odd), deadly=frozenset(self.deadly),
             flooded=frozenset(self.flooded), moved=self.moved, deleted=self.deleted,
             max_attempts=receive.max_attempts, crash_limit=receive.crash_limit,
@@ -351,6 +353,7 @@ class Chaos:
             await self._take_letters()
             notes, depth = self.site.record(), await self._depth()
             ended = {note.id for note in notes if note.word == "end"} | {letter.id for letter in self._letters}
+            ended |= {poison for poison, task in self.curable.items() if task in ended}
             missing = (self._given.keys() | self.poisoned.keys()) - ended
             quiet = quiet + 1 if not missing and not depth else 0
             if quiet > 2:
