@@ -134,19 +134,24 @@ async def _matter(settings: Settings, ledger: Ledger, loaded: contract.Contract)
     said = []
     for queue, dead_letters in queues.items():
         if queue in seen and not seen[queue].consumers:
-            said.append(f"no worker takes from {queue}, where {seen[queue].messages} wait; start one")
+            said.append(f"no worker takes from {queue}, where {_many(seen[queue].messages, 'wait')}; start one")
         elif queue in seen and seen[queue].messages:
             consumers = seen[queue].consumers
             busy = "its consumer is busy" if consumers == 1 else f"its {consumers} consumers are busy"
-            said.append(f"{seen[queue].messages} wait in {queue}, and {busy}")
+            said.append(f"{_many(seen[queue].messages, 'wait')} in {queue}, and {busy}")
         elif queue in seen:
             said.append(
                 f"none waits in {queue}: they run, or wait for another attempt; or the workers have another LEDGER_URL "
                 f"than this producer ({ledger.place}), or forget too soon (WORKQUEUE_KEEP_S)"
             )
         if (dead := seen.get(dead_letters or "")) and dead.messages:
-            said.append(f"{dead.messages} lie in {dead_letters}: one that broke the workers' contract is in no ledger")
+            lie = _many(dead.messages, "lie")
+            said.append(f"{lie} in {dead_letters}: one that broke the workers' contract is in no ledger")
     return "; ".join(said) or "the broker tells nothing of its queue"
+
+
+def _many(number: int, verb: str) -> str:
+    return f"{number} {verb}{'s' if number == 1 else ''}"
 
 
 def _honest(send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
