@@ -18,7 +18,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install generate verify broker broker-stop cluster cluster-stop worker1 worker2 worker3 producer demo \
-        test-workqueue test chaos partition bench lint types check clean
+        test-workqueue test-unit test chaos partition bench lint types check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ demo: $(MODULES) ## all of it at once: a private broker, three workers, every fi
 
 test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker with real processes
 	@$(PY) -m pytest test_workqueue.py $(ARGS)
+
+test-unit: $(MODULES) ## the tests that need no broker, no database and no worker, in half a minute
+	@$(PY) -m pytest -m "not broker" $(ARGS)
 
 test: $(MODULES) ## all tests
 	@$(PY) -m pytest $(ARGS)

@@ -22,7 +22,10 @@ IDLE_S = 10.0  # a worker gets something within this, whatever happened before
 BUSY = 20  # tasks that others began meanwhile: there was something to get
 Span = tuple[float, float]
 EXTRA_STARTS = 3  # of a task that was cut off where nobody could count it, beyond what its limit says
-SETTLED = {"done", "done already", "dead", "dead already", "failed", "is taken", "lost its claim", "handed back"}
+SETTLED = {
+    "done", "done already", "dead", "dead already", "failed", "is taken", "lost its claim", "handed back",
+    "its worker died", "must run alone", "was delivered", "sent back", "comes after a copy that tells more",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class Line:
     more: str
 
 
-LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) .+?  ([a-z ]+?)  (?:\w+  )?([0-9a-f-]{36})(?:  |, |$)(.*)")
+LINE = re.compile(
+    r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) .+?  "
+    r"([a-z ]+?)(?:,[^:]*?)?  (?:\w+  )?([0-9a-f-]{36})(?:  |, |$)(.*)"
+)
 
 
 def parse(line: str) -> Line | None:
@@ -62,6 +68,7 @@ class Life:
     code: int | None = None
     concurrency: int = 1
     frozen: list[Span] = field(default_factory=list)
+    """When it had no processor: a fault stopped it, or the machine had too much to do."""
 
     @cached_property
     def lines(self) -> list[str]:
@@ -111,6 +118,7 @@ class Evidence:
     unhealthy: Sequence[Span]
     left_over: int
     stuck: bool
+    """Nothing ended any more, though there was something left."""
     own_failures: bool
     """Handlers may fail by themselves: the tasks are not this suite's own."""
     odd: frozenset[str] = frozenset()
@@ -165,6 +173,7 @@ class Account:
     """When the longest stall began, from the first task on."""
     left_over: int = 0
     stuck: bool = False
+    """Nothing ended any more, and not only because the rest went with a deleted queue."""
 
     @property
     def offending(self) -> set[str]:
@@ -209,12 +218,13 @@ def account(seen: Evidence) -> Account:
     for note in seen.notes:
         (ends if note.word == "end" else starts)[note.id].append(note)
     letters = Counter(letter.id for letter in seen.letters)
-    result = Account(sent=len(seen.given), poison_sent=len(seen.poison), left_over=seen.left_over, stuck=seen.stuck)
+    result = Account(sent=len(seen.given), poison_sent=len(seen.poison), left_over=seen.left_over)
     result.odd, result.deadly = len(seen.odd), len(seen.deadly)
     result.moved, result.deleted = len(seen.moved), seen.deleted
     result.done = ends.keys() & seen.given.keys()
     result.lost = seen.given.keys() - ends.keys() - letters.keys()
     result.poison_lost = seen.poison.keys() - letters.keys()
+    result.stuck = seen.stuck and (len(result.lost) > seen.deleted or bool(result.poison_lost) or seen.left_over > 0)
     result.unknown = (ends.keys() | letters.keys()) - seen.given.keys() - seen.poison.keys()
     note_deaths(seen)
     count_dead(seen, ends, result)
@@ -257,12 +267,15 @@ def count_dead(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Accou
 
 
 def count_done_again(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Account) -> None:
+    sent_back = Counter(letter.id for letter in seen.moved)
     last = {note.pid: note for note in seen.notes}
     lives = {life.pid: life for life in seen.lives}
     for id, notes in ends.items():
         excused = sum(is_in_honest_window(note, last[note.pid], lives[note.pid]) for note in notes)
-        if len(notes) > 1:
-            (result.honest if excused >= len(notes) - 1 else result.twice).add(id)
+        # An odd one may come to its end, and be dead for what it returned: sent back, it does so again.
+        allowed = 1 + (sent_back[id] if id in seen.odd else 0)
+        if len(notes) > allowed:
+            (result.honest if excused >= len(notes) - allowed else result.twice).add(id)
 
 
 def is_in_honest_window(end: Note, last: Note, life: Life) -> bool:

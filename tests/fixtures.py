@@ -1,4 +1,7 @@
-"""The private brokers that tests run on. Each is started by the run that uses it, on loopback, and ended with it."""
+"""The private brokers that tests run on. Each is started by the run that uses it, on loopback, and ended with it.
+
+To run what needs no node of its own on another broker, say of another version, name one: see tests/given.py.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -6,32 +9,51 @@ from pathlib import Path
 
 import pytest
 
+from tests.given import Broker, given_broker
 from tests.harness import EXAMPLE, TESTS, Scripts, Site, fast_copy, vhost
 from tools.broker import ensure_installed
 from tools.node import Node
 from tools.postgres import Postgres
 
+STARTING = {"node", "own_node", "fast_project", "fast_example", "postgres", "site", "fast", "installed", "python"}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """A run that is told to end takes down what it started, as it does after Ctrl-C."""
     config.addinivalue_line("markers", "example: `site` and `fast` run the example, not the tests' own contract")
+    config.addinivalue_line("markers", "broker: needs a broker, a database or processes; not for `make test-unit`")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What stands on one of the fixtures below needs more than this process."""
+    for item in items:
+        if not STARTING.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.broker)
+
+
 @pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The node that tests share which do it no harm."""
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The node that tests share which do it no harm, or the broker that was given to them."""
+    if given := given_broker():
+        yield given
+        given.clean()
+        return
     ensure_installed()
     with Node(tmp_path_factory.mktemp("node")) as running:
         yield running
+        running.kill()  # nobody needs its data, and to stop in good order takes seconds
 
 
 @pytest.fixture
 def own_node(tmp_path: Path) -> Iterator[Node]:
-    """A node for one test, which may kill it."""
+    """A node for one test, which may kill it. Skipped where a broker is given: this would not be of its version."""
+    if given_broker():
+        pytest.skip("needs a node of its own")
     ensure_installed()
     with Node(tmp_path / "node") as running:
         yield running
+        running.kill()
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +82,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def site(node: Node, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
+def site(node: Broker, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
     """A vhost of the shared node, a folder and a ledger for one test; its processes end with it."""
     here = Site(tmp_path, vhost(node), scripts=scripts)
     yield here
@@ -68,7 +90,7 @@ def site(node: Node, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
 
 
 @pytest.fixture
-def fast(node: Node, tmp_path: Path, scripts: Scripts, request: pytest.FixtureRequest) -> Iterator[Site]:
+def fast(node: Broker, tmp_path: Path, scripts: Scripts, request: pytest.FixtureRequest) -> Iterator[Site]:
     """A site of the contract with short delays, a short lease and short time limits."""
     project = request.getfixturevalue("fast_example" if scripts == EXAMPLE else "fast_project")
     here = Site(tmp_path, vhost(node), project, scripts=scripts)

@@ -28,6 +28,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
+from tests.given import Broker
 from tools.node import Node
 from tools.project import ROOT, copy_project, hurried
 from workqueue import contract
@@ -36,6 +37,7 @@ RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
 PRODUCER_S = 110.0  # below the time limit of a test, so that what was running is stopped
 PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
 WAIT_S = 30.0  # generous: a deadline, not a time
+VHOSTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -308,6 +310,9 @@ def _drain(worker: Worker) -> None:
             worker.read.wait()
 
 
+_vhosts: dict[Path, list[str]] = {}  # made and not used yet, by their node's folder
+
+
 def task(payload: dict[str, Any]) -> dict[str, Any]:
     """A whole task, as a foreign client would make it."""
     return {"id": str(uuid4()), "created_at": "2026-11-25T09:30:00Z", "payload": payload}
@@ -319,9 +324,25 @@ def simulate(count: int, seconds: float = 0.0, failures: int = 0) -> list[dict[s
     return [task(payload) for _ in range(count)]
 
 
-def vhost(node: Node) -> str:
+def vhost(node: Broker) -> str:
     """A vhost of its own, and so queues of its own, on this node; its URI."""
-    return node.add_vhost(secrets.token_hex(4))
+    if not isinstance(node, Node):  # one that was given, and is controlled by somebody else's command
+        return node.add_vhost(secrets.token_hex(4))
+    if not (stock := _vhosts.setdefault(node.folder, [])):
+        stock += new_vhosts(node, VHOSTS_AT_ONCE)
+    return node.uri + stock.pop()
+
+
+def new_vhosts(node: Node, count: int) -> list[str]:
+    """Make so many vhosts that the node's user may use. A rabbitmqctl takes most of a second, so it is one for all."""
+    user, names = node.record.user, [secrets.token_hex(4) for _ in range(count)]
+    made = [
+        f'rabbit_vhost:add(<<"{name}">>, <<"{user}">>), rabbit_auth_backend_internal:set_permissions('
+        f'<<"{user}">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"{user}">>)'
+        for name in names
+    ]
+    node.ctl("eval", ", ".join(made) + ".")
+    return names
 
 
 def fast_copy(folder: Path, lease_s: int, limit_s: int, scripts: Scripts = TESTS) -> Path:

@@ -23,6 +23,9 @@ needs_server = pytest.mark.skipif(
 )
 
 
+pytestmark = pytest.mark.broker
+
+
 @contextmanager
 def listener(greeting: bytes) -> Iterator[int]:
     """The port of a server that answers every connection with the same bytes and closes it."""

@@ -1,8 +1,11 @@
 """The chaos suite, short, and that it sees what it is there to see."""
 
+import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,23 +16,26 @@ import pytest
 import yaml
 
 from tests.account import Evidence, Letter, Life, account, parse, spans_between, trail
+from tests.chaos.__main__ import check, first_of
 from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
-from tests.chaos.run import Chaos
-from tests.harness import Note, Scripts
+from tests.chaos.run import Chaos, queued_s
+from tests.harness import TESTS, WAIT_S, Note, Scripts
 from tests.workers.main import ODD
 from tools.broker import ensure_installed
+from tools.node import BrokerError
 from tools.project import ROOT, copy_project, hurried
 
 SEED = 7
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _broker() -> None:
+@pytest.fixture(scope="module")
+def installed() -> None:
     ensure_installed()
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("kinds", [HOSTS, PEOPLE], ids=["hosts", "people"])
 async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
     tmp_path: Path, kinds: dict[str, Kind]
@@ -44,6 +50,7 @@ async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
     assert len(chaos.hits) > len(wanted) * 0.7, chaos.misses
 
 
+@pytest.mark.usefixtures("installed")
 async def test_a_kill_between_effect_and_record_is_seen_and_told_from_a_broken_promise(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path, seed=SEED, seconds=4, tasks=100, kinds=[PROVOKED])
     result = await chaos.run()
@@ -54,6 +61,7 @@ async def test_a_kill_between_effect_and_record_is_seen_and_told_from_a_broken_p
     assert result.kept, chaos.describe()
 
 
+@pytest.mark.usefixtures("installed")
 async def test_without_a_ledger_a_lost_ack_has_a_task_done_twice_and_that_is_seen(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path, seed=SEED, seconds=6, tasks=300, ledger="none", kinds=["cut between effect and ack"])
     result = await chaos.run()
@@ -160,6 +168,16 @@ def test_a_good_task_that_is_convicted_is_a_broken_promise_even_if_it_was_sent_b
     assert not result.kept
 
 
+def test_an_odd_task_that_ends_and_is_dead_for_it_may_end_again_when_it_was_sent_back(tmp_path: Path) -> None:
+    seen, names = crowd(tmp_path)
+    ends = [Note("end", names["odd"], "heir", 2, at) for at in (6.5, 7.0)]
+    sent_back = [Letter(names["odd"], {"x-reason": "gave-up"})]
+    assert account(replace(seen, notes=[*seen.notes, *ends])).twice == {names["odd"]}
+    assert account(replace(seen, notes=[*seen.notes, *ends], moved=sent_back)).kept
+    ends.append(Note("end", names["odd"], "heir", 2, 7.5))
+    assert account(replace(seen, notes=[*seen.notes, *ends], moved=sent_back)).twice == {names["odd"]}
+
+
 @pytest.mark.parametrize("name", ["deadly", "flooded"])
 def test_a_task_that_is_begun_without_end_is_a_broken_promise(tmp_path: Path, name: str) -> None:
     seen, names = crowd(tmp_path)
@@ -169,10 +187,13 @@ def test_a_task_that_is_begun_without_end_is_a_broken_promise(tmp_path: Path, na
 
 def test_what_goes_with_a_deleted_queue_is_the_operators_loss_and_no_more_than_that(tmp_path: Path) -> None:
     seen, names = crowd(tmp_path)
-    without = replace(seen, letters=seen.letters[:1], deleted=2)
+    without = replace(seen, letters=seen.letters[:1], deleted=2, stuck=True)  # waited for, and it did not come
     assert account(without).lost == {names["odd"], names["flooded"]}
     assert account(without).kept
     assert not account(replace(without, deleted=1)).kept
+    assert account(replace(without, deleted=1)).stuck
+    assert account(replace(without, left_over=1)).stuck
+    assert account(replace(without, poison={"poison-1": ""})).stuck
 
 
 def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word_and_its_id() -> None:
@@ -183,11 +204,35 @@ def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word
         (f"dead  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
         (f"dead  nap  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
         (f"is taken  {id}, again in 0.1 s  1 ms", "is taken", "again in 0.1 s  1 ms"),
+        (
+            f"its worker died, or lost its claim (2)  nap  {id}, again in 0.1 s  1 ms",
+            "its worker died",
+            "again in 0.1 s  1 ms",
+        ),
+        (f"sent back  {id}  for the 4th time, again in 1 s", "sent back", "for the 4th time, again in 1 s"),
+        (
+            f"was delivered  nap  {id}  10 times without an ack, again in 0.1 s",
+            "was delivered",
+            "10 times without an ack, again in 0.1 s",
+        ),
     ):
         line = parse(f"2026-11-25 09:30:00,123 w 1  {text}")
         assert line is not None
         assert (line.word, line.id, line.more) == (word, id, more)
     assert parse("2026-11-25 09:30:00,123 w 1  ready  takes 1 at a time from errands") is None
+
+
+def test_a_process_that_gets_no_processor_is_not_called_idle() -> None:
+    spin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    with ExitStack() as closing:
+        busy = [closing.enter_context(subprocess.Popen([sys.executable, "-c", spin])) for _ in range(3)]
+        for process in busy:
+            closing.callback(process.kill)
+        deadline = time.monotonic() + WAIT_S
+        while not all(queued_s(process.pid, 0.0) > 1.0 for process in busy):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert queued_s(busy[0].pid, 7.0) == 7.0
 
 
 def test_every_kind_of_fault_can_be_carried_out_and_every_odd_way_has_a_handler() -> None:
@@ -225,6 +270,23 @@ def test_payloads_may_be_whole_tasks_as_for_the_producer(tmp_path: Path, monkeyp
     assert parse_flags().payloads == [{"kind": "polish"}, {"kind": "smash"}]
 
 
+def test_a_script_that_does_not_start_is_said_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "worker.py").write_text("from argparse import ArgumentParser\nArgumentParser().parse_args()\n")
+    (tmp_path / "producer.py").write_text("from argparse import ArgumentParser as Checksum, NoSuchKind\n")
+    check(tmp_path, Scripts("generated", "worker.py", ("worker.py",)))
+    check(ROOT, TESTS)
+    with pytest.raises(subprocess.CalledProcessError, match=r"producer\.py"):
+        check(tmp_path, Scripts("generated", "worker.py", ("producer.py",)))
+    assert "NoSuchKind" in capfd.readouterr().err
+
+
+def test_what_went_wrong_in_a_fault_is_found_however_deep_it_is() -> None:
+    wrong = BrokerError("rabbitmqctl took too long")
+    assert first_of(ExceptionGroup("faults", [ExceptionGroup("one", [wrong])])) is wrong
+    assert first_of(wrong) is wrong
+
+
+@pytest.mark.usefixtures("installed")
 async def test_chaos_runs_on_a_contract_of_somebody_elses_with_a_handler_of_theirs(tmp_path: Path) -> None:
     project = users_project(tmp_path / "project")
     scripts = Scripts("generated", str(project / "my-worker.py"), ("main-producer.py",))
@@ -255,8 +317,9 @@ def users_project(folder: Path) -> Path:
         for name in ("Checksum", "Simulate", "ChecksumResult", "SimulateResult"):
             del schemas[name]
         shine = {"type": "number", "minimum": 0, "maximum": 1}
-        schemas["Polish"] = closed("Polish", "polish", shine=shine)
-        schemas["Smash"] = closed("Smash", "smash")
+        limit = {"x-time-limit-s": 60}
+        schemas["Polish"] = closed("Polish", "polish", shine=shine) | limit
+        schemas["Smash"] = closed("Smash", "smash") | limit
         schemas["Polished"] = closed("Polished", "polish", shine=shine)
         refs = [{"$ref": f"#/components/schemas/{name}"} for name in ("Polish", "Smash")]
         schemas["Task"]["properties"]["payload"]["oneOf"] = refs
@@ -285,7 +348,7 @@ def tmp_spec(folder: Path, edit: Callable[[str], str]) -> Path:
 def closed(title: str, kind: str, **properties: Any) -> dict[str, Any]:
     properties = {"kind": {"type": "string", "const": kind}, **properties}
     shape = {"type": "object", "additionalProperties": False, "required": list(properties), "properties": properties}
-    return {"title": title, **shape, "x-time-limit-s": 60}
+    return {"title": title, **shape}
 
 
 THEIR_WORKER = '''"""A worker of somebody else, whose handler is a plain object."""

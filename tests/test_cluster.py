@@ -21,6 +21,9 @@ ON_AGAIN_S = 15.0
 BACK_S = 40.0  # 20 s, and the start of a worker on a busy machine
 
 
+pytestmark = pytest.mark.broker
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     ensure_installed()

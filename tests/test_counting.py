@@ -7,11 +7,15 @@ import time
 from collections import Counter
 from itertools import pairwise
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from tests.harness import Site, simulate, until
 from tests.test_guarantees import WORKERS, keep_alive
+from workqueue import codec
+from workqueue.ledger import Claimed
+from workqueue.ledger.sqlite import SqliteLedger
 
 KILLER = str(WORKERS / "killer.py")
 
@@ -84,6 +88,27 @@ async def test_a_task_that_fails_and_is_sent_four_times_has_the_attempts_of_one(
     assert all(pause >= 0.8 * delay for pause, delay in zip(pauses, delays(fast), strict=True)), pauses
     assert json.loads(letter.body) == failing
     await fast.dead_letters(0)
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "gone"])
+async def test_the_copy_that_tells_all_attempts_goes_first_if_there_is_one(fast: Site, is_there: bool) -> None:
+    (failing,) = simulate(1, failures=100)
+    body, id = json.dumps(failing).encode(), UUID(failing["id"])
+    ledger = SqliteLedger(str(fast.folder / "ledger.db"))
+    claim = await ledger.claim(id, "gone", 60.0, kind="nap", digest=codec.digest(body), alone=True)
+    assert isinstance(claim, Claimed)
+    assert await ledger.release(id, claim.fence, attempts=5, error="no")
+    await ledger.close()
+    attempts = [{"worker": "gone", "at": "2026-11-25T09:30:00.000Z", "error": str(number)} for number in range(5)]
+    worker = await fast.worker()
+    await fast.publish(body, message_id=failing["id"])
+    if is_there:
+        await fast.publish(body, message_id=failing["id"], headers={"x-attempts": attempts})
+    (letter,) = await fast.dead_letters(1)
+    told: Any = letter.headers["x-attempts"]
+    assert len(told) == (6 if is_there else 1)
+    assert worker.says("comes after a copy that tells more")
+    assert sum(note.word == "start" for note in fast.record()) == 1
 
 
 async def test_a_worker_that_drains_gives_back_what_it_has_not_begun(fast: Site) -> None:

@@ -107,6 +107,22 @@ async def test_a_shovel_that_never_stops_loses_nothing_and_makes_no_hot_loop(fas
     (letter,) = await fast.dead_letters(1)
 
 
+async def test_a_dead_letter_that_is_sent_back_by_its_body_alone_is_in_the_dead_letters_again(
+    fast: Site, broken: Broken
+) -> None:
+    worker = await fast.worker(script=MOODY)
+    (one,) = simulate(1)
+    await fast.send([one])
+    (letter,) = await fast.dead_letters(1)
+    await fast.publish(letter.body)
+    (again,) = await fast.dead_letters(1)
+    assert worker.says("dead already")
+    assert (again.headers["x-reason"], again.body) == ("failed", letter.body)
+    broken.mend()
+    await moved(fast, again)
+    await until(lambda: fast.ended()[one["id"]] == 1, "it can be revived")
+
+
 async def test_a_letter_of_a_burial_that_was_revived_since_is_not_done_again(fast: Site, broken: Broken) -> None:
     worker = await fast.worker(script=MOODY)
     (one,) = simulate(1)
@@ -119,6 +135,29 @@ async def test_a_letter_of_a_burial_that_was_revived_since_is_not_done_again(fas
     broken.mend()
     await moved(fast, second)
     await until(lambda: fast.ended()[one["id"]] == 1, "the right one is done")
+
+
+@pytest.mark.parametrize(("ledger", "looks"), [("none", 5), ("sqlite", 25)])
+async def test_how_often_a_dead_letter_was_looked_at_says_nothing_of_the_task_it_is_again(
+    fast: Site, broken: Broken, ledger: str, looks: int
+) -> None:
+    if ledger == "none":
+        fast.environment["LEDGER_URL"] = ledger
+    worker = await fast.worker(script=MOODY)
+    (one,) = simulate(1)
+    await fast.send([one])
+    await until(lambda: fast.depth_is(1, fast.dead_queue), "it is dead")
+    for _ in range(looks):
+        async with fast.amqp() as channel:
+            queue = await channel.declare_queue(fast.dead_queue, passive=True)
+            await queue.get()
+    (letter,) = await fast.dead_letters(1)
+    assert letter.headers["x-delivery-count"] == looks
+    broken.mend()
+    await moved(fast, letter)
+    await until(lambda: fast.ended()[one["id"]] == 1, f"it is done: {worker.text()}")
+    assert not worker.says("was delivered")
+    await fast.dead_letters(0)
 
 
 async def test_an_id_that_comes_with_another_payload_is_a_dead_letter_and_the_first_one_is_done(fast: Site) -> None:

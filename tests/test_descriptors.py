@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Site, simulate, until
+from tests.example import simulate
+from tests.harness import EXAMPLE, Site, until
 
+pytestmark = pytest.mark.example  # which is what the commands start
+
+pytestmark = pytest.mark.broker
 CLOSED = ["".join(some) for some in product(("", " <&-"), ("", " >&-"), ("", " 2>&-"))][1:]
 
 
@@ -46,7 +50,7 @@ async def test_with_any_of_the_three_closed_both_scripts_do_their_work_and_exit_
 async def test_with_any_of_the_three_closed_a_bad_setting_is_exit_2_and_no_broker_exit_3(
     tmp_path: Path, closed: str
 ) -> None:
-    site = Site(tmp_path, "amqp://127.0.0.1:1/")
+    site = Site(tmp_path, "amqp://127.0.0.1:1/", scripts=EXAMPLE)
     assert (await shell(site, f"exec PY main-worker.py w{closed}"))[0] == 3
     assert (await shell(site, f"exec PY main-producer.py --simulate 1{closed}"))[0] == 3
     assert (await shell(site, f"exec PY main-worker.py w{closed}", WORKQUEUE_DRAIN_S="x"))[0] == 2

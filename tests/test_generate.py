@@ -12,7 +12,10 @@ from tools.project import ROOT
 COMMON, WORKER = "spec/common.asyncapi.yaml", "spec/worker.asyncapi.yaml"
 
 # What the generator uses is deprecated here and there. Python says so by default in no program, but in every test.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 
 Generate = Callable[..., tuple[int, str]]
 

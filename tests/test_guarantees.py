@@ -15,8 +15,8 @@ import aio_pika
 import psycopg
 import pytest
 
+from tests.given import Broker
 from tests.harness import QUEUE, Site, Worker, simulate, task, until, vhost
-from tools.node import Node
 from tools.postgres import Postgres
 from tools.project import ROOT
 
@@ -25,7 +25,7 @@ WORKERS = ROOT / "tests" / "workers"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def either(request: pytest.FixtureRequest, node: Node, tmp_path: Path, fast_project: Path) -> Iterator[Site]:
+def either(request: pytest.FixtureRequest, node: Broker, tmp_path: Path, fast_project: Path) -> Iterator[Site]:
     """A site with short delays, once on each of the stores."""
     here = Site(tmp_path, vhost(node), fast_project)
     if request.param == "postgres":
@@ -105,7 +105,7 @@ async def test_without_a_ledger_the_brokers_count_of_deliveries_ends_a_killer_to
 
 
 async def test_tasks_are_done_once_while_the_ledgers_server_is_killed_and_restarted(
-    node: Node, tmp_path: Path, fast_project: Path
+    node: Broker, tmp_path: Path, fast_project: Path
 ) -> None:
     site = Site(tmp_path, vhost(node), fast_project)
     with Postgres() as server:

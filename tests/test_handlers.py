@@ -235,8 +235,11 @@ def test_a_handler_that_is_thrown_away_with_its_loop_is_no_failed_attempt() -> N
     async def wait(*_: Any) -> None:
         await asyncio.Event().wait()
 
+    async def begin() -> None:
+        await attempts(wait).run(TASK, Run("w1", 1, Settings(), cast(Any, None)), 5, None)
+
     loop = asyncio.new_event_loop()
-    task = loop.create_task(attempts(wait).run(TASK, Run("w1", 1, Settings(), cast(Any, None)), 5, None))
+    task = loop.create_task(begin())
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     coroutine: Any = task.get_coro()

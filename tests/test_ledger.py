@@ -64,7 +64,7 @@ class Store:
         return self.run(f"SELECT * FROM {table or self.table} ORDER BY 1")
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.broker)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "sqlite":
         return Store(f"sqlite:{tmp_path / 'below' / 'ledger.db'}")

@@ -545,6 +545,7 @@ def test_a_channel_may_be_in_another_file_and_behind_another_reference(tmp_path:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.broker
 def test_the_script_says_it_in_one_line_each_with_exit_code_2_and_changes_nothing(tmp_path: Path) -> None:
     project(tmp_path, changed(at("operations/bill/x-lease-s", "abc")))
     for name in ("tools", "workqueue"):
@@ -578,6 +579,7 @@ def test_what_the_generator_refuses_is_one_line(tmp_path: Path, monkeypatch: pyt
     assert line.startswith("spec/billing.asyncapi.yaml#/: the generator refuses it: no such thing")
 
 
+@pytest.mark.broker
 @quiet
 def test_two_at_once_leave_one_whole_result(tmp_path: Path) -> None:
     project(tmp_path)

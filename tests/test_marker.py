@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import aio_pika
 import pytest
 
+from tests.given import Broker
 from tests.harness import until, vhost
 from tests.test_refusals import queue, user_of
-from tools.node import Node
 from workqueue.amqp.connection import Link
 from workqueue.amqp.marker import Marker
 from workqueue.amqp.topology import Topology
@@ -29,7 +29,7 @@ async def process(uri: str, identity: int, *, hold: bool = True) -> AsyncIterato
         await link.close()
 
 
-async def test_of_two_ledgers_for_one_queue_the_second_is_refused_and_told_where_it_is(node: Node) -> None:
+async def test_of_two_ledgers_for_one_queue_the_second_is_refused_and_told_where_it_is(node: Broker) -> None:
     uri = vhost(node)
     async with process(uri, 2**31 - 1) as first, process(uri, 2**31 - 1) as same, process(uri, 7) as other:
         await first.open()
@@ -45,7 +45,7 @@ async def test_of_two_ledgers_for_one_queue_the_second_is_refused_and_told_where
             await producer.open()
 
 
-async def test_a_worker_that_comes_back_to_a_queue_of_another_ledger_ends(node: Node) -> None:
+async def test_a_worker_that_comes_back_to_a_queue_of_another_ledger_ends(node: Broker) -> None:
     uri = vhost(node)
     async with process(uri, 1) as first:
         lane = await first.open()
@@ -59,7 +59,7 @@ async def test_a_worker_that_comes_back_to_a_queue_of_another_ledger_ends(node: 
 
 
 async def test_a_marker_lives_as_long_as_a_worker_and_then_its_time(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workqueue.amqp.marker.EXPIRES_MS", 1000)
     uri = vhost(node)
@@ -81,7 +81,9 @@ async def test_a_marker_lives_as_long_as_a_worker_and_then_its_time(
         await until(starts, "the second may start")
 
 
-async def test_who_may_not_declare_a_marker_works_and_is_told_so(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+async def test_who_may_not_declare_a_marker_works_and_is_told_so(
+    node: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
     uri = vhost(node)
     async with process(uri, 1) as first:
         await first.open()

@@ -17,6 +17,7 @@ from tools import node as module
 from tools.node import BrokerError, Node, epmd, find_server, speaks_amqp, until
 from tools.project import ROOT
 
+pytestmark = pytest.mark.broker
 HOST = "127.0.0.1"
 needs_server = pytest.mark.skipif(
     find_server() is None and "CI" not in os.environ, reason="no rabbitmq-server is installed here"

@@ -17,7 +17,7 @@ ENDS_S = 20.0  # generous, for a drain of less than a second and what follows it
 
 
 def odd(name: str) -> dict[str, Any]:
-    return task({"kind": "checksum", "path": name})
+    return task({"kind": "digest", "text": name, "algorithm": "sha256"})
 
 
 async def stops(worker: Worker) -> float:
@@ -183,12 +183,12 @@ async def test_a_task_that_begins_is_told_where_that_is_wanted(site: Site) -> No
     await site.send(sent)
     await site.all_end(sent)
     (line,) = worker.says("running")
-    assert f"running  simulate  {sent[0]['id']}  attempt 1" in line
+    assert f"running  nap  {sent[0]['id']}  attempt 1" in line
 
 
 FAULTY = """
 import sys
-from generated.worker import Application
+from tests.generated.worker import Application
 from workqueue.amqp import consumer
 from workqueue.tasks import processor
 from workqueue.worker import run_worker
@@ -201,7 +201,7 @@ async def broken(*_):
 async def handle(task, run):
     return None
 
-sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, None))
+sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handle, None))
 """
 
 

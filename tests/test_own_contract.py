@@ -18,6 +18,9 @@ PARTS = ("spec", "tests", "tools", "workqueue", "pyproject.toml", "main-worker.p
 OF_EVERY_CONTRACT = ("tests/test_contract.py", "tests/test_processor.py", "tests/test_policy.py")
 
 
+pytestmark = pytest.mark.broker
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     for name in PARTS:

@@ -117,6 +117,7 @@ async def test_a_delay_lets_packets_arrive_late_and_in_order(ends: dict[bytes, s
     assert (received(ends[FAR]), received(ends[FAR])) == (b"first", b"second")
 
 
+@pytest.mark.broker
 async def test_what_is_cut_off_gets_no_reset_and_all_of_a_run_ends_with_it(tmp_path: Path) -> None:
     if reason := lacking():
         pytest.skip(f"partition: {reason}")

@@ -14,7 +14,8 @@ import aio_pika
 import pytest
 from pamqp.commands import Basic
 
-from tests.harness import Site, simulate, task, until, vhost
+from tests.given import Broker
+from tests.harness import DEAD_QUEUE, QUEUE, WAIT_S, Site, simulate, task, until, vhost
 from tools.node import Node
 from workqueue.amqp.connection import Link
 from workqueue.amqp.copies import DROPPED, fitted
@@ -25,7 +26,9 @@ from workqueue.contract import Queue, load
 from workqueue.errors import BrokerRefused, BrokerUnreachable, NotSent
 from workqueue.settings import Settings
 
-FAILS = {"kind": "simulate", "seconds": 0, "failures": 1}
+(RECEIVE,) = load("tests.generated.worker").receives.values()
+RETRY_QUEUE = RECEIVE.rungs[0].queue.name
+FAILS = {"kind": "nap", "seconds": 0, "failures": 1}
 
 
 def queue(name: str, **arguments: Any) -> Queue:
@@ -41,7 +44,7 @@ async def linked(uri: str, *queues: Queue, **settings: Any) -> AsyncIterator[Lin
         await link.close()
 
 
-def user_of(node: Node, uri: str, configure: str, write: str, read: str) -> str:
+def user_of(node: Broker, uri: str, configure: str, write: str, read: str) -> str:
     """The URI of a new user with these permissions in the vhost of `uri`."""
     name, there = f"user-{secrets.token_hex(4)}", uri.rpartition("/")[2]
     node.ctl("add_user", name, "secret")
@@ -52,42 +55,42 @@ def user_of(node: Node, uri: str, configure: str, write: str, read: str) -> str:
 # Connections
 
 
-async def nobody_said(node: Node, uri: str) -> tuple[str, list[str]]:
+async def nobody_said(node: Broker, uri: str) -> tuple[str, list[str]]:
     return uri + "-nonesuch", ["vhost", "not found", "(530)", "rabbitmqctl add_vhost"]
 
 
-async def no_access(node: Node, uri: str) -> tuple[str, list[str]]:
+async def no_access(node: Broker, uri: str) -> tuple[str, list[str]]:
     node.ctl("add_user", name := f"user-{secrets.token_hex(4)}", "secret")
     return re.sub(r"//[^@]+@", f"//{name}:secret@", uri), ["access to vhost", "(530)", "set_permissions -p"]
 
 
-async def wrong_password(node: Node, uri: str) -> tuple[str, list[str]]:
+async def wrong_password(node: Broker, uri: str) -> tuple[str, list[str]]:
     return re.sub(r":[^:@/]+@", ":wrong@", uri), ["was refused", "(403)", "check user and password"]
 
 
-async def too_many(node: Node, uri: str) -> tuple[str, list[str]]:
+async def too_many(node: Broker, uri: str) -> tuple[str, list[str]]:
     node.ctl("set_vhost_limits", "-p", uri.rpartition("/")[2], '{"max-connections": 0}')
     return uri, ["connection limit (0) is reached", "(530)", "raise the limit"]
 
 
-async def no_channels(node: Node, uri: str) -> tuple[str, list[str]]:
+async def no_channels(node: Broker, uri: str) -> tuple[str, list[str]]:
     limited = user_of(node, uri, ".*", ".*", ".*")
     node.ctl("set_user_limits", limited.split("/")[2].partition(":")[0], '{"max-channels": 0}')
     return limited, ["number of channels", "(530)", "raise the limit"]
 
 
-async def no_tls(node: Node, uri: str) -> tuple[str, list[str]]:
+async def no_tls(node: Broker, uri: str) -> tuple[str, list[str]]:
     return uri.replace("amqp:", "amqps:"), ["does not speak TLS", "use amqp:"]
 
 
-Case = Callable[[Node, str], Awaitable[tuple[str, list[str]]]]
+Case = Callable[[Broker, str], Awaitable[tuple[str, list[str]]]]
 CASES: list[Case] = [nobody_said, no_access, wrong_password, too_many, no_channels, no_tls]
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_a_connection_that_is_refused_says_why_and_the_way_out(node: Node, case: Case) -> None:
+async def test_a_connection_that_is_refused_says_why_and_the_way_out(node: Broker, case: Case) -> None:
     uri, words = await case(node, vhost(node))
-    async with linked(uri, queue("task-queue")) as link:
+    async with linked(uri, queue(QUEUE)) as link:
         with pytest.raises(BrokerUnreachable) as refusal:
             await link.open()
     said = str(refusal.value)
@@ -122,7 +125,7 @@ async def test_what_is_not_our_broker_is_described(answer: bytes, words: str) ->
 
 async def test_a_refusal_at_the_start_is_one_line_and_exit_3_of_both_scripts(site: Site) -> None:
     wrong = site.uri + "-nonesuch"
-    produced = await site.producer("--simulate", "1", AMQP_URI=wrong)
+    produced = await site.producer("--jsonl", "-", lines=json.dumps(simulate(1)[0]), AMQP_URI=wrong)
     worker = await site.worker("w", ready=False, AMQP_URI=wrong)
     assert (produced.code, await worker.ended()) == (3, 3)
     for said in (produced.err, worker.text()):
@@ -136,7 +139,7 @@ async def test_a_refusal_at_the_start_is_one_line_and_exit_3_of_both_scripts(sit
 async def test_one_message_that_is_too_large_is_refused_and_those_around_it_are_stored(own_node: Node) -> None:
     for change in ("application:set_env(rabbit,", "persistent_term:put("):  # the version decides which of them counts
         own_node.ctl("eval", f"{change}max_message_size, 50000).")
-    there = queue("task-queue")
+    there = queue(QUEUE)
     async with linked(own_node.uri, there) as link:
         publisher = Publisher(link, "tested")
 
@@ -159,7 +162,7 @@ async def test_one_message_that_is_too_large_is_refused_and_those_around_it_are_
             assert words == "stored"
 
 
-async def test_a_user_who_may_not_publish_is_told_so_and_each_task_is_refused(site: Site, node: Node) -> None:
+async def test_a_user_who_may_not_publish_is_told_so_and_each_task_is_refused(site: Site, node: Broker) -> None:
     await site.send(simulate(1))  # declares the queue
     denied = user_of(node, site.uri, "", "^$", ".*")
     lines = "".join(json.dumps(one) + "\n" for one in simulate(3))
@@ -169,7 +172,7 @@ async def test_a_user_who_may_not_publish_is_told_so_and_each_task_is_refused(si
     assert "sent: 0 confirmed, 3 refused, 0 unknown" in produced.err
 
 
-async def test_a_user_who_may_not_consume_is_told_so_and_the_worker_ends_with_exit_3(site: Site, node: Node) -> None:
+async def test_a_user_who_may_not_consume_is_told_so_and_the_worker_ends_with_exit_3(site: Site, node: Broker) -> None:
     first = await site.worker("first")  # declares the queues
     first.process.terminate()
     await first.ended()
@@ -184,7 +187,7 @@ async def test_a_user_who_may_not_consume_is_told_so_and_the_worker_ends_with_ex
 
 @pytest.mark.parametrize("ids", ["none", "all the same", "each its own"])
 async def test_each_of_thousands_of_unroutable_messages_is_known_among_those_that_are_stored(
-    node: Node, ids: str
+    node: Broker, ids: str
 ) -> None:
     there = queue("there")
     async with linked(vhost(node), there) as link:
@@ -214,9 +217,9 @@ async def test_a_dead_letter_queue_that_vanishes_is_declared_again(site: Site) -
     await site.publish(b"garbage")
     await site.dead_letters(1)  # the connection that publishes is open by now
     async with site.amqp() as channel:
-        await channel.queue_delete("task-queue.dead")
+        await channel.queue_delete(DEAD_QUEUE)
     await site.publish(b"more garbage")
-    await until(lambda: worker.says("queue task-queue.dead was gone"), "it is declared again")
+    await until(lambda: worker.says(f"queue {DEAD_QUEUE} was gone"), "it is declared again")
     (letter,) = await site.dead_letters(1)
     assert letter.body == b"more garbage"
 
@@ -226,18 +229,17 @@ async def test_a_delay_queue_that_vanishes_is_declared_again_and_its_task_is_don
     first, second = task(FAILS), task(FAILS)
     await fast.send([first])
     await until(lambda: worker.says("done"), "the first is done")
-    (name,) = {rung.queue.name for rung in load("generated.worker").receives["task-queue"].rungs[:1]}
     async with fast.amqp() as channel:
-        await channel.queue_delete(name)
+        await channel.queue_delete(RETRY_QUEUE)
     await fast.send([second])
     await until(lambda: len(worker.says("done")) == 2, "the second is done")
-    assert worker.says(f"queue {name} was gone")
+    assert worker.says(f"queue {RETRY_QUEUE} was gone")
 
 
 # Queues that exist
 
 
-async def test_a_user_without_the_right_to_declare_works_on_queues_that_exist(site: Site, node: Node) -> None:
+async def test_a_user_without_the_right_to_declare_works_on_queues_that_exist(site: Site, node: Broker) -> None:
     first = await site.worker("first")
     first.process.terminate()
     await first.ended()
@@ -250,15 +252,15 @@ async def test_a_user_without_the_right_to_declare_works_on_queues_that_exist(si
     await site.dead_letters(1)
     (line,) = worker.says("user")
     assert "may not declare queues" in line
-    assert "task-queue.retry.1s" in line
+    assert RETRY_QUEUE in line
     assert "unchecked" in line
 
 
-async def test_a_queue_that_is_missing_and_may_not_be_declared_is_named(site: Site, node: Node) -> None:
+async def test_a_queue_that_is_missing_and_may_not_be_declared_is_named(site: Site, node: Broker) -> None:
     restricted = user_of(node, site.uri, "^$", ".*", ".*")
-    produced = await site.producer("--simulate", "1", AMQP_URI=restricted)
+    produced = await site.producer("--jsonl", "-", lines=json.dumps(simulate(1)[0]), AMQP_URI=restricted)
     assert produced.code == 3
-    assert "there is no queue 'task-queue', and it may not be declared" in produced.err
+    assert f"there is no queue '{QUEUE}', and it may not be declared" in produced.err
     assert "set_permissions" in produced.err
 
 
@@ -271,23 +273,24 @@ async def declare(site: Site, name: str, **arguments: Any) -> None:
 async def test_dead_letters_in_a_queue_without_the_delivery_limit_are_tolerated_and_the_policy_is_said_once(
     site: Site, limit: dict[str, Any]
 ) -> None:
-    await declare(site, "task-queue.dead", **limit)
+    await declare(site, DEAD_QUEUE, **limit)
     worker = await site.worker("w", "--concurrency", "2")
     await site.publish(b"garbage")
     await site.dead_letters(1)
-    (line,) = worker.says("queue 'task-queue.dead' was declared without")
+    (line,) = worker.says(f"queue '{DEAD_QUEUE}' was declared without")
     there = site.uri.rpartition("/")[2]
-    command = "rabbitmqctl set_policy -p %s task-queue.dead '^task\\-queue\\.dead$' '{\"delivery-limit\":1000000000}'"
-    assert command % there + " --apply-to queues" in line
+    pattern = re.escape(DEAD_QUEUE)
+    command = f"rabbitmqctl set_policy -p {there} {DEAD_QUEUE} '^{pattern}$' '{{\"delivery-limit\":1000000000}}'"
+    assert command + " --apply-to queues" in line
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "difference"),
     [
-        ("task-queue.dead", {"x-message-ttl": 1000}, "x-message-ttl"),
-        ("task-queue.dead", {"x-message-ttl": 1000, "x-delivery-limit": 20}, "x-message-ttl"),
-        ("task-queue.retry.1s", {"x-message-ttl": 1000, "x-delivery-limit": 20}, "x-"),
-        ("task-queue", {"x-delivery-limit": 3}, "x-"),
+        (DEAD_QUEUE, {"x-message-ttl": 1000}, "x-message-ttl"),
+        (DEAD_QUEUE, {"x-message-ttl": 1000, "x-delivery-limit": 20}, "x-message-ttl"),
+        (RETRY_QUEUE, {"x-message-ttl": 110, "x-delivery-limit": 20}, "x-"),
+        (QUEUE, {"x-delivery-limit": 3}, "x-"),
     ],
 )
 async def test_any_other_difference_of_a_queue_is_one_line_and_exit_2(
@@ -309,7 +312,7 @@ async def test_foreign_headers_that_do_not_fit_give_way_and_stop_no_worker(fast:
     async with fast.amqp() as channel:
         for number in range(3):
             message = aio_pika.Message(b"garbage", headers={**large}, message_id=f"m{number}")
-            await channel.default_exchange.publish(message, routing_key="task-queue")
+            await channel.default_exchange.publish(message, routing_key=QUEUE)
     letters = await fast.dead_letters(3)
     for letter in letters:
         assert letter.headers[DROPPED] == "big"
@@ -318,7 +321,7 @@ async def test_foreign_headers_that_do_not_fit_give_way_and_stop_no_worker(fast:
     (failing,) = [task(FAILS)]
     async with fast.amqp() as channel:
         message = aio_pika.Message(json.dumps(failing).encode(), headers={**large}, message_id=failing["id"])
-        await channel.default_exchange.publish(message, routing_key="task-queue")
+        await channel.default_exchange.publish(message, routing_key=QUEUE)
     await until(lambda: worker.says("done"), "it is done at its second attempt")
     assert len([line for line in worker.text().splitlines() if "does without its headers big" in line]) == 3
     assert not worker.says("lost its consumer")
@@ -359,7 +362,7 @@ async def test_copies_keep_the_properties_that_the_sender_gave(fast: Site) -> No
     kept = {name: getattr(letter, name) for name in said}
     assert kept == {**said, "expiration": None}
     assert (letter.message_id, letter.type, letter.user_id) == ("m", "dead-letter", None)
-    stuck = task({"kind": "simulate", "seconds": 0, "failures": 100})
+    stuck = task({"kind": "nap", "seconds": 0, "failures": 100})
     await fast.publish(
         json.dumps(stuck).encode(), message_id=stuck["id"], **{**said, "content_type": "application/json"}
     )
@@ -371,14 +374,11 @@ async def test_copies_keep_the_properties_that_the_sender_gave(fast: Site) -> No
 async def test_a_copy_on_a_delay_queue_says_its_type_and_is_returned_when_there_is_no_such_queue(site: Site) -> None:
     await site.worker()
     failing = task(FAILS)
-    await site.send([failing])
     async with site.amqp() as channel:
-        waiting = await channel.get_queue("task-queue.retry.1s", ensure=False)
-
-        async def copied() -> Any:
-            return await waiting.get(fail=False, no_ack=True)
-
-        copy = await until(copied, "a copy waits")
+        waiting = await channel.get_queue(RETRY_QUEUE, ensure=False)
+        async with waiting.iterator(no_ack=True, timeout=WAIT_S) as copies:  # who only looks may come too late
+            await site.send([failing])
+            copy: Any = await anext(copies)
     assert (copy.type, copy.message_id) == ("task", failing["id"])
     assert copy.headers["x-attempts"][0]["error"] == "RuntimeError: told to fail 1 times"
 

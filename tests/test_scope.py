@@ -17,7 +17,7 @@ import pytest
 from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.tasks import scope as scopes
 from workqueue.tasks.scope import CutOff, Holder, Scope
-from workqueue.tasks.threads import in_thread, owner
+from workqueue.tasks.threads import in_thread
 
 WAIT_S = 20.0
 TASK = SimpleNamespace(id=UUID(int=7), payload=SimpleNamespace(kind="resize"))
@@ -301,7 +301,6 @@ async def test_a_thread_that_cannot_be_stopped_is_told_with_its_place(caplog: py
     scopes.log.addHandler(listener)
     try:
         scope = a_scope(0.01, 10)
-        owner.set(scope)
         with pytest.raises(TimeoutError):
             await held(scope, in_thread(deaf_to_interrupts))
     finally:

@@ -22,7 +22,7 @@ from tests.harness import EXAMPLE, Site, task, until
 from tests.proxy import Proxy
 from workqueue.signals import SAME_S
 
-pytestmark = pytest.mark.example
+pytestmark = [pytest.mark.example, pytest.mark.broker]
 
 
 @pytest.fixture

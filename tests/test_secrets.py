@@ -1,5 +1,6 @@
 """No password is ever printed, whatever form its URL has and whatever goes wrong with it."""
 
+import json
 import re
 import string
 from contextlib import suppress
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.harness import Site
+from tests.harness import Site, simulate
 from workqueue.errors import LedgerUnreachable, SettingInvalid
 from workqueue.ledger import open_ledger
 from workqueue.settings import Settings, hide_password, split_uris
@@ -116,7 +117,7 @@ async def test_what_a_ledger_says_of_its_failure_has_no_password(caplog: pytest.
 )
 async def test_neither_script_prints_a_password(site: Site, environment: dict[str, str]) -> None:
     worker = await site.worker(ready=False, **environment)
-    produced = await site.producer("--simulate", "1", "--wait", **environment)
+    produced = await site.producer("--jsonl", "-", "--wait", lines=json.dumps(simulate(1)[0]), **environment)
     assert await worker.ended() in (2, 3)
     assert produced.code in (2, 3)
     for said in (worker.text(), produced.err + produced.out):

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import example
 from tests.harness import WAIT_S, Site, simulate, until
 from workqueue.signals import ENDING, SAME_S
+
+pytestmark = pytest.mark.broker
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def silent() -> Iterator[socket.socket]:
 
 
 def start(site: Site, *command: str) -> "subprocess.Popen[bytes]":
-    """The script itself: the tests' recording one has imported much before it runs that."""
+    """The example's script itself: the tests' recording one has imported much before it runs that."""
     with (site.folder / "log").open("ab") as out:
         return subprocess.Popen(
             [*command, sys.executable, "main-worker.py", "w"],
@@ -45,6 +48,7 @@ def takes(pid: int, number: signal.Signals) -> bool:
     return bool(caught >> (number - 1) & 1 and caught >> (signal.SIGHUP - 1) & 1)  # Python itself catches SIGINT
 
 
+@pytest.mark.example
 @pytest.mark.parametrize("number", ENDING)
 def test_a_worker_that_is_told_to_end_at_any_moment_of_its_start_exits_0(site: Site, number: signal.Signals) -> None:
     for delay_s in (0.0, 0.1, 0.3, 0.6, 1.0, 1.5):
@@ -141,8 +145,9 @@ async def test_a_second_signal_hands_back_what_is_in_hand_and_that_is_no_failed_
     assert (line["worker"], line["attempts"]) == ("heir", 1)
 
 
+@pytest.mark.example
 async def test_a_hangup_that_was_to_be_ignored_is_ignored(site: Site) -> None:
-    tasks = simulate(1, seconds=0.1)
+    tasks = example.simulate(1, seconds=0.1)
     log, worker = site.folder / "log", start(site, "nohup")
     try:
         await until(lambda: "ready" in log.read_text(), "it is ready")
@@ -174,7 +179,7 @@ async def test_a_producer_that_is_told_to_end_before_it_is_connected_says_that_i
     tmp_path: Path, silent: socket.socket
 ) -> None:
     site = Site(tmp_path, f"amqp://guest:guest@127.0.0.1:{silent.getsockname()[1]}/")
-    process = await site.start_producer("--simulate", "5")
+    process = await site.start_producer("--jsonl", "-")
     silent.settimeout(20)
     connection = (await asyncio.to_thread(silent.accept))[0]
     process.terminate()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.given import Broker
 from tests.harness import Site, simulate, until, vhost
 from tests.proxy import Proxy
 from tools.node import Node
@@ -27,7 +28,7 @@ from workqueue.delivery import current
 from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
 
-LOADED = load("generated.worker")
+LOADED = load("tests.generated.worker")
 (RECEIVE,) = LOADED.receives.values()
 
 
@@ -45,10 +46,10 @@ class Ways:
 
 
 @pytest.fixture
-async def ways(node: Node) -> AsyncIterator[Ways]:
+async def ways(node: Broker) -> AsyncIterator[Ways]:
     uri = vhost(node)
-    async with Proxy(node.record.port) as first, Proxy(node.record.port) as second:
-        uris = [uri.replace(f":{node.record.port}/", f":{proxy.port}/") for proxy in (first, second)]
+    async with Proxy(node.port) as first, Proxy(node.port) as second:
+        uris = [uri.replace(f":{node.port}/", f":{proxy.port}/") for proxy in (first, second)]
         yield Ways(first, second, (uris[0], uris[1]))
 
 
@@ -363,7 +364,7 @@ def test_a_wait_is_told_after_its_first_time_and_then_at_growing_intervals(monke
 
 
 async def test_a_wait_for_a_broker_is_told_at_once_with_the_address(
-    ways: Ways, node: Node, caplog: pytest.LogCaptureFixture
+    ways: Ways, node: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with linked(ways.uris) as link:
         lane = await link.lane()
@@ -374,7 +375,7 @@ async def test_a_wait_for_a_broker_is_told_at_once_with_the_address(
         waiting = asyncio.ensure_future(link.lane())
         await until(lambda: any("waits for a broker: amqp://" in line for line in warned(caplog)), "it is told", 5)
         for proxy in (ways.first, ways.second):
-            proxy._target = node.record.port
+            proxy._target = node.port
         await waiting
     assert sum("waits for a broker" in line for line in warned(caplog)) == 1
     assert "tested  is connected again" in warned(caplog)

@@ -168,7 +168,7 @@ def test_it_is_a_text_stream_like_the_interpreters_own(tmp_path: Path) -> None:
 
 
 async def test_a_worker_whose_log_nobody_reads_does_its_tasks_once_keeps_its_claims_and_ends(fast: Site) -> None:
-    command, environment = [sys.executable, RECORDING_WORKER, "main-worker.py", "unread"], fast._environment({})
+    command, environment = [sys.executable, RECORDING_WORKER, fast.scripts.worker, "unread"], fast._environment({})
     reading, writing = os.pipe()
     while True:  # full from the start
         os.set_blocking(writing, False)
@@ -197,7 +197,7 @@ async def test_a_worker_whose_log_nobody_reads_does_its_tasks_once_keeps_its_cla
 
 async def test_a_producer_whose_problems_are_read_slowly_tells_each_of_them(site: Site) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "main-producer.py", "--jsonl", "-"),
+        *(sys.executable, *site.scripts.producer, "--jsonl", "-"),
         cwd=site.project, env=site._environment({}), stdin=PIPE, stderr=PIPE, limit=1024,
     )  # fmt: skip
     assert process.stdin is not None

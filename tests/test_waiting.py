@@ -8,11 +8,17 @@ from asyncio.subprocess import PIPE
 
 import pytest
 
-from tests.harness import Site, simulate, task, until
+from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate, until
 from tests.test_follow import Told, tasks
+from tests.test_refusals import user_of
+from tools.node import Node
 from workqueue import follow
 from workqueue.follow import Follower
 from workqueue.ledger import LedgerBusy
+
+
+def lines(count: int) -> str:
+    return "".join(json.dumps(one) + "\n" for one in simulate(count))
 
 
 async def test_with_a_timeout_it_ends_with_exit_1_and_names_what_is_left(site: Site) -> None:
@@ -22,14 +28,14 @@ async def test_with_a_timeout_it_ends_with_exit_1_and_names_what_is_left(site: S
     assert produced.code == 1
     assert time.monotonic() - began >= 1.5
     *_, line, account = produced.err.strip().splitlines()
-    assert "1 task of kind simulate did not finish within 1.5 s: " + left["id"] in line
+    assert "1 task of kind nap did not finish within 1.5 s: " + left["id"] in line
     assert account == "sent: 1 confirmed, 0 refused, 0 unknown"
     assert "0 done, 0 dead, 1 unfinished" in produced.out
 
 
 async def test_with_a_timeout_that_is_not_reached_all_is_as_without(site: Site) -> None:
     await site.worker()
-    produced = await site.producer("--simulate", "3", "--wait", "--timeout", "60")
+    produced = await site.producer("--jsonl", "-", "--wait", "--timeout", "60", lines=lines(3))
     assert produced.code == 0, produced.err
     assert produced.err.endswith("sent: 3 confirmed, 0 refused, 0 unknown\n")
     assert "did not finish" not in produced.err
@@ -38,9 +44,9 @@ async def test_with_a_timeout_that_is_not_reached_all_is_as_without(site: Site) 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--simulate", "1", "--timeout", "5"], "--timeout needs --wait"),
-        (["--simulate", "1", "--wait", "--timeout", "soon"], "'soon' is not a number of seconds"),
-        (["--simulate", "1", "--wait", "--timeout", "-1"], "'-1' is not a number of seconds"),
+        (["--jsonl", "-", "--timeout", "5"], "--timeout needs --wait"),
+        (["--jsonl", "-", "--wait", "--timeout", "soon"], "'soon' is not a number of seconds"),
+        (["--jsonl", "-", "--wait", "--timeout", "-1"], "'-1' is not a number of seconds"),
     ],
 )
 async def test_a_wrong_timeout_is_one_line_and_exit_2(site: Site, flags: list[str], said: str) -> None:
@@ -57,13 +63,13 @@ async def test_a_wait_that_could_never_end_is_refused_before_anything_is_sent(
     site: Site, name: str, value: str, said: str
 ) -> None:
     await site.send([])  # declares the queue
-    produced = await site.producer("--simulate", "1", "--wait", **{name: value})
+    produced = await site.producer("--jsonl", "-", "--wait", lines=lines(1), **{name: value})
     assert produced.code == 2
     (line,) = produced.err.splitlines()
     assert f"{name}='{value}'" in line
     assert said in line
     assert await site.depth_is(0)
-    assert (await site.producer("--simulate", "1", **{name: value})).code == 0
+    assert (await site.producer("--jsonl", "-", lines=lines(1), **{name: value})).code == 0
 
 
 HINTS = """
@@ -71,8 +77,7 @@ import os, runpy, sys
 sys.path.insert(0, os.getcwd())
 from workqueue import follow
 follow.HINT_S = 0.5
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module("tests.workers.producer", run_name="__main__", alter_sys=True)
 """
 
 
@@ -80,7 +85,7 @@ async def hinted(site: Site, *flags: str, lines: str, **environment: str) -> str
     """What a producer says that is sooner to hint."""
     (site.folder / "soon.py").write_text(HINTS)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(site.folder / "soon.py"), "main-producer.py", "--jsonl", "-", "--wait", *flags),
+        *(sys.executable, str(site.folder / "soon.py"), "--jsonl", "-", "--wait", *flags),
         cwd=site.project,
         env=site._environment(environment),
         stdin=PIPE,
@@ -92,24 +97,35 @@ async def hinted(site: Site, *flags: str, lines: str, **environment: str) -> str
 
 
 async def test_it_says_that_no_worker_takes_from_the_queue(site: Site) -> None:
-    said = await hinted(site, "--timeout", "3", lines=json.dumps(simulate(1)[0]))
+    said = await hinted(site, "--timeout", "3", lines=lines(1))
     assert "waits for 1 task, and none has finished for" in said
-    assert "no worker takes from task-queue, where 1 wait; start one" in said
+    assert f"no worker takes from {QUEUE}, where 1 wait; start one" in said
 
 
-async def test_it_says_that_a_task_may_have_ended_in_another_ledger(site: Site) -> None:
+async def test_with_another_ledger_than_the_workers_it_is_refused_before_anything_is_sent(site: Site) -> None:
     await site.worker(LEDGER_URL=f"sqlite:{site.folder}/other.db")
-    said = await hinted(site, "--timeout", "3", lines=json.dumps(simulate(1)[0]))
-    assert "none waits in task-queue" in said
-    assert f"the workers have another LEDGER_URL than this producer (sqlite:{site.folder}/ledger.db)" in said
+    produced = await site.producer("--jsonl", "-", "--wait", lines=lines(1))
+    assert produced.code == 2
+    assert "is worked on with another ledger" in produced.err
+    assert await site.depth_is(0)
 
 
-async def test_it_says_that_dead_letters_lie_there_which_no_ledger_knows(site: Site) -> None:
+async def test_it_says_that_a_task_may_have_ended_in_another_ledger(site: Site, node: Node) -> None:
+    """Who may declare nothing can't find out beforehand."""
+    await site.worker(LEDGER_URL=f"sqlite:{site.folder}/other.db")
+    restricted = user_of(node, site.uri, "^$", ".*", ".*")
+    said = await hinted(site, "--timeout", "3", lines=lines(1), AMQP_URI=restricted)
+    assert f"none waits in {QUEUE}" in said
+    assert f"the workers have another LEDGER_URL than this producer ({site.folder}/ledger.db)" in said
+
+
+async def test_it_says_that_dead_letters_lie_there_which_no_ledger_knows(site: Site, node: Node) -> None:
     await site.worker(LEDGER_URL=f"sqlite:{site.folder}/other.db")
     await site.publish(b"not json")
-    await until(lambda: site.depth_is(1, "task-queue.dead"), "it is a dead letter")
-    said = await hinted(site, "--timeout", "3", lines=json.dumps(task({"kind": "simulate", "seconds": 0})))
-    assert "1 lie in task-queue.dead" in said
+    await until(lambda: site.depth_is(1, DEAD_QUEUE), "it is a dead letter")
+    restricted = user_of(node, site.uri, "^$", ".*", ".*")
+    said = await hinted(site, "--timeout", "3", lines=lines(1), AMQP_URI=restricted)
+    assert f"1 lie in {DEAD_QUEUE}" in said
 
 
 async def test_hints_come_ever_more_rarely_and_progress_begins_anew(

@@ -100,6 +100,10 @@ class Node:
         return self.record.uri
 
     @property
+    def port(self) -> int:
+        return self.record.port
+
+    @property
     def pid(self) -> int:
         """The number of the node's process, or of the last one if none runs."""
         file = self.folder / "pid"

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,8 +15,10 @@ from typing import Self
 import psycopg
 
 from tools.broker import install
+from tools.node import START_S, free_port
 
-START_S = 30.0
+PORTS = range(16_000, 20_000)  # below the ephemeral ports, for the reason that those of a node are
+STOP_S = 30.0
 # fsync off: a kill of the server, which is what tests do, loses nothing by it; only the machine's own death would.
 SERVER = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
 ADVICE = "no PostgreSQL server is installed; on Debian: apt-get install postgresql"
@@ -36,9 +37,7 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="workqueue-postgres-"))
         self._password = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = free_port(PORTS)
 
     @property
     def url(self) -> str:
@@ -54,15 +53,23 @@ class Postgres:
                 for path in (self._folder, secret):
                     shutil.chown(path, self._user, self._user)
             options = ["--username=workqueue", f"--pwfile={secret}", "--auth=scram-sha-256", "--no-sync"]
-            self._run([self._bin / "initdb", f"--pgdata={data}", "--encoding=UTF8", "--locale=C", *options]).wait()
+            initdb: list[str | Path] = [
+                self._bin / "initdb",
+                f"--pgdata={data}",
+                "--encoding=UTF8",
+                "--locale=C",
+                *options,
+            ]
+            if self._run(initdb).wait():
+                raise PostgresError(f"initdb failed: {self._said()}")
         self._process = self._run([self._bin / "postgres", "-D", data, "-p", str(self._port), *SERVER])
         deadline = time.monotonic() + START_S
         while True:
             with contextlib.suppress(psycopg.OperationalError):
-                psycopg.connect(self.url, connect_timeout=2).close()
+                psycopg.connect(self.url, connect_timeout=10).close()
                 return
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise PostgresError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()[-500:]}")
+                raise PostgresError(f"PostgreSQL did not start: {self._said()}")
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -74,12 +81,19 @@ class Postgres:
         self._end(signal.SIGKILL)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # one that was too slow must not go on by itself
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
         shutil.rmtree(self._folder)
+
+    def _said(self) -> str:
+        return (self._folder / "log").read_text()[-500:]
 
     def _run(self, command: list[str | Path]) -> subprocess.Popen[bytes]:
         user = self._user if os.geteuid() == 0 else None
@@ -96,7 +110,7 @@ class Postgres:
                 os.killpg(self._process.pid, number)  # its own session: the server and its children
             else:
                 self._process.send_signal(number)
-        self._process.wait(START_S)
+        self._process.wait(STOP_S)
         self._process = None
 
 

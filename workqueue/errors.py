@@ -59,7 +59,7 @@ class LedgerDiffers(ContractInvalid):
     def __init__(self, queue: str, place: str) -> None:
         super().__init__(
             f"queue {queue!r} is worked on with another ledger than this process's, {place}; give all of them the same "
-            f"LEDGER_URL (after the others have stopped, it takes 30 s until another ledger may be used)"
+            f"LEDGER_URL; where it was made anew, or is a copy, stop the others and wait for 30 s"
         )
         self.queue, self.place = queue, place
 

@@ -126,16 +126,16 @@ def unreachable_limits(message: Schema, schemas: Schema) -> list[str]:
     elif any(LIMIT in part and id(part) not in held for path in paths for part in path):
         problems.append(f"{LIMIT} on a kind of a payload whose kinds no required const tells apart; add one to each")
         held |= {id(part) for path in paths for part in path}
-    for place, schema in _walk(message, schemas, "", set()):
+    for place, schema in walk(message, schemas, "", set()):
         if LIMIT in schema and id(schema) not in held:
             problems.append(f"{place or '/'}: {LIMIT} is on nothing that is a kind of the payload; move it to the kind")
     return problems
 
 
-def _walk(node: Any, schemas: Schema, place: str, seen: set[int]) -> Iterator[tuple[str, Schema]]:
+def walk(node: Any, schemas: Schema, place: str, seen: set[int]) -> Iterator[tuple[str, Schema]]:
     if isinstance(node, list):
         for number, item in enumerate(node):
-            yield from _walk(item, schemas, f"{place}/{number}", seen)
+            yield from walk(item, schemas, f"{place}/{number}", seen)
     if not isinstance(node, Mapping):
         return
     here = target(node, schemas) if isinstance(node.get("$ref"), str) else node
@@ -145,7 +145,7 @@ def _walk(node: Any, schemas: Schema, place: str, seen: set[int]) -> Iterator[tu
     yield place, here
     for key, below in here.items():
         if key not in ("const", "enum", "default", "examples"):
-            yield from _walk(below, schemas, f"{place}/{key}", seen)
+            yield from walk(below, schemas, f"{place}/{key}", seen)
 
 
 def naming(name: str | None) -> Callable[[Any], str | None]:

@@ -60,6 +60,7 @@ class Report:
 
     def __init__(self) -> None:
         self._second, self._told = 0, ""
+        self._stream = sys.stderr  # once: a handler may put another one there
 
     def __call__(self, line: str) -> None:
         now_s = time.time()
@@ -69,7 +70,7 @@ class Report:
         if not line.isprintable():  # an id or an error that somebody else chose
             line = escaped(line)
         with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
-            sys.stderr.write(f"{self._told},{int(1000 * (now_s - second)):03} {line}\n")
+            self._stream.write(f"{self._told},{int(1000 * (now_s - second)):03} {line}\n")
 
 
 class Format(logging.Formatter):

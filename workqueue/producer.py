@@ -177,7 +177,10 @@ class Results:
     def __init__(self, name: str) -> None:
         self._name = name
         try:
-            self._file: TextIO = open(name, "w", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
+            # Without waiting for somebody to read it: a pipe that nobody reads is an error, and not a silence.
+            opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o666)
+            os.set_blocking(opened, True)
+            self._file: TextIO = open(opened, "w", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
         except OSError as error:
             raise SettingInvalid("--results", name, f"name a file that can be written ({error.strerror})") from error
 

@@ -11,7 +11,6 @@ Python's own handlers are used, not the loop's: they are there before the loop i
 blocks it.
 """
 
-import asyncio
 import atexit
 import os
 import signal
@@ -20,9 +19,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workqueue import children
+
+if TYPE_CHECKING:  # it takes a while to import, and until the first handler is set a signal is the interpreter's
+    import asyncio
 
 INTERRUPTED = 130
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -57,6 +59,8 @@ class Signals:
 
     def attach(self) -> bool:
         """Let signals reach the current task. False if one came before: then it need not begin."""
+        import asyncio
+
         self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
         return self.count == 0
 

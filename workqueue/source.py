@@ -73,7 +73,10 @@ def files(paths: Iterable[str], ledger: str | None = None) -> Iterator[Path | In
 
 def is_ledger(path: str, ledger: str | None) -> bool:
     """Whether a file is the SQLite ledger at `ledger`, or one of those that SQLite and the locks have beside it."""
-    return ledger is not None and path.startswith(ledger)
+    if ledger is None or not path.startswith(ledger):
+        return False
+    rest = path.removeprefix(ledger)
+    return rest in ("", "-wal", "-shm", "-journal", ".holders") or rest.startswith(".holders/")
 
 
 def _unicode(file: Path) -> Path | InputInvalid:

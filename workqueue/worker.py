@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -115,10 +114,12 @@ async def _work(
         finally:
             ending.set()
             guard.drain()
-            guard.attempts.end()
+            guard.end()
         if not drained and not await guard.idle(CUT_OFF_S):
             await _stop(apps, within_s=CLOSE_S / 4)
             await _abandon(name, guard, ledger, code)
+    for told in sorted(guard.unrecorded):
+        log.warning("%s  ends before the end of  %s  could be recorded: it will be done again", name, told)
     watchdog.end_by(CLOSE_S, code, "it has stopped")  # a thread that a handler left behind holds the interpreter up
     log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back)
     return code
@@ -177,8 +178,7 @@ async def _abandon(name: str, guard: Guard[Any], ledger: Ledger, code: int) -> N
         log.warning("%s  ends while it runs  %s: %s", name, scope.told, scope.where())
     log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back + len(scopes))
     await _release(ledger, scopes)  # last: from here on another worker may begin them
-    with suppress(OSError, ValueError):
-        sys.stderr.flush()
+    logging.shutdown()  # what the handlers of the log hold
     os._exit(code)
 
 

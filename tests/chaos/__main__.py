@@ -20,6 +20,7 @@ usage; 3 the broker or the ledger did not start; 130 interrupted.
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import signal
@@ -117,12 +118,29 @@ def check_out(revision: str, folder: Path) -> Path:
     return folder
 
 
+def check(project: Path, scripts: Scripts) -> None:
+    """Raises CalledProcessError for a script that does not even start: it would be started again and again."""
+    for script in ((scripts.worker,), scripts.producer):
+        command = [sys.executable, *script, "--help"]
+        where = {**os.environ, "PYTHONPATH": str(project)}  # as the recorder has it
+        subprocess.run(command, cwd=project, env=where, stdout=subprocess.DEVNULL, check=True)
+
+
+def first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 async def _run(chaos: Chaos) -> Account:
     this = asyncio.current_task()
     assert this is not None
     for number in (signal.SIGINT, signal.SIGTERM):  # once: what is set up must come down
         asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    return await chaos.run()
+    try:
+        return await chaos.run()
+    except BaseExceptionGroup as group:  # what went wrong in one of the many things that go on at a time
+        raise first_of(group) from group
 
 
 def main() -> int:
@@ -132,6 +150,7 @@ def main() -> int:
     try:
         ensure_installed()
         project, scripts = prepare(given, folder)
+        check(project, scripts)
         old = check_out(given.old, folder / "old") if given.old else None
         chaos = Chaos(
             folder, seed=given.seed, seconds=given.seconds, tasks=given.tasks, ledger=given.ledger,

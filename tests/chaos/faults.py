@@ -20,6 +20,7 @@ from tests.chaos.plan import PROVOKED, Fault
 from tests.generated.worker.messages.json import Odd
 from tests.harness import Note, until
 from tests.proxy import Direction, Flow, Proxy
+from workqueue.contract import Queue
 
 if TYPE_CHECKING:
     from tests.chaos.run import Chaos
@@ -31,6 +32,7 @@ COPIES = 4  # of one failing task
 LARGE_HEADER_BYTES = 130_900  # with the other properties just below the frame of 131,072 that a broker grants
 LETTERS_WITHIN_S = 60.0  # a producer on a busy machine takes a while to start
 LOOKS = 25  # more than the deliveries that RabbitMQ 4 grants a message of a quorum queue
+SETTLE_S = 3.0  # until a node that has just begun, or a queue, takes everything
 SENT_BACK = 5  # dead letters at a time
 ODD_WAYS: tuple[str, ...] = Odd.model_fields["way"].annotation.__args__  # type: ignore[union-attr]
 
@@ -40,6 +42,9 @@ class Faults:
         self._run, self._rng = run, random.Random(f"more {seed}")
         # What changes the broker, or needs it, is done one after the other; so is what changes the ledger, the network.
         self._broker_lock, self._ledger_lock, self._network_lock = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        self._broker_began = 0.0
+        self._deleted: list[Queue] = []
+        """Queues that somebody may just now declare again."""
         self.by_kind: dict[str, Callable[[Fault], Awaitable[bool]]] = {
             "worker killed": self._kill_worker,
             "worker frozen": self._freeze_worker,
@@ -131,18 +136,31 @@ class Faults:
     # --- the broker and the network ----------------------------------------------------------------------------------
 
     async def _restart_broker(self, fault: Fault) -> bool:
-        async with self._broker_lock, self._unusable():
-            await asyncio.to_thread(self._run.node.stop)
-            await asyncio.sleep(fault.seconds)
-            await asyncio.to_thread(self._run.node.start)
+        await self._interrupt_broker(self._run.node.stop, fault.seconds)
         return True
 
     async def _kill_broker(self, fault: Fault) -> bool:
-        async with self._broker_lock, self._unusable():
-            await asyncio.to_thread(self._run.node.kill)
-            await asyncio.sleep(fault.seconds)
-            await asyncio.to_thread(self._run.node.start)
+        await self._interrupt_broker(self._run.node.kill, fault.seconds)
         return True
+
+    async def _interrupt_broker(self, end: Callable[[], None], seconds: float) -> None:
+        async with self._broker_lock:
+            if self._deleted:
+                await self._have_old_queues()
+            async with self._unusable():
+                await asyncio.to_thread(end)
+                await asyncio.sleep(seconds)
+                await asyncio.to_thread(self._run.node.start)
+                self._broker_began = time.monotonic()
+
+    async def _have_old_queues(self) -> None:
+        """Have every queue be there for a while: a quorum queue younger than a second may come back without a leader,
+        for good, from a SIGKILL of its node (RabbitMQ 3.10)."""
+        async with self._run.direct.amqp() as channel:
+            for queue in self._deleted:
+                await channel.declare_queue(queue.name, durable=queue.durable, arguments=dict(queue.arguments))
+        self._deleted.clear()
+        await asyncio.sleep(SETTLE_S)
 
     async def _block(self, fault: Fault) -> bool:
         async with self._broker_lock, self._unusable():
@@ -324,13 +342,13 @@ class Faults:
             await self._poison(fault)
 
         async def some() -> bool:
-            async with run.direct.amqp() as channel:
-                with suppress(ChannelNotFoundEntity):
+            with suppress(ChannelNotFoundEntity, ConnectionError):  # while the broker is away there are none
+                async with run.direct.amqp() as channel:
                     queue = await channel.declare_queue(run.site.dead_queue, passive=True)
                     return bool(queue.declaration_result.message_count)
             return False
 
-        with suppress(AssertionError, ConnectionError):  # while the broker is away there are none
+        with suppress(AssertionError):
             await until(some, "there are dead letters", LETTERS_WITHIN_S)
 
     async def _look(self, fault: Fault) -> bool:
@@ -364,15 +382,19 @@ class Faults:
         """The dead-letter queue or the longest delay, if nothing is in it. What comes in at that very moment is lost
         by the operator's own act: it is counted."""
         run = self._run
-        names = [run.site.dead_queue, run.site.receive.rungs[-1].queue.name]
+        queues = [run.site.receive.dead, run.site.receive.rungs[-1].queue]
         async with self._broker_lock:
-            for name in self._rng.sample(names, len(names)):
+            # In its first moments RabbitMQ 3.10 has no way to delete a queue with a dead-letter target and
+            # x-dead-letter-strategy: at-least-once, without ending all others that have these.
+            await asyncio.sleep(self._broker_began + SETTLE_S - time.monotonic())
+            for queue in self._rng.sample(queues, len(queues)):
                 async with run.direct.amqp() as channel:
                     with suppress(ChannelNotFoundEntity):  # it is gone already
-                        queue = await channel.declare_queue(name, passive=True)
-                        if queue.declaration_result.message_count == 0:
-                            deleted = await channel.queue_delete(name)
+                        there = await channel.declare_queue(queue.name, passive=True)
+                        if there.declaration_result.message_count == 0:
+                            deleted = await channel.queue_delete(queue.name)
                             run.deleted += deleted.message_count or 0
+                            self._deleted.append(queue)
                             return True
         return False
 

@@ -22,7 +22,7 @@ import psycopg
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from tests.account import Account, Evidence, Letter, Life, Span, account, trail
-from tests.chaos.faults import Faults
+from tests.chaos.faults import SETTLE_S, Faults
 from tests.chaos.load import EXAMPLES_NAP, NAP, Task, make_tasks
 from tests.chaos.plan import KINDS, Fault, plan, usable
 from tests.harness import TESTS, Scripts, Site, Worker, until
@@ -32,11 +32,12 @@ from tools.postgres import Postgres
 from tools.project import ROOT
 
 WORKERS = 3
-SETTLE_S = 3.0  # before the first fault: a quorum queue younger than a second may not survive SIGKILL of its node
 PATIENCE_S = 60.0  # without anything ending, and beyond the longest delay, before the rest is called lost
 START_S = 120.0
-STOP_S = 60.0
+STOP_S = 180.0  # of a process that starts, or ends, on a machine with far too much to do
 SIGNALS_APART_S = 0.001  # at the very same moment they would be one
+STARVED_LOOK_S = 0.5
+STARVED_SHARE = 0.5  # of that time on a processor's queue: the machine has too much to do, not the worker too little
 AGAIN = 500  # tasks that a producer is given though they are done
 LINES_AT_ONCE = 100  # about what a pipe takes
 
@@ -226,10 +227,16 @@ class Chaos:
             life = Life(worker.name, worker.process.pid, worker.log, began=time.time(), concurrency=at_once)
             self._lives.append(life)
             self.running[number] = life, worker
+            looked, queued = life.began, 0.0
             while worker.process.poll() is None:
                 if life.ready is None and worker.says("ready"):
                     life.ready = time.time()
                 await asyncio.sleep(0.02)
+                if (now := time.time()) - looked > STARVED_LOOK_S:
+                    before_s, queued = queued, queued_s(life.pid, queued)
+                    if queued - before_s > STARVED_SHARE * (now - looked):
+                        life.frozen.append((looked, now))
+                    looked = now
             life.ended, life.code = time.time(), worker.process.returncode
             if life.code == 3:  # no broker to start with
                 await asyncio.sleep(0.5)
@@ -388,6 +395,13 @@ class Chaos:
         self._say(
             f"{elapsed_s:6.1f} s  {fault.kind} {'over' if hit else 'had no effect'}; {len(self._given)} tasks given"
         )
+
+
+def queued_s(pid: int, otherwise_s: float) -> float:
+    """How long a process's main thread has been ready to run, and did not, for want of a processor."""
+    with suppress(OSError, IndexError):  # it has just ended; or it is not Linux
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return otherwise_s
 
 
 async def _copy(pipe: asyncio.StreamReader, to: Path) -> None:

@@ -1,4 +1,4 @@
-"""A worker whose handler does what a task's path says: each a thing that other people's handlers do."""
+"""A worker whose handler does what a task's text says: each a thing that other people's handlers do."""
 
 import asyncio
 import multiprocessing
@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from generated.worker import Application
-from generated.worker.messages.json import Checksum, SimulateResult, Task
+from tests.generated.worker import Application
+from tests.generated.worker.messages.json import Digest, NapResult, Task
 from workqueue.tasks.context import Run
 from workqueue.tasks.threads import in_thread
 from workqueue.worker import run_worker
@@ -113,27 +113,27 @@ def leaves_a_thread_behind() -> None:
     threading.Thread(target=time.sleep, args=(LONG_S,), name="left-behind").start()
 
 
-async def handle(task: Task, run: Run) -> SimulateResult:
-    if isinstance(task.payload, Checksum):
-        act: Callable[[], Any] = globals()[task.payload.path]
+async def handle(task: Task, run: Run) -> NapResult:
+    if isinstance(task.payload, Digest):
+        act: Callable[[], Any] = globals()[task.payload.text]
         await (act() if asyncio.iscoroutinefunction(act) else in_thread(act))
-    return SimulateResult(kind="simulate", attempt=run.attempt)
+    return NapResult(kind="nap", attempt=run.attempt)
 
 
 def handle_plain(task: Task, run: Run) -> Any:
     """Returns a coroutine for what is one: a plain function may."""
 
-    async def finish(doing: Awaitable[None]) -> SimulateResult:
+    async def finish(doing: Awaitable[None]) -> NapResult:
         await doing
-        return SimulateResult(kind="simulate", attempt=run.attempt)
+        return NapResult(kind="nap", attempt=run.attempt)
 
-    if isinstance(task.payload, Checksum):
-        doing = globals()[task.payload.path]()
+    if isinstance(task.payload, Digest):
+        doing = globals()[task.payload.text]()
         if asyncio.iscoroutine(doing):
             return finish(doing)
-    return SimulateResult(kind="simulate", attempt=run.attempt)
+    return NapResult(kind="nap", attempt=run.attempt)
 
 
 if __name__ == "__main__":
     handler = handle_plain if os.environ.get("PLAIN") else handle
-    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handler, __doc__))
+    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handler, __doc__))

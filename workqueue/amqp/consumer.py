@@ -297,7 +297,10 @@ class Consumer:
 
     def _delivery(self, session: Session, arrived: Arrival) -> Delivery:
         properties = arrived.properties or NO_PROPERTIES
-        count = properties.headers.get("x-delivery-count", 0)
+        # The broker's own only where it counts, and from the second delivery on: a message that was copied from a
+        # queue to this one with all its headers, as dead letters are sent back, has brought the other queue's.
+        counts = arrived.redelivered and self._receive.queue.arguments.get("x-queue-type") == "quorum"
+        count = properties.headers.get("x-delivery-count", 0) if counts else 0
         return Delivery(
             body=arrived.body,
             queue=self._receive.queue.name,

@@ -58,6 +58,8 @@ class Topology:
                 unchecked.append(queue.name)
                 await self._look(connection, asking, queue, error)
             except ChannelPreconditionFailed as error:
+                if "limit" in words(error) and "reached" in words(error):  # of queues in the vhost
+                    raise BrokerRefused(_place(connection), 406, words(error), "raise the limit") from error
                 await self._tolerate(connection, asking, queue, error)
             except ChannelLockedResource as error:
                 raise _differs(connection, error) from error
@@ -72,7 +74,8 @@ class Topology:
         except ChannelNotFoundEntity as error:
             url = connection.url
             way_out = (
-                f"have it declared, or let {url.user} do it: rabbitmqctl set_permissions -p {_vhost(url)} {url.user}"
+                f"have it declared, or let {url.user} do it: rabbitmqctl set_permissions -p {_vhost(url)} {url.user} "
+                "<configure> <write> <read>"
             )
             text = f"there is no queue {queue.name!r}, and it may not be declared: {words(refusal)}"
             raise BrokerRefused(_place(connection), 403, text, way_out) from error
@@ -139,7 +142,7 @@ class Asking:
 def _differs(connection: Connection, error: ChannelClosed) -> ContractInvalid:
     return ContractInvalid(
         f"a queue at {_place(connection)} is not what the contract declares: {words(error)}; "
-        "delete it there, or change spec/"
+        "change spec/, or delete the queue there, and with it all that is in it"
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from workqueue import contract
+from workqueue.codec.keeping import may_change
 from workqueue.codec.schema import Schema, place, printable
 from workqueue.codec.values import Change, Path, change, difference, mark_filled
 from workqueue.errors import NotSent
@@ -40,7 +41,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
 
     def __init__(self, model: type[M], message: contract.Message) -> None:
         self._model = model
-        self._schema = Schema(message.schema)
+        self._schema, self._compares = Schema(message.schema), may_change(message.schema)
         self.max_bytes = message.max_bytes
 
     def decode(self, payload: bytes) -> M | Undecodable:
@@ -50,7 +51,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         if isinstance(value, Undecodable):
             return value
         model = self._valid(value)
-        if isinstance(model, Undecodable):
+        if isinstance(model, Undecodable) or not self._compares:
             return model
         written = _dump(model)
         if written == payload or written == to_json(value):
@@ -132,16 +133,19 @@ class ResultCodec:
                 f"the handler returned {type(result).__name__}, which is no model; "
                 "return one of the generated result models, or None"
             )
-        encoded, value, read_back = self._write(result)
+        encoded, value = self._write(result)
+        if result.__dict__ == value:  # all of it is set, and is what JSON has: the most results, and told at once
+            return encoded.decode()
+        read_back = self._read_back(result, value)
         if read_back != result:
             mark_filled(result, read_back)
-            encoded, value, read_back = self._write(result)
-            changed = _change(result, value, read_back)
+            encoded, value = self._write(result)
+            changed = _change(result, value, self._read_back(result, value))
             if changed is not None:
                 raise ValueError(f"the result can't be kept: {changed}")
         return encoded.decode()
 
-    def _write(self, result: BaseModel) -> tuple[bytes, Any, BaseModel]:
+    def _write(self, result: BaseModel) -> tuple[bytes, Any]:
         encoded = _dump(result)
         if len(encoded) > self._max_bytes:
             raise ValueError(f"a result of {len(encoded)} bytes, the limit is {self._max_bytes}")
@@ -149,8 +153,12 @@ class ResultCodec:
         problem = self._schema.problem(value)
         if problem is not None:
             raise ValueError(f"the result breaks the contract: {problem}")
+        return encoded, value
+
+    @staticmethod
+    def _read_back(result: BaseModel, value: Any) -> BaseModel:
         try:
-            return encoded, value, _read(type(result), value)
+            return _read(type(result), value)
         except ValidationError as error:
             raise ValueError(f"the result breaks the contract: {_refusal(value, error)}") from error
 

@@ -22,8 +22,8 @@ from workqueue.ledger.transaction import Rows, Transaction
 from workqueue.settings import Settings
 
 __all__ = [
-    "ClaimLost", "Claimed", "Conflict", "Crash", "Finished", "Ledger", "LedgerBusy", "Outcome", "Rows", "Taken",
-    "Transaction", "open_ledger",
+    "FIRST", "ClaimLost", "Claimed", "Conflict", "Crash", "Finished", "Ledger", "LedgerBusy", "Outcome", "Rows",
+    "Taken", "Transaction", "open_ledger",
 ]  # fmt: skip
 
 SCHEMA_VERSION = (1, 1)
@@ -74,6 +74,10 @@ class Claimed:
             last_fence, _, alone = claim.partition(" ")
             crashes.append(Crash(worker, noticed_at, alone == "alone"))
         return cls(fence, tuple(crashes), last_fence == str(fence - 1), attempts)
+
+
+FIRST = Claimed(fence=1, crashes=())
+"""The first claim on a task, which is the answer most often."""
 
 
 @dataclass(frozen=True)

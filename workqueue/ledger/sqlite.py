@@ -20,7 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from workqueue.children import forget, keep_from_children
-from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
+from workqueue.ledger import FIRST, Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
 from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, boot, steady_s
 from workqueue.ledger.sqlite_block import Blocks
 from workqueue.ledger.sqlite_file import SqliteFile
@@ -103,7 +103,7 @@ class SqliteLedger:
                 task_id.bytes, self._holder, worker, now + lease_s, steady + lease_s, kind, digest or None, alone, now
             )  # fmt: skip
             if (await self._execute(NEW, claim))[0]:
-                return Claimed(fence=1, crashes=())
+                return FIRST
             for row in (await self._execute(AGAIN, (*claim, dead, steady, self._boot)))[1]:
                 return Claimed.read(*row)
             for row in (await self._execute(SEEK, (task_id.bytes,)))[1]:

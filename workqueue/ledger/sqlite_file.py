@@ -13,6 +13,7 @@ import sqlite3
 import struct
 import time
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 
 from workqueue.errors import LedgerLost, LedgerUnreachable
@@ -85,6 +86,12 @@ class SqliteFile:
             raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
 
     @property
+    def identity(self) -> int:
+        """A copy of the file is another ledger from then on: its number is the same, its place on the disk is not."""
+        place = f"{self._number} {_inode(self.path)}".encode()
+        return 2 + int.from_bytes(blake2b(place, digest_size=8).digest(), "big") % (2**31 - 2)
+
+    @property
     def holders(self) -> Path:
         return Path(f"{self.path}.holders")
 
@@ -112,7 +119,7 @@ class SqliteFile:
         except OSError as error:
             raise LedgerBusy(str(error)) from error
         written = int.from_bytes(head[IDENTITY_AT:], "big")
-        if not head.startswith(MAGIC) or written not in (0, self.identity):  # 0: it is in the log still
+        if not head.startswith(MAGIC) or written not in (0, self._number):  # 0: it is in the log still
             raise LedgerLost(self.path, "it was overwritten")
 
     @staticmethod
@@ -155,10 +162,10 @@ class SqliteFile:
         if minor < SCHEMA_VERSION[1]:
             version = f"{SCHEMA_VERSION[0]}.{SCHEMA_VERSION[1]}"
             db.execute("INSERT OR REPLACE INTO workqueue_meta VALUES ('schema_version', ?)", (version,))
-        (self.identity,) = db.execute("PRAGMA application_id").fetchone()
-        if self.identity < 2:
-            self.identity = 2 + secrets.randbelow(2**31 - 2)
-            db.execute(f"PRAGMA application_id = {self.identity}")
+        (self._number,) = db.execute("PRAGMA application_id").fetchone()
+        if self._number < 2:
+            self._number = 2 + secrets.randbelow(2**31 - 2)
+            db.execute(f"PRAGMA application_id = {self._number}")
         db.execute("INSERT OR IGNORE INTO workqueue_meta VALUES ('clock', ?)", (str(self.now()),))
         db.execute("COMMIT")
         db.execute("PRAGMA busy_timeout = 0")

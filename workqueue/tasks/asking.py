@@ -18,45 +18,63 @@ A = TypeVar("A")
 
 
 class Asking:
-    """For one worker. It says when the ledger does not answer for a while, and when it does again."""
+    """For one worker. It says when the ledger does not answer for a while, and when it does again.
+
+    Nearly all questions are answered in microseconds, so none has a timer of its own: while any is open, it is looked
+    now and then whether answers come.
+    """
 
     def __init__(self, worker: str) -> None:
-        self._worker = worker
-        self._loop = asyncio.get_running_loop()
-        self._asked = 0
-        self._since: dict[int, float] = {}  # the questions that wait for an answer, the oldest first
+        self._worker, self._loop = worker, asyncio.get_running_loop()
+        self._open = self._answered = self._seen = 0
         self._looking: asyncio.TimerHandle | None = None
-        self._told_s, self._cause = 0.0, "no answer"
+        self._silent_since_s: float | None = None
+        self._told_s: float | None = None
+        self._cause = "no answer"
 
     async def __call__(self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None = None) -> A:
         """What the ledger answers, however long that takes. Raises LedgerBusy only where `until` is true meanwhile."""
-        self._asked += 1
-        question, delay_s = self._asked, RETRY_S
-        self._since[question] = self._loop.time()
+        self._open += 1
         if self._looking is None:
-            self._looking = self._loop.call_later(SILENT_S, self._look)
+            self._looking = self._loop.call_later(SILENT_S / 2, self._look)
         try:
-            while True:
-                try:
-                    return await call()
-                except LedgerBusy as error:
-                    self._cause = str(error)
-                    if until is not None and until():
-                        raise
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, RETRY_CAP_S)
+            try:
+                answer = await call()
+            except LedgerBusy as error:
+                answer = await self._again(call, until, error)
         finally:
-            del self._since[question]
+            self._open -= 1
+        self._answered += 1
+        return answer
+
+    async def _again(
+        self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None, busy: LedgerBusy
+    ) -> A:
+        delay_s = RETRY_S
+        while True:
+            self._cause = str(busy)
+            if until is not None and until():
+                raise busy
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, RETRY_CAP_S)
+            try:
+                return await call()
+            except LedgerBusy as error:
+                busy = error
 
     def _look(self) -> None:
-        """Not a timer for each question: most are answered in microseconds."""
-        now_s = self._loop.time()
-        oldest_s = next(iter(self._since.values()), now_s)
-        self._looking = self._loop.call_later(SILENT_S, self._look) if self._since or self._told_s else None
-        if now_s - oldest_s < SILENT_S:
-            if self._told_s:
+        now_s, answers = self._loop.time(), self._answered != self._seen
+        self._seen, self._looking = self._answered, None
+        if answers or not self._open:
+            if self._told_s is not None and answers:
                 log.warning("%s  the ledger answers again", self._worker)
-                self._told_s, self._cause = 0.0, "no answer"
-        elif not self._told_s or now_s - self._told_s > AGAIN_S:
+            self._silent_since_s = self._told_s = None
+            self._cause = "no answer"
+        elif self._silent_since_s is None:
+            self._silent_since_s = now_s - SILENT_S / 2
+        silent = self._silent_since_s is not None and now_s - self._silent_since_s >= SILENT_S
+        if silent and (self._told_s is None or now_s - self._told_s > AGAIN_S):
             self._told_s = now_s
             log.warning("%s  waits for the ledger: %s", self._worker, self._cause)
+        if self._open:
+            self._looking = self._loop.call_later(SILENT_S / 2, self._look)

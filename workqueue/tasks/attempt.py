@@ -28,7 +28,7 @@ from workqueue.ledger import ClaimLost
 from workqueue.tasks.context import Run
 from workqueue.tasks.policy import describe
 from workqueue.tasks.scope import CutOff, Holder, Scope
-from workqueue.tasks.threads import in_thread, owner
+from workqueue.tasks.threads import in_thread
 
 Handler = Callable[[Any, Run], Awaitable[BaseModel | None] | BaseModel | None]
 
@@ -48,7 +48,6 @@ class Attempts:
         """Returns the handler's result or raises an Exception, whatever it does; CancelledError if the worker ends."""
         scope = Scope(self.holder, task, fence, limit_s)
         self.running.add(scope)
-        owner.set(scope)
         if self._tell_begin:
             self.holder.report(f"{self.holder.worker}  running  {scope.told}  attempt {run.attempt}")
         result: Any

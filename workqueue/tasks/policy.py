@@ -9,6 +9,7 @@ Before:
 | its id is known with another payload                           | Bury, "conflict"                                  |
 | `crash_limit` workers died while they had nothing else in hand | Bury, "crashed"                                   |
 | the claim before this one ended without a word                 | Wait, longer each time                            |
+| more attempts failed than this copy of the message tells of    | Wait once, for the copy that has the whole story  |
 | two claims or more ended without a word                        | Try it, alone in the process                      |
 | any other                                                      | Try it                                            |
 
@@ -43,6 +44,9 @@ class Try:
     alone: bool = False
 
 
+TRY = Try()
+
+
 @dataclass(frozen=True)
 class Skip:
     """Nothing is left to do: the task is done, or dead."""
@@ -74,25 +78,31 @@ class Bury:
 
 
 def before_attempt(
-    answer: Claimed | Taken | Finished | Conflict, told: int, rungs: Sequence[Rung], crash_limit: int
+    answer: Claimed | Taken | Finished | Conflict, told: int, waited_for: int, rungs: Sequence[Rung], crash_limit: int
 ) -> Try | Skip | Wait | Bury:
-    """Decide by what the ledger answered to a claim. `told` are the failed attempts that the message tells of, `rungs`
-    go from short to long."""
-    match answer:
-        case Finished():
-            return Skip(answer.state)
-        case Taken():
-            rung = rung_of(answer.left_s, rungs)
-            if answer.attempts > told:  # another copy has the whole story: that one is to come first
-                rung = rungs[min(rungs.index(rung) + 1, len(rungs) - 1)]
-            return Wait(rung, "is taken")
-        case Conflict():
-            return Bury("conflict", "its id is known with another payload; a task of its own needs an id of its own")
-    crashes = answer.crashes or ()
+    """Decide by what the ledger answered to a claim. `told` are the failed attempts that the message tells of,
+    `waited_for` those of which it has let another copy tell first; `rungs` go from short to long."""
+    if isinstance(answer, Claimed):
+        known = answer.crashes or answer.attempts
+        return _of_claim(answer, max(told, waited_for), rungs, crash_limit) if known else TRY
+    if isinstance(answer, Finished):
+        return Skip(answer.state)
+    if isinstance(answer, Conflict):
+        return Bury("conflict", "its id is known with another payload; a task of its own needs an id of its own")
+    rung = rung_of(answer.left_s, rungs)
+    if answer.attempts > told:  # another copy has the whole story: that one is to come first
+        rung = rungs[min(rungs.index(rung) + 1, len(rungs) - 1)]
+    return Wait(rung, "is taken")
+
+
+def _of_claim(claim: Claimed, told: int, rungs: Sequence[Rung], crash_limit: int) -> Try | Wait | Bury:
+    crashes = claim.crashes or ()
     if sum(crash.alone for crash in crashes) >= crash_limit:
         return Bury("crashed", f"{crash_limit} workers died, or lost their claim, while they had it and nothing else")
-    if answer.noticed:
+    if claim.noticed:
         return after_crash(len(crashes), rungs)
+    if claim.attempts > told:  # the other copy is on this rung, or just came from it
+        return Wait(rungs[min(claim.attempts, len(rungs)) - 1], "comes after a copy that tells more")
     return Try(alone=len(crashes) >= ALONE_FROM)
 
 
@@ -101,7 +111,7 @@ def without_ledger(deaths: int, new: bool, rungs: Sequence[Rung], crash_limit: i
     connection does too; `new`: the last of them was this message's last delivery."""
     if deaths >= crash_limit:
         return Bury("crashed", f"{deaths} workers died, or lost their connection, while they had it")
-    return after_crash(deaths, rungs) if new else Try(alone=deaths > 0)
+    return after_crash(deaths, rungs) if new else Try(alone=deaths > 0) if deaths else TRY
 
 
 def after_crash(deaths: int, rungs: Sequence[Rung]) -> Wait:

@@ -6,11 +6,14 @@
 | not the contract's, or not readable  | dead letter                                                                  |
 | a dead letter that was sent back     | its story becomes history, and it is a task again; too often: copy to the    |
 |                                      | longest rung first; ack                                                      |
-| a task that is done or dead          | ack                                                                          |
+| a task that is done                  | ack                                                                          |
+| a task that is dead, without a story | dead letter: it may be one that was sent back by its body alone              |
+| a task of an earlier burial          | ack                                                                          |
 | a task that is dead, and was sent back | revive it in the ledger, then as any other                                 |
 | a task whose id is another payload's | dead letter                                                                  |
 | a task that somebody has a claim on  | copy to a rung, no attempt counted; ack                                      |
 | a task whose worker died             | release the claim; copy to a rung, no attempt counted; ack                   |
+| a copy that tells less than another  | the same, once for each attempt                                              |
 | a task that keeps killing workers    | dead letter; record as dead; ack                                             |
 | any task while the worker drains     | copy to the tasks; ack                                                       |
 | any other                            | claim it, run the handler, renew the claim meanwhile; then one of these:      |
@@ -41,7 +44,7 @@ from workqueue.codec import ERROR_LIMIT, ResultCodec, Schema, Undecodable
 from workqueue.contract import Contract, Receive, Rung
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import GiveUp, Verdict
-from workqueue.ledger import Claimed, ClaimLost, Conflict, Finished, Ledger, LedgerBusy, Taken, Transaction
+from workqueue.ledger import FIRST, Claimed, ClaimLost, Conflict, Finished, Ledger, LedgerBusy, Taken, Transaction
 from workqueue.settings import Settings
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
@@ -49,7 +52,9 @@ from workqueue.tasks.attempt import Attempts, as_result
 from workqueue.tasks.context import Run
 from workqueue.tasks.copies import Copies, now
 from workqueue.tasks.policy import (
+    TRY,
     Bury,
+    Reason,
     Skip,
     Try,
     Wait,
@@ -82,13 +87,15 @@ T = TypeVar("T", bound=TaskLike)
 Handler = Callable[[T, Run], Awaitable[BaseModel | None] | BaseModel | None]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Attempt(Generic[T]):
-    """A task that is claimed and may be tried; `failed` are the attempts that its message tells of."""
+    """A task that is claimed and may be tried. `told`: its kind and id, as a line has them; `failed`: the attempts that
+    its message tells of."""
 
     task: T
     arrived: Delivery
     claim: Claimed
+    told: str
     failed: list[dict[str, str]]
 
     @property
@@ -126,7 +133,9 @@ class Guard(Generic[T]):
         self.attempts = Attempts(handler, holder, tell_begin=settings.log == "debug")
         self._ask, self._room = Asking(worker), Room()
         self._emptied: asyncio.Future[None] | None = None
-        self._draining = False
+        self._draining = self.ended = False
+        self.unrecorded: set[str] = set()
+        """The tasks, as a line has them, whose handler has ended and whose end is not in the ledger yet."""
         self.in_hand = self.finished = self.handed_back = 0
 
     async def take(self, task: T) -> None:
@@ -136,8 +145,10 @@ class Guard(Generic[T]):
         try:
             said = await self._take(task, arrived)
             took_ms = (time.perf_counter() - began) * 1000
-            said, trace, lines = said.partition("\n")
-            self._report(f"{self._worker}  {said}  {took_ms:.0f} ms{trace}{lines}")
+            said, *trace = said.split("\n")
+            self._report(f"{self._worker}  {said}  {took_ms:.0f} ms")
+            for line in trace:
+                self._report(f"{self._worker}  {line}")
         except Exception as error:
             self._fatal(error)
             raise
@@ -157,6 +168,11 @@ class Guard(Generic[T]):
             self._emptied = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._emptied], timeout=within_s)
         return not self.in_hand
+
+    def end(self) -> None:
+        """What is in hand now is cancelled; what it was about to record is told by `unrecorded`."""
+        self.ended = True
+        self.attempts.end()
 
     def cut_off(self) -> None:
         """Stop the running handlers; their messages go back to the broker."""
@@ -185,6 +201,8 @@ class Guard(Generic[T]):
             often = f"was delivered  {told}  {arrived.delivery_count} times without an ack"
             return await self._delay(arrived, self._receive.rungs[0], often)
         try:
+            if self._single and not self._draining:  # nobody is beside it
+                return await self._claim(task, arrived, told, alone=True) or ""
             return await self._begin(task, arrived, told)
         except Closed:
             return await self._hand_back(arrived, told)
@@ -196,10 +214,6 @@ class Guard(Generic[T]):
 
     async def _begin(self, task: T, arrived: Delivery, told: str) -> str:
         """Try the task beside others, or alone where it is under suspicion. Raises Closed if the worker drains."""
-        if self._single:
-            if self._draining:
-                raise Closed
-            return await self._claim(task, arrived, told, alone=True) or ""
         await self._room.enter()
         try:
             said = await self._claim(task, arrived, told, alone=False)
@@ -217,7 +231,9 @@ class Guard(Generic[T]):
     async def _claim(self, task: T, arrived: Delivery, told: str, *, alone: bool) -> str | None:
         """Claim the task and do what follows from the answer. None: it is to run alone, and is not claimed."""
         answer = await self._answer(task, arrived, alone)
-        decision = self._decide(answer, arrived)
+        decision = TRY if answer is FIRST else self._decide(answer, arrived)
+        if isinstance(answer, Finished) and answer.state == "dead" and "x-burial" not in arrived.headers:
+            return await self._bury_again(task, arrived, answer, told)
         if isinstance(decision, Skip):
             self._ack(arrived)
             return f"{decision.state} already  {told}"
@@ -231,17 +247,19 @@ class Guard(Generic[T]):
                 {"worker": crash.worker, "at": crash.noticed_at, "error": "died, or lost its claim"}
                 for crash in answer.crashes or ()
             ]
-            attempt = Attempt(task, arrived, answer, [*arrived.headers.get("x-attempts", []), *deaths])
-            return await self._bury(attempt, decision, told)
+            attempt = Attempt(task, arrived, answer, told, [*arrived.headers.get("x-attempts", []), *deaths])
+            return await self._bury(attempt, decision)
         if isinstance(decision, Wait):
             await self._release(task, answer)
             more = {} if answer.crashes is not None else {"x-crashes": self._deaths(arrived)}
+            if answer.attempts:
+                more["x-waited-for"] = answer.attempts
             return await self._delay(arrived, decision.rung, f"{decision.why}  {told}", more)
         if decision.alone and not alone:
             await self._release(task, answer)
             return None
         try:
-            return await self._attempt(Attempt(task, arrived, answer, arrived.headers.get("x-attempts", [])), told)
+            return await self._attempt(Attempt(task, arrived, answer, told, arrived.headers.get("x-attempts", [])))
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
                 await self._ledger.release(task.id, answer.fence)
@@ -249,11 +267,7 @@ class Guard(Generic[T]):
 
     async def _answer(self, task: T, arrived: Delivery, alone: bool) -> Claimed | Taken | Finished | Conflict:
         """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
-        kind, digest, lease_s = (
-            str(getattr(task.payload, "kind", "task")),
-            codec.digest(arrived.body),
-            self._receive.lease_s,
-        )
+        kind, digest, lease_s = self._kind(task), codec.digest(arrived.body), self._receive.lease_s
         claim = partial(self._ledger.claim, task.id, self._worker, lease_s, kind=kind, digest=digest, alone=alone)
         try:
             answer = await self._ask(claim, self._is_draining)
@@ -276,45 +290,46 @@ class Guard(Generic[T]):
             limit = receive.crash_limit + (not self._single)  # the first may have been a neighbour's fault
             return without_ledger(self._deaths(arrived), _is_again(arrived), receive.rungs, limit)
         told = len(arrived.headers.get("x-attempts", ()))
-        return before_attempt(answer, told, receive.rungs, receive.crash_limit)
+        waited_for = story.count(arrived.headers, "x-waited-for")
+        return before_attempt(answer, told, waited_for, receive.rungs, receive.crash_limit)
 
     def _deaths(self, arrived: Delivery) -> int:
         """How many workers died with the message, as far as it and the broker tell."""
         now = max(arrived.delivery_count, int(_is_again(arrived)))
         return story.count(arrived.headers, "x-crashes") + now
 
-    async def _attempt(self, attempt: Attempt[T], told: str) -> str:
-        task, arrived, claim, number = attempt.task, attempt.arrived, attempt.claim, attempt.number
+    async def _attempt(self, attempt: Attempt[T]) -> str:
+        task, arrived, claim, told, number = attempt.task, attempt.arrived, attempt.claim, attempt.told, attempt.number
         try:
-            await self._run(task, claim, number)
+            await self._run(task, claim, number, told)
         except CutOff:
             await self._release(task, claim)
             return await self._hand_back(arrived, told)
         except ClaimLost:
             return await self._delay(arrived, self._receive.rungs[0], f"lost its claim  {told}")
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
-            return await self._failed(attempt, error, told)
+            return await self._failed(attempt, error)
         self._ack(arrived)
         return f"done  {told}" + (f"  attempt {number}" if number > 1 else "")
 
-    async def _failed(self, attempt: Attempt[T], error: Exception, told: str) -> str:
+    async def _failed(self, attempt: Attempt[T], error: Exception) -> str:
         task, claim, number, said = attempt.task, attempt.claim, attempt.number, describe(error)
         failed = [*attempt.failed, {"worker": self._worker, "at": now(), "error": said}]
         decision = after_failure(number, error, self._receive.rungs)
         is_verdict = isinstance(error, Verdict)  # in words of the handler's own: where it was said does not matter
         if isinstance(decision, Bury):
             trace = "" if is_verdict else traceback_tail(error)
-            said = await self._bury(replace(attempt, failed=failed), decision, told, trace)
+            said = await self._bury(replace(attempt, failed=failed), decision, trace)
         else:
             await self._copies.delay(attempt.arrived, decision.rung, {"x-attempts": failed})
             delay_s = decision.rung.delay_s
             release = partial(self._ledger.release, attempts=number, error=said, next_s=NEXT_SHARE * delay_s)
             await self._ask(partial(release, task.id, claim.fence))
             self._ack(attempt.arrived)
-            said = f"failed  {told}  attempt {number}, again in {delay_s:g} s: {said}"
+            said = f"failed  {attempt.told}  attempt {number}, again in {delay_s:g} s: {said}"
         return "\n    ".join([said, *([] if is_verdict else traceback_lines(error))])
 
-    async def _run(self, task: T, claim: Claimed, number: int) -> None:
+    async def _run(self, task: T, claim: Claimed, number: int, told: str) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
         limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
 
@@ -333,8 +348,13 @@ class Guard(Generic[T]):
         if run._completed:
             return
         encoded = self._encode(result)
-        if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
-            raise ClaimLost
+        self.unrecorded.add(told)
+        try:
+            if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
+                raise ClaimLost
+        finally:
+            if not self.ended:
+                self.unrecorded.discard(told)
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:
@@ -342,7 +362,7 @@ class Guard(Generic[T]):
         except ValueError as error:
             raise GiveUp(str(error)) from error
 
-    async def _bury(self, attempt: Attempt[T], why: Bury, told: str, trace: str = "") -> str:
+    async def _bury(self, attempt: Attempt[T], why: Bury, trace: str = "") -> str:
         task, claim, said = attempt.task, attempt.claim, f"{why.reason}: {why.error}"
         more: dict[str, Any] = {} if claim.crashes is None else {"x-burial": claim.fence}
         if trace:
@@ -351,7 +371,19 @@ class Guard(Generic[T]):
         await self._copies.bury(attempt.arrived, why, attempt.failed, more)
         await self._ask(lambda: self._ledger.bury(task.id, claim.fence, len(attempt.failed), said))
         self._ack(attempt.arrived)
-        return f"dead  {told}  {why.reason}: {why.error}"
+        return f"dead  {attempt.told}  {why.reason}: {why.error}"
+
+    async def _bury_again(self, task: T, arrived: Delivery, answer: Finished, told: str) -> str:
+        """A dead task that comes without its story: it was sent again, or taken from the dead letters and sent back by
+        its body alone. Nobody can tell, so it is a dead letter once more: this may be the last copy."""
+        found = await self._ask(partial(self._ledger.outcomes, [task.id]))
+        said = next((outcome.error for outcome in found if outcome.error), None) or "failed: it is dead already"
+        word, _, error = said.partition("\n")[0].partition(": ")
+        reason: Reason = next((known for known in story.REASONS if known == word), "failed")
+        why = Bury(reason, error[:ERROR_LIMIT])
+        await self._copies.bury(arrived, why, [], {"x-burial": answer.fence})
+        self._ack(arrived)
+        return f"dead already  {told}  and a dead letter again; to have it tried, send that back with its headers"
 
     async def _dead_letter(self, arrived: Delivery, why: Bury, told: str) -> str:
         """Of what was not claimed."""

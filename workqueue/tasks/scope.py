@@ -5,10 +5,11 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from workqueue import delivery
 from workqueue.ledger import ClaimLost, Ledger
 from workqueue.tasks import stack, threads
 from workqueue.tasks.policy import describe
@@ -39,6 +40,8 @@ class Holder:
     kind_of: Callable[[Any], str | None]
     """From a task's payload to its kind."""
     ending: bool = False
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    """Kept: to ask which one runs is a system call on Python 3.11."""
 
     @property
     def renew_every_s(self) -> float:
@@ -77,6 +80,7 @@ class Scope:
 
     def __init__(self, holder: Holder, task: Any, fence: int, limit_s: float | None) -> None:
         self.holder, self._task, self.fence, self.limit_s = holder, task, fence, limit_s
+        self._delivery = delivery.current.get(None)  # that of the threads, too, which the handler starts
 
     @property
     def task_id(self) -> UUID:
@@ -108,7 +112,7 @@ class Scope:
 
     def where(self) -> str:
         """Where the handler is: in its threads, else at what it awaits."""
-        running = [frame for thread in threads.frames_of(self) for frame in stack.outwards(thread)]
+        running = [frame for thread in threads.frames_of(self._delivery) for frame in stack.outwards(thread)]
         return stack.where(running or stack.awaited(self.running.get_coro()))
 
     def stop(self, why: Exception) -> None:
@@ -118,7 +122,8 @@ class Scope:
             self._cancel()
 
     def __enter__(self) -> None:
-        running, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        self._loop = self.holder.loop
+        running = asyncio.current_task(self._loop)
         assert running is not None
         self.running, self._cancelled_before, self._began = running, running.cancelling(), time.monotonic()
         self._timer = self._loop.call_later(self.holder.first_s(self.limit_s), self._tighten)

@@ -4,6 +4,7 @@
 |--------------|-------------|----------------------------------------------------------------------------|
 | x-attempts   | both        | the attempts that failed, the oldest first                                 |
 | x-crashes    | a task      | how many workers died with it, where there is no ledger to count them      |
+| x-waited-for | a task      | the number of failed attempts of which it let another copy tell first      |
 | x-reason ... | a dead letter | the story: why it is one, since when, from which queue                   |
 | x-burial     | a dead letter | the fence under which the ledger recorded it as dead                     |
 | x-returns    | both        | how often it was a dead letter and was sent back                           |
@@ -17,12 +18,12 @@ from workqueue.tasks.policy import Reason
 
 OURS = frozenset({"x-attempts", "x-crashes", "x-returns", "x-story", "x-burial"})
 """Those that are read again."""
-TOLD = ("x-reason", "x-error", "x-queue", "x-died-at", "x-traceback", "x-attempts")
+TOLD = ("x-reason", "x-error", "x-queue", "x-died-at", "x-traceback", "x-attempts", "x-waited-for")
 """The story of one burial."""
 BROKER = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count")
 """The broker's own record of a message; on a copy it would speak of another message."""
 
-REASONS = get_args(Reason)
+REASONS: tuple[Reason, ...] = get_args(Reason)
 BURIALS = 10  # in x-story: headers must fit into one frame
 
 

@@ -8,11 +8,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-from workqueue import children
+from workqueue import children, delivery
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,10 +21,8 @@ POLL_S = 0.05
 
 log = logging.getLogger(__name__)
 
-owner: ContextVar[Any] = ContextVar("owner")
-"""For whom threads are started: set by what runs a handler, and inherited by all the tasks that it makes."""
-
-_at_work: dict[threading.Thread, Any] = {}
+_at_work: dict[threading.Thread, object] = {}
+"""With the delivery for which each was started: that is inherited by all the tasks that a handler makes."""
 
 
 class Interrupted(BaseException):
@@ -65,7 +63,7 @@ async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
             in_own_thread()
 
     thread = threading.Thread(target=copy_context().run, args=(work,), name="handler", daemon=True)
-    _at_work[thread] = owner.get(None)
+    _at_work[thread] = delivery.current.get(None)
     thread.start()
     try:
         await asyncio.shield(ended)
@@ -98,7 +96,7 @@ def _interrupt(thread: threading.Thread) -> None:
 
 
 def frames_of(whose: object) -> list[FrameType]:
-    """Where the threads are that were started for this owner."""
+    """Where the threads are that were started for this delivery."""
     now = sys._current_frames()
     idents = [thread.ident for thread, of in list(_at_work.items()) if of is whose]
     return [now[ident] for ident in idents if ident in now]

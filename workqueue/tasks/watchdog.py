@@ -37,6 +37,7 @@ class Watchdog:
         self, worker: str, running: Callable[[], Iterable[Scope]], release: Callable[[list[Scope]], None]
     ) -> None:
         self._worker, self._running, self._release = worker, running, release
+        self._stream = sys.stderr  # once: a handler may put another one there
         self._beat = time.monotonic()
         self._resting = False
         self._end: tuple[float, int, str] | None = None
@@ -98,7 +99,9 @@ class Watchdog:
         running = list(self._running())
         at_it = [scope for scope in running if scope.is_current_of(self._loop)]
         told = "; ".join(scope.told for scope in (at_it or running)[:5])
-        return f"in  {told}" if at_it or not running else f"with in hand  {told}"
+        if not running:
+            return "with no task in hand"
+        return f"in  {told}" if at_it else f"with in hand  {told}"
 
     def _renew(self, now: float, beat: float) -> None:
         for scope in list(self._running()):
@@ -121,7 +124,7 @@ class Watchdog:
             self._release(scopes)
         except Exception as error:  # noqa: BLE001  # the leases end by themselves
             self._say(f"the claims could not be given back: {describe(error)}")
-        self._within(sys.stderr.flush)
+        self._within(self._stream.flush)
         os._exit(exit_code)
 
     def _where(self, scope: Scope) -> str:
