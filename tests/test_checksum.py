@@ -153,9 +153,8 @@ def test_the_ledgers_own_files_are_never_opened(checksum: Hash, root: Path, name
             checksum(Checksum(kind="checksum", path=path), root, str(root / "ledger.db"))
 
 
-async def test_with_all_defaults_a_projects_own_folder_can_be_checksummed_again_and_again(
-    fast: Site, fast_project: Path, tmp_path: Path
-) -> None:
+@pytest.mark.example
+async def test_with_all_defaults_a_projects_own_folder_can_be_checksummed_again_and_again(fast: Site) -> None:
     """The ledger lies in that folder: a worker that opened and closed it would lose its locks, and the ledger."""
     fast.environment |= {"LEDGER_URL": "", "WORKQUEUE_ROOT": ""}
     for number in range(3):
@@ -165,22 +164,19 @@ async def test_with_all_defaults_a_projects_own_folder_can_be_checksummed_again_
         assert produced.code == 0, produced.err
         assert ", 0 dead, in" in produced.out
     assert max(fast.ended().values()) == 1
-    assert (fast_project / ".workqueue" / "ledger.db").exists()
+    assert (fast.project / ".workqueue" / "ledger.db").exists()
     for worker in fast.workers:
-        assert worker.says(
-            f"ready  takes 1 at a time from task-queue, ledger sqlite:{fast_project}/.workqueue/ledger.db"
-        )
+        assert worker.says(f"ready  takes 1 at a time from task-queue, ledger {fast.project}/.workqueue/ledger.db")
 
 
+@pytest.mark.example
 async def test_the_default_ledger_is_one_and_the_same_from_wherever_a_process_is_started(
-    site: Site, tmp_path: Path, fast_project: Path
+    site: Site, tmp_path: Path, fast_example: Path
 ) -> None:
     for number, project in enumerate((tmp_path, tmp_path / "a b", tmp_path / "ä")):
         project.mkdir(exist_ok=True)
-        site.environment |= {"LEDGER_URL": "", "PYTHONPATH": str(fast_project)}
+        site.environment |= {"LEDGER_URL": "", "PYTHONPATH": str(fast_example)}
         site.project = project
-        worker = await site.worker(f"w{number}", script=str(fast_project / "main-worker.py"))
-        assert worker.says(
-            f"ready  takes 1 at a time from task-queue, ledger sqlite:{fast_project}/.workqueue/ledger.db"
-        )
+        worker = await site.worker(f"w{number}", script=str(fast_example / "main-worker.py"))
+        assert worker.says(f"ready  takes 1 at a time from task-queue, ledger {fast_example}/.workqueue/ledger.db")
         assert not (project / ".workqueue").exists()

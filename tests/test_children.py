@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Callable
 
 import pytest
@@ -52,6 +53,18 @@ def test_a_child_has_the_default_handlers_and_does_not_wake_the_parent() -> None
         signal.signal(signal.SIGTERM, before)
         here.close()
         there.close()
+
+
+def _lock_soon(descriptor: int) -> None:
+    """Take the lock; a child that was just forked may not have run its first instruction yet."""
+    until_s = time.monotonic() + 20
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(0.01)
 
 
 def test_a_lock_that_is_kept_from_children_ends_with_its_holder() -> None:
