@@ -82,7 +82,7 @@ def test_a_lock_that_is_kept_from_children_ends_with_its_holder() -> None:
             children.forget(lock)
             os.close(lock)
             with open(file.name) as again:
-                fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock_soon(again.fileno())
         finally:
             os.close(go)
             os.waitpid(child, 0)
