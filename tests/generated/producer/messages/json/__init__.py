@@ -241,6 +241,21 @@ class TaskHeaders(BaseModel):
             ge=0,
         ),
     ] = None
+    x_waited_for: Annotated[
+        int | None,
+        Field(
+            alias="x-waited-for",
+            description="The number of failed attempts of which it let another copy of the task tell first.",
+            ge=0,
+        ),
+    ] = None
+    x_dropped_headers: Annotated[
+        list[str] | None,
+        Field(
+            alias="x-dropped-headers",
+            description="The names of foreign headers that gave way, because there was no room for all.",
+        ),
+    ] = None
     x_returns: Annotated[
         int | None,
         Field(
