@@ -150,6 +150,12 @@ def test_with_the_default_heartbeat_silence_is_noticed_within_20_s() -> None:
     assert watch.HEARTBEATS * Settings().heartbeat_s + 2 * watch.TICK_S < 20
 
 
+def test_a_node_that_is_cut_off_from_its_peers_is_left_within_20_s() -> None:
+    """It answers each look after 0.25 s, and counts nothing."""
+    looks = consumer.UNKNOWN_S / consumer.SOON_S
+    assert consumer.UNKNOWN_S + 0.25 * looks + consumer.PROVE_S <= 20
+
+
 async def test_a_process_that_did_not_listen_takes_no_peer_for_silent(ways: Ways) -> None:
     async with linked(ways.uris, heartbeat_s=2.0) as link:
         lane = await link.lane()

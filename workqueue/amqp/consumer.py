@@ -33,10 +33,11 @@ BRIEF_PAUSE_S = 0.2  # opens connections as fast as it can
 LOOK_S = 5.0  # within which a node tells the counters of a queue, or is of no use
 SOON_S = 1.0  # between two looks once one of them gave a doubt
 AGREE = 3  # looks in a row that must find messages waiting, and none delivered
-UNKNOWN_S = 20.0
+UNKNOWN_S = 12.0
 """A node that can't reach a quorum queue's leader within 250 ms counts no messages and no consumers, so that says
 nothing; nor does it for a leader that is always that far away. Before a consumer is asked to prove itself then, a new
 leader has been elected, if that is what is going on: a consume would block the channel until it is."""
+PROVE_S = 5.0  # so that it is answered soon, unless the node is cut off from its peers
 
 DRAIN_S = 3.0  # for the broker's word that it delivers no more: if that does not come, closing the channel says it too
 
@@ -276,7 +277,7 @@ class Consumer:
                 log.warning("%s  idle although messages are ready; re-subscribing", self._tag)
                 session.lane.abort("idle although messages are ready")
                 return None
-            within_s = min(SOON_S, self._settings.check_s) if starved else self._settings.check_s
+            within_s = min(SOON_S, self._settings.check_s) if starved or unknown_s else self._settings.check_s
 
     async def _look(self, session: Session) -> tuple[int, int]:
         """How many messages wait in the queue, and how many consumers it has, as far as the node knows."""
@@ -286,7 +287,7 @@ class Consumer:
 
     async def _prove(self, session: Session) -> None:
         """Subscribe anew on the same channel: that is answered only by the queue's leader."""
-        async with asyncio.timeout(CALL_S):
+        async with asyncio.timeout(PROVE_S):
             await session.lane.channel.basic_cancel(self._tag)
             await self._subscribe(session.lane)
 
