@@ -322,7 +322,9 @@ async def test_a_consume_that_is_not_answered_is_tried_at_the_next_address(
         await asyncio.wait_for(got.get(), 5)
 
 
-async def test_what_a_drained_consumer_had_not_taken_is_with_the_broker_again_at_once(ways: Ways) -> None:
+async def test_what_a_drained_consumer_has_is_still_yielded_and_with_the_broker_again_if_nobody_settles_it(
+    ways: Ways,
+) -> None:
     receive = dataclasses.replace(RECEIVE, prefetch=3)
     async with linked(ways.uris) as link:
         one = Consumer(link, receive, "tested", Settings(), lambda error: None)
@@ -335,6 +337,8 @@ async def test_what_a_drained_consumer_had_not_taken_is_with_the_broker_again_at
         draining = asyncio.ensure_future(one.drain())
         await draining
         taken.ack()
+        await anext(messages)
+        await anext(messages)
         with pytest.raises(StopAsyncIteration):
             await anext(messages)
         site = Site(Path(), ways.uris[1])

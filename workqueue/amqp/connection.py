@@ -30,7 +30,8 @@ RECONNECT_CAP_S = 5.0  # and a restarted one within this of being up: a worker m
 class Link:
     """One named connection with one channel, to a broker of AMQP_URI, at first to the one with the number `first`.
 
-    Whatever ended a connection, the next is to the next one of AMQP_URI: a node may answer and still be of no use.
+    Whatever ended a connection, the next is to another one of AMQP_URI, a node may answer and still be of no use; and
+    to any of the others, or all who were at one node would go to the same next one.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Link:
         self._connection: Connection | None = None
         self._socket: Socket | None = None
         self._lane: Lane | None = None
-        self._next = first
+        self._at, self._began = first % len(settings.amqp_uri), False
         self._opening = asyncio.Lock()
 
     async def open(self) -> Lane:
@@ -50,12 +51,14 @@ class Link:
         LedgerDiffers.
         """
         failures = []
-        for _ in self._settings.amqp_uri:
-            uri = self._settings.amqp_uri[self._next % len(self._settings.amqp_uri)]
-            self._next += 1
+        others = [number for number in range(len(self._settings.amqp_uri)) if number != self._at]
+        random.shuffle(others)
+        numbers = [*others, self._at] if self._began else [self._at, *others]
+        self._began = True
+        for self._at in numbers:
             await self._drop(goodbye=False)
             try:
-                return await self._open(uri)
+                return await self._open(self._settings.amqp_uri[self._at])
             except BrokerUnreachable as error:
                 failures.append(error)
             except BaseException:
