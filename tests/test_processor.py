@@ -301,13 +301,14 @@ async def test_the_story_of_headers_that_are_not_the_contracts_keeps_the_contrac
     story_of(bench, "invalid", attempts=0)
 
 
-async def test_a_task_that_is_done_is_acked_and_nothing_else() -> None:
+@pytest.mark.parametrize("state", ["done", "dead"])
+async def test_a_task_that_is_finished_and_sent_again_is_acked_and_nothing_else(state: Any) -> None:
     bench = Bench()
-    bench.ledger.claim_answer = Finished("done", 5)
-    assert await bench.take() == ["claim", "ack"]
+    bench.ledger.claim_answer = Finished(state, 5)
+    assert await bench.take(headers={"x-contract": "1.0.0"}) == ["claim", "ack"]
 
 
-async def test_a_dead_task_that_comes_without_its_story_is_a_dead_letter_again_since_it_may_be_the_last_copy() -> None:
+async def test_a_dead_task_that_comes_by_its_body_alone_is_a_dead_letter_again_since_it_may_be_the_last_copy() -> None:
     bench = Bench()
     bench.ledger.claim_answer = Finished("dead", 5)
     assert await bench.take() == ["claim", "outcomes", DEAD, "ack"]

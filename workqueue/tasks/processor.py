@@ -7,8 +7,8 @@
 | a dead letter that was sent back     | its story becomes history, and it is a task again; too often: copy to the    |
 |                                      | longest rung first; ack                                                      |
 | a task that is done                  | ack                                                                          |
-| a task that is dead, without a story | dead letter: it may be one that was sent back by its body alone              |
-| a task of an earlier burial          | ack                                                                          |
+| a task that is dead, sent again by a producer; one of an earlier burial | ack                                       |
+| a task that is dead, with no header of ours | dead letter: it may be one that was sent back by its body alone       |
 | a task that is dead, and was sent back | revive it in the ledger, then as any other                                 |
 | a task whose id is another payload's | dead letter                                                                  |
 | a task that somebody has a claim on  | copy to a rung, no attempt counted; ack                                      |
@@ -232,7 +232,7 @@ class Guard(Generic[T]):
         """Claim the task and do what follows from the answer. None: it is to run alone, and is not claimed."""
         answer = await self._answer(task, arrived, alone)
         decision = TRY if answer is FIRST else self._decide(answer, arrived)
-        if isinstance(answer, Finished) and answer.state == "dead" and "x-burial" not in arrived.headers:
+        if isinstance(answer, Finished) and answer.state == "dead" and not story.SENT & arrived.headers.keys():
             return await self._bury_again(task, arrived, answer, told)
         if isinstance(decision, Skip):
             self._ack(arrived)
@@ -374,8 +374,9 @@ class Guard(Generic[T]):
         return f"dead  {attempt.told}  {why.reason}: {why.error}"
 
     async def _bury_again(self, task: T, arrived: Delivery, answer: Finished, told: str) -> str:
-        """A dead task that comes without its story: it was sent again, or taken from the dead letters and sent back by
-        its body alone. Nobody can tell, so it is a dead letter once more: this may be the last copy."""
+        """A dead task that comes with no header of ours: a foreign client sent it again, or somebody took it from the
+        dead letters and sent it back by its body alone. Nobody can tell, so it is a dead letter once more: this may be
+        the last copy."""
         found = await self._ask(partial(self._ledger.outcomes, [task.id]))
         said = next((outcome.error for outcome in found if outcome.error), None) or "failed: it is dead already"
         word, _, error = said.partition("\n")[0].partition(": ")
