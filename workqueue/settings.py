@@ -111,6 +111,8 @@ def hide_password(url: str) -> str:
     if not separator or not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
         plain = url.startswith("sqlite:") or re.fullmatch(r"(amqps?:)?[\w./-]*", url)
         return url if plain else "***"
+    if "@" in rest.partition("?")[2]:  # a user's secret that was not encoded, or a parameter's: nobody can tell
+        return f"{scheme}://***"
     user, at, rest = rest.rpartition("@")
     user, colon, _ = user.partition(":")
     user = (user if re.fullmatch(r"[\w.%+-]*", user) else "***") + (":***" if colon else "")

@@ -230,7 +230,7 @@ class TaskHeaders(BaseModel):
         ),
     ] = None
     x_dropped_headers: Annotated[
-        list[str] | None,
+        str | None,
         Field(
             alias="x-dropped-headers",
             description="The names of foreign headers that gave way, because there was no room for all.",
