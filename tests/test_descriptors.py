@@ -15,9 +15,9 @@ import pytest
 from tests.example import simulate
 from tests.harness import EXAMPLE, Site, until
 
-pytestmark = pytest.mark.example  # which is what the commands start
+pytestmark = [pytest.mark.example, pytest.mark.broker]  # the example is what the commands start
 
-pytestmark = pytest.mark.broker
+
 CLOSED = ["".join(some) for some in product(("", " <&-"), ("", " >&-"), ("", " 2>&-"))][1:]
 
 

@@ -265,7 +265,8 @@ async def test_the_claim_of_a_frozen_worker_is_respected_until_its_lease_ends(al
     frozen, heir = await frozen_past_its_lease(alone)
     began = time.time()
     await asyncio.to_thread(own_node.ctl, "close_all_connections", "test")
-    await until(lambda: heir.says("is taken"), "the heir sees the claim")
+    # Where closing took longer than the lease, the claim is over by then, and just the time can be told.
+    await until(lambda: heir.says("is taken") or heir.says("its worker died"), "the heir sees the claim")
     await until(lambda: heir.says("done"), "the heir does the task")
     (start,) = [note.at for note in alone.record() if note.word == "start" and note.worker == "heir"]
     assert start - began > 0.9  # the claim was at most a second old, and renewed by nobody
