@@ -37,6 +37,7 @@ def installed() -> None:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("kinds", [HOSTS, PEOPLE], ids=["hosts", "people"])
+@pytest.mark.timeout(300)
 async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
     tmp_path: Path, kinds: dict[str, Kind]
 ) -> None:
@@ -299,6 +300,7 @@ def test_what_went_wrong_in_a_fault_is_found_however_deep_it_is() -> None:
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.timeout(300)
 async def test_chaos_runs_on_a_contract_of_somebody_elses_with_a_handler_of_theirs(tmp_path: Path) -> None:
     project = users_project(tmp_path / "project")
     scripts = Scripts("generated", str(project / "my-worker.py"), ("main-producer.py",))

@@ -99,7 +99,7 @@ async def hinted(site: Site, *flags: str, lines: str, **environment: str) -> str
 async def test_it_says_that_no_worker_takes_from_the_queue(site: Site) -> None:
     said = await hinted(site, "--timeout", "3", lines=lines(1))
     assert "waits for 1 task, and none has finished for" in said
-    assert f"no worker takes from {QUEUE}, where 1 wait; start one" in said
+    assert f"no worker takes from {QUEUE}, where 1 waits; start one" in said
 
 
 async def test_with_another_ledger_than_the_workers_it_is_refused_before_anything_is_sent(site: Site) -> None:
@@ -125,7 +125,7 @@ async def test_it_says_that_dead_letters_lie_there_which_no_ledger_knows(site: S
     await until(lambda: site.depth_is(1, DEAD_QUEUE), "it is a dead letter")
     restricted = user_of(node, site.uri, "^$", ".*", ".*")
     said = await hinted(site, "--timeout", "3", lines=lines(1), AMQP_URI=restricted)
-    assert f"1 lie in {DEAD_QUEUE}" in said
+    assert f"1 lies in {DEAD_QUEUE}" in said
 
 
 async def test_hints_come_ever_more_rarely_and_progress_begins_anew(
