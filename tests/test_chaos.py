@@ -394,5 +394,5 @@ from generated.producer.messages.json import Task
 from workqueue.producer import run_producer
 from workqueue.source import lines
 
-sys.exit(run_producer(Application, lambda app: app.producer.ask, lambda given: lines(given.jsonl, Task), __doc__))
+sys.exit(run_producer(Application, lambda app: app.producer.ask, lambda given, _: lines(given.jsonl, Task), __doc__))
 '''

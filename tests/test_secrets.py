@@ -80,6 +80,12 @@ def test_a_ledger_url_that_is_accepted_is_one_that_the_driver_reads_as_it_is_mea
             assert (read["user"], read["host"], read["dbname"]) == ("me", "host", "db")
 
 
+@pytest.mark.parametrize("password", ["a%00", "%A0", "%C3%28"])
+def test_an_encoding_that_the_driver_does_not_take_is_refused(password: str) -> None:
+    with pytest.raises(SettingInvalid, match="percent-encode"):
+        Settings.load({"LEDGER_URL": f"postgresql://me:{password}@host/db"})
+
+
 def test_a_password_that_is_encoded_is_accepted_whatever_it_is() -> None:
     encoded = quote("p/a?s#s@w,o:r%d &=[]", safe="")
     url = f"postgresql://me:{encoded}@host:5432/db?sslmode=require&options=-csearch_path%3Dmine"

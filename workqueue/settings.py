@@ -171,7 +171,7 @@ def _parse(field: str, name: str, text: str) -> Any:
 
 
 def _ledger_url(name: str, text: str) -> str:
-    if text == "none" or POSTGRES.fullmatch(text):
+    if text == "none" or (POSTGRES.fullmatch(text) and _decodes(text)):
         return text
     if text.startswith("sqlite:") and text != "sqlite:":
         return f"sqlite:{Path(text.removeprefix('sqlite:')).resolve()}"
@@ -181,6 +181,14 @@ def _ledger_url(name: str, text: str) -> str:
             "percent-encode what is special in user and password (%40 for @, %2F for /, %25 for %, %20 for a space)"
         )
     raise SettingInvalid(name, hide_password(text), way_out)
+
+
+def _decodes(url: str) -> bool:
+    """Whether its percent-encoding is text that PostgreSQL's library takes: UTF-8 without a NUL."""
+    try:
+        return "\0" not in unquote(url, errors="strict")
+    except UnicodeDecodeError:
+        return False
 
 
 def _amqp_uri(name: str, uri: str) -> str:

@@ -39,6 +39,7 @@ SIGNALS_APART_S = 0.001  # at the very same moment they would be one
 STARVED_LOOK_S = 0.5
 STARVED_SHARE = 0.5  # of that time on a processor's queue: the machine has too much to do, not the worker too little
 AGAIN = 500  # tasks that a producer is given though they are done
+MOST_PROBLEMS = 3  # producers that end as none should, before the run is given up
 LINES_AT_ONCE = 100  # about what a pipe takes
 
 
@@ -327,6 +328,8 @@ class Chaos:
         code = last.process.returncode
         if code not in (-signal.SIGKILL, 3, 0):
             self._problems.append(f"a producer ended with {code}, see producer-{last.process.pid}.log")
+        if len(self._problems) > MOST_PROBLEMS:  # the next one would end like this too
+            raise RuntimeError(self._problems[-1])
 
     async def _finish_producer(self) -> None:
         """Let the last producer come to its end, which must be a good one."""
