@@ -15,6 +15,8 @@ COMPILER := tools/generate.py tools/documents.py tools/resolve.py tools/findings
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
 # Flags for the script that a target runs, such as: make producer ARGS='--simulate 100 --seconds 0.5 --wait'
 ARGS ?=
+# Tests wait more than they work; one more than there are processors keeps those busy.
+JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install generate verify broker broker-stop cluster cluster-stop worker1 worker2 worker3 producer demo \
@@ -81,8 +83,8 @@ test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker w
 test-unit: $(MODULES) ## the tests that need no broker, no database and no worker, in half a minute
 	@$(PY) -m pytest -m "not broker" $(ARGS)
 
-test: $(MODULES) ## all tests
-	@$(PY) -m pytest $(ARGS)
+test: $(MODULES) ## all tests, some at a time (JOBS=)
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(SET_UP)
 	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/lint-imports

@@ -311,9 +311,9 @@ def build_limit(program: Path) -> str:
     command = ["cc", "-D_GNU_SOURCE", "-O2", "-o", str(program), str(source), "-lrabbitmq"]
     try:
         if not shutil.which("cc"):
-            install("gcc")
+            install("gcc", lambda: shutil.which("cc") is not None)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if "amqp.h" in done.stderr and install("librabbitmq-dev"):
+        if "amqp.h" in done.stderr and install("librabbitmq-dev", lambda: False):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
     except (BrokerError, OSError) as error:
         return str(error)

@@ -3,8 +3,10 @@
 To run what needs no node of its own on another broker, say of another version, name one: see tests/given.py.
 """
 
+import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "example: `site` and `fast` run the example, not the tests' own contract")
     config.addinivalue_line("markers", "broker: needs a broker, a database or processes; not for `make test-unit`")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_keyboard_interrupt() -> None:
+    """The processes that share the tests end as this one does: each has started brokers."""
+    here = os.getpid()
+    if Path("/proc/self/task").exists():
+        for pid in Path(f"/proc/{here}/task/{here}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGTERM)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

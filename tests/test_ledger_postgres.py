@@ -364,7 +364,7 @@ def bouncer(url: str, tmp_path: Path) -> Iterator[str]:
         f"pool_mode = transaction\ndefault_pool_size = 3\n"
     )
     as_other = {"user": "nobody"} if os.geteuid() == 0 else {}
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
         if os.geteuid() == 0 and folder != Path("/tmp"):
             folder.chmod(0o755)
     with (tmp_path / "log").open("wb") as log:

@@ -188,13 +188,15 @@ def test_a_process_that_has_got_the_number_of_the_node_is_not_ended(tmp_path: Pa
 
 
 @needs_server
-def test_a_test_run_that_is_told_to_end_takes_its_broker_down_with_it(tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "node0"
-    options = ["-k", "fair_share", "--basetemp", str(folder.parent), "-p", "no:cacheprovider"]
+@pytest.mark.parametrize(("folder", "shared"), [("node0", []), ("popen-gw0/node0", ["-n", "1"])])
+def test_a_test_run_that_is_told_to_end_takes_its_broker_down_with_it(
+    tmp_path: Path, folder: str, shared: list[str]
+) -> None:
+    options = ["-k", "fair_share", "--basetemp", str(tmp_path / "run"), "-p", "no:cacheprovider", *shared]
     command = [sys.executable, "-m", "pytest", "test_workqueue.py", *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as run:
-        assert until((folder / "booted").exists, 60)
-        node = Node(folder)
+        assert until((tmp_path / "run" / folder / "booted").exists, 60)
+        node = Node(tmp_path / "run" / folder)
         assert node.running()
         run.terminate()
         assert run.wait(60) != 0

@@ -333,7 +333,7 @@ def test_a_time_limit_holds_whatever_the_title_and_the_place_of_its_kind(
 ) -> None:
     task = ours.task(payload)
     assert ours.receive.kind_of(task.payload) == payload["kind"]
-    assert ours.receive.time_limit_s(task.payload) == limit_s
+    assert ours.receive.time_limit_s(ours.receive.kind_of(task.payload)) == limit_s
 
 
 def limits(payload: dict[str, Any], **message: Any) -> dict[str | None, float]:

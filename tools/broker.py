@@ -12,6 +12,8 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -138,13 +140,18 @@ def ensure_installed() -> None:
     """Install Debian's package if there is no server. Raises BrokerError with apt's reason, or with what helps."""
     if find_server():
         return
-    if not install("rabbitmq-server"):
+    if not install("rabbitmq-server", lambda: find_server() is not None):
         raise BrokerError(f"no RabbitMQ within reach: {ADVICE}")
 
 
-def install(package: str) -> bool:
-    """Install a package of Debian's, and keep its own service from starting. False where that can't be done; raises
-    BrokerError with apt's reason if it fails."""
+def install(package: str, present: Callable[[], bool]) -> bool:
+    """Install a package of Debian's, one process at a time, and keep its own service from starting. False where that
+    can't be done; raises BrokerError with apt's reason if it fails."""
+    with locked(Path(tempfile.gettempdir()) / f"workqueue-install-{os.getuid()}"):
+        return present() or _install(package)
+
+
+def _install(package: str) -> bool:
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if not shutil.which("apt-get") or not succeeds([*root, "true"]):
         return False

@@ -125,7 +125,9 @@ def find_binaries() -> Path | None:
 
 def installed() -> Path:
     """The same, after installing Debian's package if there is none. Raises PostgresError or BrokerError."""
-    binaries = find_binaries() or (find_binaries() if install("postgresql") else None)
+    binaries = find_binaries()
+    if binaries is None and install("postgresql", lambda: find_binaries() is not None):
+        binaries = find_binaries()
     if binaries is None:
         raise PostgresError(ADVICE)
     return binaries

@@ -92,9 +92,9 @@ class Receive:
         """From the model of a payload to its kind."""
         return kinds.naming(self.tag)
 
-    def time_limit_s(self, payload: Any) -> float | None:
-        """How long an attempt at this payload may take; None is for ever."""
-        return self.time_limits_s.get(self.kind_of(payload), self.time_limits_s.get(None))
+    def time_limit_s(self, kind: str | None) -> float | None:
+        """How long an attempt at a payload of this kind may take; None is for ever."""
+        return self.time_limits_s.get(kind, self.time_limits_s.get(None))
 
     @property
     def max_attempts(self) -> int:

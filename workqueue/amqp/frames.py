@@ -205,13 +205,11 @@ def read_properties(content: bytes) -> Properties | None:
     flags = int.from_bytes(content[12:at], "big")
     read: dict[str, Any] = {}
     try:
-        for name, flag in PROPERTIES.items():
-            if not flags & flag:
-                continue
+        for name, bytes_, kept in properties_of(flags):
             start = at
-            if name in FIXED_BYTES:
-                at += FIXED_BYTES[name]
-                if name == "priority":
+            if bytes_:
+                at += bytes_
+                if kept:
                     read[name] = content[start]
             elif name == "headers":
                 at += 4 + int.from_bytes(content[at : at + 4], "big")
@@ -219,11 +217,17 @@ def read_properties(content: bytes) -> Properties | None:
             else:
                 at += 1 + content[at]
                 text = content[start + 1 : at].decode()
-                if name not in NOT_KEPT:
+                if kept:
                     read[name] = text
     except (ValueError, LookupError, struct.error):
         return None
     return Properties(**read)
+
+
+@lru_cache(maxsize=16)
+def properties_of(flags: int) -> list[tuple[str, int, bool]]:
+    """What follows flags: the names, the size if it is always the same, and whether it is kept."""
+    return [(name, FIXED_BYTES.get(name, 0), name not in NOT_KEPT) for name, flag in PROPERTIES.items() if flags & flag]
 
 
 @lru_cache(maxsize=16)

@@ -30,7 +30,7 @@ delivers it again, and the ledger knows it then.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,7 +52,6 @@ from workqueue.tasks.attempt import Attempts, as_result
 from workqueue.tasks.context import Run
 from workqueue.tasks.copies import Copies, now
 from workqueue.tasks.policy import (
-    TRY,
     Bury,
     Reason,
     Skip,
@@ -88,14 +87,21 @@ Handler = Callable[[T, Run], Awaitable[BaseModel | None] | BaseModel | None]
 
 
 @dataclass(slots=True)
-class Attempt(Generic[T]):
-    """A task that is claimed and may be tried. `told`: its kind and id, as a line has them; `failed`: the attempts that
-    its message tells of."""
+class Matter(Generic[T]):
+    """A task and the message that brought it. `told`: its kind and id, as a line has them."""
 
     task: T
     arrived: Delivery
-    claim: Claimed
+    kind: str
     told: str
+
+
+@dataclass(slots=True)
+class Attempt(Generic[T]):
+    """A task that is claimed and may be tried. `failed`: the attempts that its message tells of."""
+
+    matter: Matter[T]
+    claim: Claimed
     failed: list[dict[str, str]]
 
     @property
@@ -145,9 +151,9 @@ class Guard(Generic[T]):
         try:
             said = await self._take(task, arrived)
             took_ms = (time.perf_counter() - began) * 1000
-            said, *trace = said.split("\n")
+            said, _, trace = said.partition("\n")
             self._report(f"{self._worker}  {said}  {took_ms:.0f} ms")
-            for line in trace:
+            for line in trace.splitlines():
                 self._report(f"{self._worker}  {line}")
         except Exception as error:
             self._fatal(error)
@@ -194,92 +200,89 @@ class Guard(Generic[T]):
                 return await self._delay(arrived, self._receive.rungs[-1], often)
         if isinstance(task, Undecodable):
             return await self._dead_letter(arrived, Bury(task.reason, task.error), f"message  {arrived.message_id}")
-        told = f"{self._kind(task)}  {task.id}"
+        kind = self._receive.kind_of(task.payload) or "task"
+        told = f"{kind}  {task.id}"
         if problem := self._problem(arrived.headers):
             return await self._dead_letter(arrived, Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT]), told)
         if arrived.delivery_count >= DELIVERIES:
             often = f"was delivered  {told}  {arrived.delivery_count} times without an ack"
             return await self._delay(arrived, self._receive.rungs[0], often)
+        matter = Matter(task, arrived, kind, told)
         try:
             if self._single and not self._draining:  # nobody is beside it
-                return await self._claim(task, arrived, told, alone=True) or ""
-            return await self._begin(task, arrived, told)
+                return await self._claim(matter, alone=True) or ""
+            return await self._begin(matter)
         except Closed:
-            return await self._hand_back(arrived, told)
+            return await self._hand_back(matter)
 
     def _problem(self, headers: Mapping[str, Any]) -> str | None:
         """What is wrong with those of a message's headers that are read again; a foreign client may send anything."""
-        given = {name: headers[name] for name in story.OURS & headers.keys()}
-        return self._headers.problem(given) if given else None
+        if story.OURS.isdisjoint(headers):
+            return None
+        return self._headers.problem({name: headers[name] for name in story.OURS & headers.keys()})
 
-    async def _begin(self, task: T, arrived: Delivery, told: str) -> str:
+    async def _begin(self, matter: Matter[T]) -> str:
         """Try the task beside others, or alone where it is under suspicion. Raises Closed if the worker drains."""
         await self._room.enter()
         try:
-            said = await self._claim(task, arrived, told, alone=False)
+            said = await self._claim(matter, alone=False)
         finally:
             self._room.leave()
         if said is not None:
             return said
         if not await self._room.enter_alone(ALONE_WAIT_S):
-            return await self._delay(arrived, rung_of(ALONE_WAIT_S, self._receive.rungs), f"must run alone  {told}")
+            rung = rung_of(ALONE_WAIT_S, self._receive.rungs)
+            return await self._delay(matter.arrived, rung, f"must run alone  {matter.told}")
         try:
-            return await self._claim(task, arrived, told, alone=True) or ""
+            return await self._claim(matter, alone=True) or ""
         finally:
             self._room.leave_alone()
 
-    async def _claim(self, task: T, arrived: Delivery, told: str, *, alone: bool) -> str | None:
+    async def _claim(self, matter: Matter[T], *, alone: bool) -> str | None:
         """Claim the task and do what follows from the answer. None: it is to run alone, and is not claimed."""
-        answer = await self._answer(task, arrived, alone)
-        decision = TRY if answer is FIRST else self._decide(answer, arrived)
-        if isinstance(answer, Finished) and answer.state == "dead" and not story.SENT & arrived.headers.keys():
-            return await self._bury_again(task, arrived, answer, told)
-        if isinstance(decision, Skip):
-            self._ack(arrived)
-            return f"{decision.state} already  {told}"
-        if not isinstance(answer, Claimed):
+        answer = await self._answer(matter, alone)
+        if answer is not FIRST:
+            arrived, told = matter.arrived, matter.told
+            decision = self._decide(answer, arrived)
+            if isinstance(answer, Finished) and answer.state == "dead" and not story.SENT & arrived.headers.keys():
+                return await self._bury_again(matter, answer)
+            if isinstance(decision, Skip):
+                self._ack(arrived)
+                return f"{decision.state} already  {told}"
+            if not isinstance(answer, Claimed):
+                if isinstance(decision, Bury):
+                    return await self._dead_letter(arrived, decision, told)
+                assert isinstance(decision, Wait)
+                return await self._delay(arrived, decision.rung, f"{decision.why}  {told}")
             if isinstance(decision, Bury):
-                return await self._dead_letter(arrived, decision, told)
-            assert isinstance(decision, Wait)
-            return await self._delay(arrived, decision.rung, f"{decision.why}  {told}")
-        if isinstance(decision, Bury):
-            deaths = [
-                {"worker": crash.worker, "at": crash.noticed_at, "error": "died, or lost its claim"}
-                for crash in answer.crashes or ()
-            ]
-            attempt = Attempt(task, arrived, answer, told, [*arrived.headers.get("x-attempts", []), *deaths])
-            return await self._bury(attempt, decision)
-        if isinstance(decision, Wait):
-            await self._release(task, answer)
-            more = {} if answer.crashes is not None else {"x-crashes": self._deaths(arrived)}
-            if answer.attempts:
-                more["x-waited-for"] = answer.attempts
-            return await self._delay(arrived, decision.rung, f"{decision.why}  {told}", more)
-        if decision.alone and not alone:
-            await self._release(task, answer)
-            return None
+                return await self._bury_crashed(matter, answer, decision)
+            if isinstance(decision, Wait):
+                return await self._wait(matter, answer, decision)
+            if decision.alone and not alone:
+                await self._release(matter, answer)
+                return None
         try:
-            return await self._attempt(Attempt(task, arrived, answer, told, arrived.headers.get("x-attempts", [])))
+            return await self._attempt(Attempt(matter, answer, matter.arrived.headers.get("x-attempts", [])))
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
-                await self._ledger.release(task.id, answer.fence)
+                await self._ledger.release(matter.task.id, answer.fence)
             raise
 
-    async def _answer(self, task: T, arrived: Delivery, alone: bool) -> Claimed | Taken | Finished | Conflict:
+    async def _answer(self, matter: Matter[T], alone: bool) -> Claimed | Taken | Finished | Conflict:
         """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
-        kind, digest, lease_s = self._kind(task), codec.digest(arrived.body), self._receive.lease_s
-        claim = partial(self._ledger.claim, task.id, self._worker, lease_s, kind=kind, digest=digest, alone=alone)
+        task_id, digest, lease_s = matter.task.id, codec.digest(matter.arrived.body), self._receive.lease_s
+
+        def claim() -> Coroutine[Any, Any, Claimed | Taken | Finished | Conflict]:
+            return self._ledger.claim(task_id, self._worker, lease_s, kind=matter.kind, digest=digest, alone=alone)
+
         try:
             answer = await self._ask(claim, self._is_draining)
-            if isinstance(answer, Finished) and _is_sent_back(arrived, answer):
-                await self._ask(partial(self._ledger.revive, task.id, answer.fence))
+            if isinstance(answer, Finished) and _is_sent_back(matter.arrived, answer):
+                await self._ask(partial(self._ledger.revive, task_id, answer.fence))
                 answer = await self._ask(claim, self._is_draining)
         except LedgerBusy as error:
             raise Closed from error
         return answer
-
-    def _kind(self, task: T) -> str:
-        return self._receive.kind_of(task.payload) or "task"
 
     def _is_draining(self) -> bool:
         return self._draining
@@ -298,22 +301,37 @@ class Guard(Generic[T]):
         now = max(arrived.delivery_count, int(_is_again(arrived)))
         return story.count(arrived.headers, "x-crashes") + now
 
+    async def _bury_crashed(self, matter: Matter[T], claim: Claimed, why: Bury) -> str:
+        deaths = [
+            {"worker": crash.worker, "at": crash.noticed_at, "error": "died, or lost its claim"}
+            for crash in claim.crashes or ()
+        ]
+        return await self._bury(Attempt(matter, claim, [*matter.arrived.headers.get("x-attempts", []), *deaths]), why)
+
+    async def _wait(self, matter: Matter[T], claim: Claimed, why: Wait) -> str:
+        """What is claimed is to come back later, after a crash or behind another copy."""
+        await self._release(matter, claim)
+        more = {} if claim.crashes is not None else {"x-crashes": self._deaths(matter.arrived)}
+        if claim.attempts:
+            more["x-waited-for"] = claim.attempts
+        return await self._delay(matter.arrived, why.rung, f"{why.why}  {matter.told}", more)
+
     async def _attempt(self, attempt: Attempt[T]) -> str:
-        task, arrived, claim, told, number = attempt.task, attempt.arrived, attempt.claim, attempt.told, attempt.number
+        matter, number = attempt.matter, attempt.number
         try:
-            await self._run(task, claim, number, told)
+            await self._run(matter, attempt.claim, number)
         except CutOff:
-            await self._release(task, claim)
-            return await self._hand_back(arrived, told)
+            await self._release(matter, attempt.claim)
+            return await self._hand_back(matter)
         except ClaimLost:
-            return await self._delay(arrived, self._receive.rungs[0], f"lost its claim  {told}")
+            return await self._delay(matter.arrived, self._receive.rungs[0], f"lost its claim  {matter.told}")
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
             return await self._failed(attempt, error)
-        self._ack(arrived)
-        return f"done  {told}" + (f"  attempt {number}" if number > 1 else "")
+        self._ack(matter.arrived)
+        return f"done  {matter.told}" + (f"  attempt {number}" if number > 1 else "")
 
     async def _failed(self, attempt: Attempt[T], error: Exception) -> str:
-        task, claim, number, said = attempt.task, attempt.claim, attempt.number, describe(error)
+        matter, claim, number, said = attempt.matter, attempt.claim, attempt.number, describe(error)
         failed = [*attempt.failed, {"worker": self._worker, "at": now(), "error": said}]
         decision = after_failure(number, error, self._receive.rungs)
         is_verdict = isinstance(error, Verdict)  # in words of the handler's own: where it was said does not matter
@@ -321,23 +339,24 @@ class Guard(Generic[T]):
             trace = "" if is_verdict else traceback_tail(error)
             said = await self._bury(replace(attempt, failed=failed), decision, trace)
         else:
-            await self._copies.delay(attempt.arrived, decision.rung, {"x-attempts": failed})
+            await self._copies.delay(matter.arrived, decision.rung, {"x-attempts": failed})
             delay_s = decision.rung.delay_s
             release = partial(self._ledger.release, attempts=number, error=said, next_s=NEXT_SHARE * delay_s)
-            await self._ask(partial(release, task.id, claim.fence))
-            self._ack(attempt.arrived)
-            said = f"failed  {attempt.told}  attempt {number}, again in {delay_s:g} s: {said}"
+            await self._ask(partial(release, matter.task.id, claim.fence))
+            self._ack(matter.arrived)
+            said = f"failed  {matter.told}  attempt {number}, again in {delay_s:g} s: {said}"
         return "\n    ".join([said, *([] if is_verdict else traceback_lines(error))])
 
-    async def _run(self, task: T, claim: Claimed, number: int, told: str) -> None:
+    async def _run(self, matter: Matter[T], claim: Claimed, number: int) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
         limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
+        task = matter.task
 
         def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
             return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
 
         run = Run(self._worker, number, self._settings, complete)
-        limit_s = self._receive.time_limit_s(task.payload)
+        limit_s = self._receive.time_limit_s(matter.kind)
         try:
             result = await self.attempts.run(task, run, claim.fence, limit_s)
         except Exception as error:
@@ -348,13 +367,13 @@ class Guard(Generic[T]):
         if run._completed:
             return
         encoded = self._encode(result)
-        self.unrecorded.add(told)
+        self.unrecorded.add(matter.told)
         try:
             if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
                 raise ClaimLost
         finally:
             if not self.ended:
-                self.unrecorded.discard(told)
+                self.unrecorded.discard(matter.told)
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:
@@ -363,28 +382,30 @@ class Guard(Generic[T]):
             raise GiveUp(str(error)) from error
 
     async def _bury(self, attempt: Attempt[T], why: Bury, trace: str = "") -> str:
-        task, claim, said = attempt.task, attempt.claim, f"{why.reason}: {why.error}"
+        matter, claim, said = attempt.matter, attempt.claim, f"{why.reason}: {why.error}"
         more: dict[str, Any] = {} if claim.crashes is None else {"x-burial": claim.fence}
         if trace:
             more["x-traceback"] = trace
             said += f"\n{trace}"
-        await self._copies.bury(attempt.arrived, why, attempt.failed, more)
-        await self._ask(lambda: self._ledger.bury(task.id, claim.fence, len(attempt.failed), said))
-        self._ack(attempt.arrived)
-        return f"dead  {attempt.told}  {why.reason}: {why.error}"
+        await self._copies.bury(matter.arrived, why, attempt.failed, more)
+        await self._ask(lambda: self._ledger.bury(matter.task.id, claim.fence, len(attempt.failed), said))
+        self._ack(matter.arrived)
+        return f"dead  {matter.told}  {why.reason}: {why.error}"
 
-    async def _bury_again(self, task: T, arrived: Delivery, answer: Finished, told: str) -> str:
+    async def _bury_again(self, matter: Matter[T], answer: Finished) -> str:
         """A dead task that comes with no header of ours: a foreign client sent it again, or somebody took it from the
         dead letters and sent it back by its body alone. Nobody can tell, so it is a dead letter once more: this may be
         the last copy."""
-        found = await self._ask(partial(self._ledger.outcomes, [task.id]))
+        found = await self._ask(partial(self._ledger.outcomes, [matter.task.id]))
         said = next((outcome.error for outcome in found if outcome.error), None) or "failed: it is dead already"
         word, _, error = said.partition("\n")[0].partition(": ")
         reason: Reason = next((known for known in story.REASONS if known == word), "failed")
         why = Bury(reason, error[:ERROR_LIMIT])
-        await self._copies.bury(arrived, why, [], {"x-burial": answer.fence})
-        self._ack(arrived)
-        return f"dead already  {told}  and a dead letter again; to have it tried, send that back with its headers"
+        await self._copies.bury(matter.arrived, why, [], {"x-burial": answer.fence})
+        self._ack(matter.arrived)
+        return (
+            f"dead already  {matter.told}  and a dead letter again; to have it tried, send that back with its headers"
+        )
 
     async def _dead_letter(self, arrived: Delivery, why: Bury, told: str) -> str:
         """Of what was not claimed."""
@@ -398,14 +419,14 @@ class Guard(Generic[T]):
         self._ack(arrived)
         return f"{said}, again in {rung.delay_s:g} s"
 
-    async def _hand_back(self, arrived: Delivery, told: str) -> str:
-        await self._copies.hand_back(arrived)
-        arrived.ack()
+    async def _hand_back(self, matter: Matter[T]) -> str:
+        await self._copies.hand_back(matter.arrived)
+        matter.arrived.ack()
         self.handed_back += 1
-        return f"handed back  {told}"
+        return f"handed back  {matter.told}"
 
-    async def _release(self, task: T, claim: Claimed) -> None:
-        await self._ask(lambda: self._ledger.release(task.id, claim.fence))
+    async def _release(self, matter: Matter[T], claim: Claimed) -> None:
+        await self._ask(lambda: self._ledger.release(matter.task.id, claim.fence))
 
     def _ack(self, arrived: Delivery) -> None:
         arrived.ack()

@@ -42,6 +42,9 @@ class Holder:
     ending: bool = False
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     """Kept: to ask which one runs is a system call on Python 3.11."""
+    _due: dict["Scope", float] = field(default_factory=dict)
+    _timer: asyncio.TimerHandle | None = None
+    _timer_at: float = 0.0
 
     @property
     def renew_every_s(self) -> float:
@@ -53,6 +56,29 @@ class Holder:
         if limit_s is not None and limit_s < first_s:
             first_s = limit_s
         return first_s if first_s < LONG_S else LONG_S
+
+    def watch(self, scope: "Scope", began: float) -> None:
+        """Tighten the scope when the first thing is due that holds it, unless it is left before. Nearly all are, so
+        they share one timer: when it ends for nobody, it is set anew."""
+        self._due[scope] = at = began + self.first_s(scope.limit_s)
+        if self._timer is None or at < self._timer_at:
+            self._set_timer(at, began)
+
+    def forget(self, scope: "Scope") -> None:
+        self._due.pop(scope, None)
+
+    def _set_timer(self, at: float, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = self.loop.call_later(at - now, self._tighten), at
+
+    def _tighten(self) -> None:
+        self._timer, now = None, time.monotonic()
+        for scope in [scope for scope, at in self._due.items() if at <= now]:
+            del self._due[scope]
+            scope.tighten()
+        if self._due:
+            self._set_timer(min(self._due.values()), now)
 
 
 class Scope:
@@ -126,10 +152,10 @@ class Scope:
         running = asyncio.current_task(self._loop)
         assert running is not None
         self.running, self._cancelled_before, self._began = running, running.cancelling(), time.monotonic()
-        self._timer = self._loop.call_later(self.holder.first_s(self.limit_s), self._tighten)
+        self.holder.watch(self, self._began)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        self._timer.cancel()
+        self.holder.forget(self)
         for timer in self._later:
             timer.cancel()
         self._left = True
@@ -158,8 +184,8 @@ class Scope:
             if self.holder.ending:
                 raise
 
-    def _tighten(self) -> None:
-        """Set the time limit, and start to renew. Most handlers have ended before, and cost one timer, not many."""
+    def tighten(self) -> None:
+        """Set the time limit, and start to renew. Most handlers have ended before, and cost no timer."""
         now_s, ran_s = self._loop.time(), self.ran_s()
         self._later += (self._loop.call_at(now_s - ran_s + LONG_S, self._tell_long),)
         if self.limit_s is not None:
