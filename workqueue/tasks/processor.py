@@ -48,7 +48,7 @@ from workqueue.ledger import FIRST, Claimed, ClaimLost, Conflict, Finished, Ledg
 from workqueue.settings import Settings
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
-from workqueue.tasks.attempt import Attempts, as_result
+from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import Run
 from workqueue.tasks.copies import Copies, now
 from workqueue.tasks.policy import (
@@ -377,7 +377,7 @@ class Guard(Generic[T]):
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:
-            return None if result is None else self._results.encode(as_result(result))
+            return None if result is None else self._results.encode(result)
         except ValueError as error:
             raise GiveUp(str(error)) from error
 
