@@ -14,39 +14,57 @@ import hashlib
 import os
 import stat
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import assert_never
 
 from generated.worker import Application
 from generated.worker.messages.json import Checksum, ChecksumResult, Simulate, SimulateResult, Task
-from workqueue.errors import GiveUp
-from workqueue.source import is_ledger
-from workqueue.tasks.context import Run
+from workqueue.errors import GiveUp, SettingInvalid
+from workqueue.settings import Settings
+from workqueue.tasks.context import TaskContext
 from workqueue.tasks.threads import in_thread
 from workqueue.worker import run_worker
 
+ROOT = "WORKQUEUE_ROOT"
 
-async def handle(task: Task, run: Run) -> ChecksumResult | SimulateResult:
+
+@asynccontextmanager
+async def resources(settings: Settings) -> AsyncIterator[Path]:
+    """What the handlers get as `context.resources`. Here it could be a pool of connections; it is just a folder."""
+    yield root()
+
+
+def root() -> Path:
+    """The folder that checksum tasks may read below: the current one by default. Raises SettingInvalid."""
+    folder = os.environ.get(ROOT) or "."
+    if not os.path.isdir(folder):
+        raise SettingInvalid(ROOT, folder, "name a folder that exists")
+    return Path(folder).resolve()
+
+
+async def handle(task: Task, context: TaskContext[Path]) -> ChecksumResult | SimulateResult:
     """Do one task. What is returned is the task's result; what is raised fails the attempt, and it is tried again."""
     match task.payload:
         case Checksum() as job:
-            return await in_thread(checksum, job, run.settings.root, run.settings.ledger_file)
+            return await in_thread(checksum, job, context.resources, context.settings)
         case Simulate() as job:
             await asyncio.sleep(job.seconds)
-            if run.attempt <= job.failures:
+            if context.attempt <= job.failures:
                 raise RuntimeError(f"told to fail {job.failures} times")
-            return SimulateResult(kind="simulate", attempt=run.attempt)
+            return SimulateResult(kind="simulate", attempt=context.attempt)
         case _:
             assert_never(task.payload)
 
 
-def checksum(job: Checksum, root: Path, ledger: str | None = None) -> ChecksumResult:
+def checksum(job: Checksum, root: Path, settings: Settings) -> ChecksumResult:
     """Hash a regular file below `root`; never one of the ledger's: closing that would drop this process's locks."""
     try:
         path = (root / job.path).resolve()
         if not path.is_relative_to(root):
-            raise GiveUp(f"{job.path} leads out of {root}, the folder that WORKQUEUE_ROOT allows")
-        if is_ledger(str(path), ledger):
+            raise GiveUp(f"{job.path} leads out of {root}, the folder that {ROOT} allows")
+        if settings.is_ledger(str(path)):
             raise GiveUp(f"{job.path} belongs to the ledger")
         if not stat.S_ISREG(path.stat().st_mode):
             raise GiveUp(f"{job.path} is not a regular file")
@@ -78,4 +96,4 @@ def open_below(root: Path, path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
+    sys.exit(run_worker(Application, {"process_task": handle}, about=__doc__, lifespan=resources, variables=[ROOT]))

@@ -1,11 +1,11 @@
 """The work-queue pattern at work: real workers, a real broker, and each promise a test.
 
-Every test has a vhost of its own on a RabbitMQ node that this run started. The workers are main-worker.py; their
-handler also writes each start and end into a record, which is what the tests count.
+Every test has a vhost of its own on a RabbitMQ node that this run started. The workers are main-worker.py, or where
+spec/ has other kinds than the example, those of the tests' own contract; their handler also writes each start and end
+into a record, which is what the tests count.
 """
 
 import asyncio
-import hashlib
 import json
 import signal
 import time
@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.example import simulate
-from tests.harness import EXAMPLE, Site, task, until
+from tests import example, harness
+from tests.harness import EXAMPLE, TESTS, Site, is_example, until
 from tools.node import Node
 
-pytestmark = pytest.mark.example
+pytestmark = [pytest.mark.example] if is_example() else []
+simulate = example.simulate if is_example() else harness.simulate
 
 
 async def test_every_task_is_done_exactly_once_and_none_is_missing(site: Site) -> None:
@@ -88,7 +89,7 @@ async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(site: Site) 
 
 
 async def test_tasks_sent_while_no_worker_is_up_survive_a_broker_that_is_killed(own_node: Node, tmp_path: Path) -> None:
-    site = Site(tmp_path, own_node.uri, scripts=EXAMPLE)
+    site = Site(tmp_path, own_node.uri, scripts=EXAMPLE if is_example() else TESTS)
     try:
         tasks = simulate(200)
         await site.send(tasks)
@@ -103,23 +104,22 @@ async def test_tasks_sent_while_no_worker_is_up_survive_a_broker_that_is_killed(
 
 async def test_a_task_from_a_foreign_client_is_done(site: Site) -> None:
     await site.worker()
-    (site.folder / "hello").write_text("hello")
-    foreign = task({"kind": "checksum", "path": "hello"})
+    (foreign,) = simulate(1)
     await site.publish(json.dumps(foreign).encode())
     await site.all_end([foreign])
     (line,) = await site.run([foreign])
-    assert line["result"]["digest"] == hashlib.sha256(b"hello").hexdigest()
+    assert line["result"] == {"kind": foreign["payload"]["kind"], "attempt": 1}
 
 
 async def test_a_body_that_is_not_the_contracts_stops_nobody_and_is_found_with_its_reason(site: Site) -> None:
     await site.worker()
+    (one, *good) = simulate(21)
     bodies = {
         b"not json": ("undecodable", "not JSON"),
-        json.dumps(task({"kind": "simulate", "seconds": -1})).encode(): ("invalid", "/payload/seconds"),
-        json.dumps({**task({"kind": "simulate", "seconds": 0}), "extra": 1}).encode(): ("invalid", "'extra'"),
+        json.dumps({**one, "payload": {**one["payload"], "seconds": -1}}).encode(): ("invalid", "/payload/seconds"),
+        json.dumps({**one, "extra": 1}).encode(): ("invalid", "'extra'"),
         b"[" * 100_000: ("undecodable", "the limit is"),
     }
-    good = simulate(20)
     for body in bodies:
         await site.publish(body)
     await site.send(good)
@@ -128,7 +128,7 @@ async def test_a_body_that_is_not_the_contracts_stops_nobody_and_is_found_with_i
         reason, error = bodies[letter.body]
         assert letter.headers["x-reason"] == reason
         assert error in str(letter.headers["x-error"])
-        assert letter.headers["x-queue"] == "task-queue"
+        assert letter.headers["x-queue"] == site.queue
 
 
 async def test_a_failed_task_is_tried_again_after_growing_delays_on_any_worker(fast: Site) -> None:
@@ -149,12 +149,12 @@ async def test_a_handler_that_always_fails_stops_nobody_and_ends_as_a_dead_lette
     assert all(lines[one["id"]]["state"] == "done" for one in good)
     letters = {json.loads(letter.body)["id"]: letter for letter in await fast.dead_letters(5)}
     for one in failing:
-        assert (lines[one["id"]]["state"], lines[one["id"]]["attempts"]) == ("dead", 6)
+        assert (lines[one["id"]]["state"], lines[one["id"]]["attempts"]) == ("dead", fast.receive.max_attempts)
         letter = letters[one["id"]]
         assert json.loads(letter.body) == one
         assert letter.headers["x-reason"] == "failed"
         attempts: Any = letter.headers["x-attempts"]
-        assert len(attempts) == 6
+        assert len(attempts) == fast.receive.max_attempts
         assert all(attempt["worker"] == "steady" and "told to fail" in attempt["error"] for attempt in attempts)
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.given import Broker, given_broker
-from tests.harness import EXAMPLE, TESTS, Scripts, Site, fast_copy, vhost
+from tests.harness import EXAMPLE, TESTS, Scripts, Site, fast_copy, is_example, vhost
 from tools.broker import ensure_installed
 from tools.node import Node
 from tools.postgres import Postgres
+from tools.project import ROOT
 
 STARTING = {"node", "own_node", "fast_project", "fast_example", "postgres", "site", "fast", "installed", "python"}
 
@@ -36,9 +37,16 @@ def pytest_keyboard_interrupt() -> None:
                 os.kill(int(pid), signal.SIGTERM)
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """The tests of the example end where somebody's own kinds take the place of its kinds."""
+    return True if collection_path == ROOT / "tests" / "example" and not is_example() else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What stands on one of the fixtures below needs more than this process."""
     for item in items:
+        if item.get_closest_marker("example") and not is_example():
+            item.add_marker(pytest.mark.skip(reason="the contract in spec/ has other kinds than the example"))
         if not STARTING.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.broker)
 

@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -59,6 +60,13 @@ TESTS = Scripts("tests/generated", "tests/workers/main.py", ("-m", "tests.worker
 EXAMPLE = Scripts("generated", "main-worker.py", ("main-producer.py",))
 RECEIVE = TESTS.receive(ROOT)
 QUEUE, DEAD_QUEUE = RECEIVE.queue.name, RECEIVE.dead.name
+
+
+@cache
+def is_example() -> bool:
+    """Whether the contract in spec/ has the example's kinds still, and not an owner's in their place."""
+    models = import_module("generated.worker.messages.json")
+    return hasattr(models, "Checksum") and hasattr(models, "Simulate")
 
 
 async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
@@ -157,7 +165,7 @@ class Site:
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
         own = {"AMQP_URI": self.uri, "LEDGER_URL": self.ledger_url, "RECORD": str(self.folder / "record")}
-        if self.scripts != TESTS:  # a variable of the example's
+        if self.scripts == EXAMPLE:  # a variable of its own
             own["WORKQUEUE_ROOT"] = str(self.folder)
         return {**os.environ, **own, **self.environment, **more}
 

@@ -11,7 +11,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ def recorded(handler: Callable[..., Any]) -> Callable[..., Any]:
     return handle if is_async else handle_plain
 
 
-def run_recorded(application: type[Any], operation: Any, handler: Any, *rest: Any, **options: Any) -> int:
-    return run_worker(application, operation, recorded(handler), *rest, **options)
+def run_recorded(application: type[Any], handlers: Mapping[str, Any], **options: Any) -> int:
+    return run_worker(application, {name: recorded(handler) for name, handler in handlers.items()}, **options)
 
 
 worker.run_worker = run_recorded  # what the script imports

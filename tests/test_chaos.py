@@ -382,7 +382,7 @@ class Mend:
         return Polished(kind="polish", shine=polished(task.payload.shine))
 
 
-sys.exit(run_worker(Application, lambda app: app.consumer.mend, Mend(), __doc__))
+sys.exit(run_worker(Application, {"mend": Mend()}, about=__doc__))
 '''
 
 THEIR_PRODUCER = '''"""Their producer."""

@@ -18,7 +18,7 @@ from workqueue.errors import GiveUp, HandlerBroke, RetryAfter, SettingInvalid
 from workqueue.ledger import ClaimLost, Ledger
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Attempts
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.tasks.policy import ERROR_LIMIT, describe
 from workqueue.tasks.scope import CutOff, Holder
 from workqueue.tasks.stack import LINES, TAIL_CHARACTERS, traceback_lines, traceback_tail
@@ -46,7 +46,7 @@ async def outcome(handler: Any, limit_s: float | None = None) -> Any:
 
 
 async def outcome_of(runner: Attempts, limit_s: float | None = None) -> Any:
-    run = Run("w1", 1, Settings(), cast(Any, None))
+    run = TaskContext("w1", 1, Settings(), None, cast(Any, None))
     async with asyncio.timeout(WAIT_S):
         try:
             result: Any = await runner.run(TASK, run, 5, limit_s)
@@ -236,7 +236,7 @@ def test_a_handler_that_is_thrown_away_with_its_loop_is_no_failed_attempt() -> N
         await asyncio.Event().wait()
 
     async def begin() -> None:
-        await attempts(wait).run(TASK, Run("w1", 1, Settings(), cast(Any, None)), 5, None)
+        await attempts(wait).run(TASK, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, None)
 
     loop = asyncio.new_event_loop()
     task = loop.create_task(begin())
@@ -339,14 +339,14 @@ async def test_a_completion_that_lost_its_claim_is_a_lost_claim_whatever_the_han
 
         async def __aexit__(self, *_: Any) -> None: ...
 
-    async def handle(_: Any, run: Run) -> None:
+    async def handle(_: Any, context: TaskContext[None]) -> None:
         try:
             async with run.completion():
                 pass
         except ClaimLost as error:
             raise ValueError("mine") from error
 
-    run = Run("w1", 1, Settings(), cast(Any, lambda _: Lost()))
+    run = TaskContext("w1", 1, Settings(), None, cast(Any, lambda _: Lost()))
     with pytest.raises(ClaimLost):
         await attempts(handle).run(TASK, run, 5, None)
 

@@ -172,6 +172,29 @@ async def test_four_blocks_are_open_at_once_and_the_fifth_waits(ledger: Postgres
     assert len(await ledger.outcomes(ids)) == 9
 
 
+async def test_a_row_that_a_dead_hosts_transaction_still_holds_is_taken_and_stops_no_worker(
+    ledger: PostgresLedger, url: str
+) -> None:
+    """The server misses that host after a while, by its own keepalives; other tasks need not wait for that."""
+    task_id, other, new = uuid4(), uuid4(), uuid4()
+    claim = await claimed(ledger, task_id)
+    with psycopg.connect(url) as silent:
+        silent.execute("UPDATE workqueue_task SET state = 'done' WHERE id = %s", (task_id,))
+        silent.execute(
+            "INSERT INTO workqueue_task (id, state, fence, worker, lease_until) VALUES (%s, 'running', 1, 'w', now())",
+            (new,),
+        )
+        began = time.monotonic()
+        assert await ledger.claim(task_id, "w2", LONG_S, **ASKED) == Taken(1.0)
+        assert await ledger.claim(new, "w2", LONG_S, **ASKED) == Taken(1.0)
+        assert 1.8 < time.monotonic() - began < 4
+        assert await ledger.renew(task_id, claim.fence, LONG_S)  # nobody can take it meanwhile
+        assert (await claimed(ledger, other)).fence == 1
+        silent.rollback()
+    assert isinstance(await ledger.claim(task_id, "w2", LONG_S, **ASKED), Taken)
+    assert await ledger.complete(task_id, claim.fence, 1, None)
+
+
 # --- a server that refuses --------------------------------------------------------------------------------------------
 
 

@@ -235,6 +235,17 @@ def test_a_stretch_without_a_task_done_is_too_long_unless_the_ledger_was_away() 
     ]
 
 
+def test_no_task_is_done_for_longer_only_where_all_senders_or_all_takers_were_at_the_leader() -> None:
+    still = {"worker1": without(100, 150), "producer1": without(100, 150), "producer2": without(100, 150)}
+
+    def told(*at_leader: str) -> list[str]:
+        outage = Outage("leader cut off", "rabbit1", 100.0, 140.0, 155.0, at_leader=frozenset(at_leader))
+        return [line for line in broken(outage, **still) if line.startswith("no task")]
+
+    assert told("producer1", "producer2") == told("worker1") == []
+    assert told("producer1") == told() == ["no task was done for 50.0 s (limit 15)"]
+
+
 def test_a_line_that_says_that_something_is_wrong_is_false_while_packets_are_merely_late() -> None:
     text = "2026-11-25 09:30:00,500 worker1  idle although messages are ready; re-subscribing\n"
     (line,) = log_lines("worker1", text + "no line with a time\n" * 2)

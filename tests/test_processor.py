@@ -37,7 +37,7 @@ from workqueue.ledger import (
 )
 from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.tasks.processor import Guard
 
 WAIT_S = 20.0
@@ -185,14 +185,14 @@ class Bench:
     ) -> None:
         self.log: list[str] = []
         self.ledger, self.publisher = FakeLedger(self.log), FakePublisher(self.log)
-        self.runs: list[Run] = []
+        self.runs: list[TaskContext[Any]] = []
         self.said: list[str] = []
         self.fatal: list[BaseException] = []
 
-        async def logged(task: Task, run: Run) -> Any:
+        async def logged(task: Task, context: TaskContext[None]) -> Any:
             self.log.append("run")
-            self.runs.append(run)
-            answer = handle(task, run)
+            self.runs.append(context)
+            answer = handle(task, context)
             return await answer if asyncio.iscoroutine(answer) else answer
 
         self.guard: Guard[Task] = Guard(
@@ -376,7 +376,7 @@ async def test_a_death_that_others_in_the_process_may_have_caused_convicts_nobod
 async def test_from_the_second_death_on_a_task_runs_alone(deaths: int, alone: list[bool]) -> None:
     release, beside, together = asyncio.Event(), asyncio.Event(), 0
 
-    async def handle(task: Task, run: Run) -> NapResult:
+    async def handle(task: Task, context: TaskContext[None]) -> NapResult:
         nonlocal together
         together = max(together, bench.guard.in_hand)
         if not beside.is_set():
@@ -497,8 +497,8 @@ async def test_a_task_that_returns_is_recorded_with_its_result_and_then_acked() 
 
 
 async def test_a_handler_may_record_its_completion_itself_and_it_is_recorded_once() -> None:
-    async def complete(_: Task, run: Run) -> None:
-        async with run.completion(RETURNED) as db:
+    async def complete(_: Task, context: TaskContext[None]) -> None:
+        async with context.completion(RETURNED) as db:
             assert db is TRANSACTION
 
     bench = Bench(complete)
@@ -649,7 +649,7 @@ async def test_a_task_that_takes_longer_than_its_contract_allows_has_failed() ->
 async def test_a_plain_function_runs_in_a_thread_while_its_claim_is_renewed() -> None:
     bench, go = Bench(receive=replace(RECEIVE, lease_s=0.03)), threading.Event()
 
-    def handle(task: Task, run: Run) -> NapResult:
+    def handle(task: Task, context: TaskContext[None]) -> NapResult:
         assert go.wait(WAIT_S)
         return RETURNED
 
@@ -696,8 +696,8 @@ async def test_a_story_tells_no_more_attempts_than_the_contract_allows_and_the_l
 
 
 async def test_a_handler_that_fails_after_its_own_completion_has_done_its_task() -> None:
-    async def complete_and_fail(_: Task, run: Run) -> None:
-        async with run.completion(RETURNED):
+    async def complete_and_fail(_: Task, context: TaskContext[None]) -> None:
+        async with context.completion(RETURNED):
             pass
         raise ValueError("too late")
 

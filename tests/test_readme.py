@@ -13,7 +13,7 @@ PROSE = re.sub(r"(?ms)^ *```.*?^ *```$", "", TEXT)
 
 @pytest.fixture(scope="module")
 def defined() -> set[str]:
-    files = [ROOT / "test_workqueue.py", *(ROOT / "tests").glob("test_*.py")]
+    files = [ROOT / "test_workqueue.py", *(ROOT / "tests").rglob("test_*.py")]
     return {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
 
 

@@ -14,27 +14,24 @@ AMQP = "use amqp://user:password@host:port/vhost, or amqps:"
 SECONDS = ("HEARTBEAT_S", "RECONNECT_S", "CHECK_S", "DRAIN_S", "SEND_S")
 
 
-def test_without_any_variable_the_defaults_hold_and_the_root_is_the_current_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_variable_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings.load({})
-    assert settings == Settings(root=tmp_path.resolve(), ledger_url=f"sqlite:{tmp_path}/.workqueue/ledger.db")
+    assert settings == Settings(ledger_url=f"sqlite:{tmp_path}/.workqueue/ledger.db")
     assert settings == Settings.load({"AMQP_URI": "", "LEDGER_URL": "", "WORKQUEUE_DRAIN_S": "", "OTHER": "x"})
 
 
-def test_every_setting_has_a_variable(tmp_path: Path) -> None:
+def test_every_setting_has_a_variable() -> None:
     settings = Settings.load(
         {
             "AMQP_URI": "amqp://me:secret@host:5673/there",
             "LEDGER_URL": "none",
-            "WORKQUEUE_ROOT": str(tmp_path / "." / ""),
             "WORKQUEUE_WINDOW": "7",
         }
         | {f"WORKQUEUE_{name}": str(number + 0.5) for number, name in enumerate(SECONDS, 1)}
     )
     assert settings.amqp_uri == ("amqp://me:secret@host:5673/there",)
-    assert (settings.ledger_url, settings.root, settings.window) == ("none", tmp_path.resolve(), 7)
+    assert (settings.ledger_url, settings.window) == ("none", 7)
     assert [getattr(settings, name.lower()) for name in SECONDS] == [1.5, 2.5, 3.5, 4.5, 5.5]
 
 
@@ -64,8 +61,6 @@ BAD: list[tuple[str, str, str]] = [
         for value in ("soon", "0", "-1", "nan", "inf", "86401")
     ),
     *(("WORKQUEUE_WINDOW", value, WHOLE) for value in ("0", "-1", "1.5", "many", "10001", "1e3")),
-    ("WORKQUEUE_ROOT", "/no/such/folder", "name a folder that exists"),
-    ("WORKQUEUE_ROOT", __file__, "name a folder that exists"),
     *(("LEDGER_URL", value, "none") for value in ("ledger.db", "sqlite:", "NONE", "redis://h")),
     *(
         ("AMQP_URI", value, AMQP)
@@ -149,11 +144,6 @@ def test_a_list_without_a_broker_is_refused(uri: str) -> None:
         Settings.load({"AMQP_URI": uri})
 
 
-def test_a_root_whose_name_is_too_long_is_refused() -> None:
-    with pytest.raises(SettingInvalid):
-        Settings.load({"WORKQUEUE_ROOT": "a" * 300})
-
-
 def test_settings_do_not_change() -> None:
     settings: Any = Settings()
     with pytest.raises(AttributeError):
@@ -170,11 +160,10 @@ def test_the_default_ledger_belongs_to_the_project_and_no_later_chdir_moves_a_le
     relative = Settings.load({"LEDGER_URL": "sqlite:a/../b.db"}, project=project)
     assert relative.ledger_url == f"sqlite:{tmp_path}/b.db"
     monkeypatch.chdir("/")
-    assert (by_default.ledger_file, relative.ledger_file) == (
-        f"{project}/.workqueue/ledger.db",
-        f"{tmp_path}/b.db",
-    )
-    assert Settings.load({"LEDGER_URL": "postgresql://h/d"}).ledger_file is None
+    assert by_default.is_ledger(f"{project}/.workqueue/ledger.db-wal")
+    assert relative.is_ledger(f"{tmp_path}/b.db.holders/x")
+    assert not relative.is_ledger(f"{tmp_path}/b.db2")
+    assert not Settings.load({"LEDGER_URL": "postgresql://h/d"}).is_ledger("/h/d")
 
 
 def test_a_variable_that_is_no_setting_is_told_with_the_nearest_one() -> None:

@@ -16,7 +16,7 @@ from workqueue.ledger import Ledger
 from workqueue.settings import Settings
 from workqueue.tasks import watchdog as watchdogs
 from workqueue.tasks.attempt import Attempts
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.tasks.scope import Holder
 from workqueue.tasks.watchdog import Watchdog
 
@@ -64,7 +64,7 @@ async def run(act: Callable[[], Any], ledger: Renewing, limit_s: float | None, l
 
     attempts = Attempts(handle, Holder("w1", cast(Ledger, ledger), lease_s, lambda _: None, KIND_OF))
     with watched(attempts):
-        await attempts.run(TASK, Run("w1", 1, Settings(), cast(Any, None)), 5, limit_s)
+        await attempts.run(TASK, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, limit_s)
         await asyncio.sleep(0.5)  # it looks once more
 
 
@@ -138,7 +138,7 @@ async def test_a_process_that_must_end_gives_its_claims_back_says_what_runs_and_
     watchdog.end_by(0.1, 0, "the drain is over")
     watchdog.end_by(5.0, 70, "later again")
     with caplog.at_level(logging.WARNING):
-        await attempts.run(TASK, Run("w1", 1, Settings(), cast(Any, None)), 5, None)
+        await attempts.run(TASK, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, None)
     watchdog.rest()
     assert ended.result() == 0
     assert [scope.task_id for scope in given_back] == [TASK.id]

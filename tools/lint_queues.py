@@ -64,12 +64,6 @@ def _operations(found: Findings) -> None:
             found.say(
                 ("operations", name, "channel"), f"the operation {first} is to {action} on this queue too; keep one"
             )
-    received = sorted(name for (action, _), name in taken.items() if action == "receive")
-    if len(received) > 1:
-        found.say(
-            ("operations", received[1]),
-            f"a worker has one receive operation, and {received[0]} is one; put this into a document of its own",
-        )
 
 
 def _queue(key: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 A failure that reaches a script becomes one line on standard error and the process's exit code.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -25,6 +26,16 @@ class SettingInvalid(WorkQueueError):
     def __init__(self, name: str, value: str, way_out: str) -> None:
         super().__init__(f"{name}={value!r}: {way_out}")
         self.name, self.value, self.way_out = name, value, way_out
+
+
+class UsageInvalid(WorkQueueError):
+    """The flags do not say what to do."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; see --help")
+        self.problem = problem
 
 
 class InputInvalid(WorkQueueError):
@@ -60,10 +71,37 @@ class HandlerInvalid(WorkQueueError):
 
     def __init__(self, handler: str, problem: str) -> None:
         super().__init__(
-            f"the handler {handler} {problem}; give a function of the task and the run, such as "
-            "async def handle(task: Task, run: Run), which returns a result model or None"
+            f"the handler {handler} {problem}; give a function of the task and its context, such as "
+            "async def handle(task: Task, context: TaskContext), which returns a result model or None"
         )
         self.handler, self.problem = handler, problem
+
+
+class HandlersDiffer(WorkQueueError):
+    """A worker's handlers are not those of its contract's receive operations."""
+
+    exit_code = 2
+
+    def __init__(self, given: Iterable[str], known: Iterable[str]) -> None:
+        super().__init__(
+            f"the handlers are for {_listed(given)}, and the contract's receive operations are {_listed(known)}; "
+            "give run_worker a handler for each, by these names"
+        )
+        self.given, self.known = tuple(given), tuple(known)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+class LifespanFailed(WorkQueueError):
+    """What was given to be opened before the first task could not be, or ended while it was needed."""
+
+    exit_code = 2
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"the lifespan failed: {' '.join(cause.split())}; see the traceback above")
+        self.cause = cause
 
 
 class LedgerDiffers(ContractInvalid):

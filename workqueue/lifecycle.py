@@ -31,7 +31,18 @@ from workqueue.errors import WorkerFault, WorkQueueError, escaped
 from workqueue.settings import Settings, misspelt
 from workqueue.signals import INTERRUPTED, on_signals, signals
 
-__all__ = ["Flags", "Report", "count", "load_settings", "on_signals", "prepare", "run", "say"]
+__all__ = [
+    "Flags",
+    "Report",
+    "count",
+    "load_settings",
+    "on_signals",
+    "operation_of",
+    "prepare",
+    "run",
+    "say",
+    "seconds",
+]
 
 
 class Flags(argparse.ArgumentParser):
@@ -50,6 +61,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """A flag's value: a number of seconds from 0 up."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 up")
+    return value
 
 
 class Report:
@@ -106,6 +128,13 @@ def project_folder(application: type[Any]) -> Path:
     """The folder that holds the package of a generated application: the same one wherever a process is started."""
     package = import_module(application.__module__.partition(".")[0])
     return Path(package.__path__[0]).resolve().parent
+
+
+def operation_of(router: Any, name: str) -> Any:
+    """The endpoint of an operation in a generated application's router, by its name in the contract."""
+    for step in name.split("."):
+        router = getattr(router, step)
+    return router
 
 
 def load_settings(application: type[Any], variables: Collection[str]) -> Settings:

@@ -5,17 +5,27 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 from workqueue import codec, contract
 from workqueue.amqp.look import look
 from workqueue.amqp.wire import Wire
-from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, OutputFailed, SettingInvalid, WorkQueueError
+from workqueue.errors import (
+    BrokerUnreachable,
+    InputInvalid,
+    NotSent,
+    OutputFailed,
+    SettingInvalid,
+    UsageInvalid,
+    WorkQueueError,
+)
 from workqueue.ledger import Ledger, open_ledger
-from workqueue.lifecycle import Flags, count, load_settings, on_signals, prepare, run, say
+from workqueue.lifecycle import Flags, load_settings, on_signals, operation_of, prepare, run, say, seconds
 from workqueue.settings import Settings
+from workqueue.source import lines
 from workqueue.submit import Account, submit
 
 if TYPE_CHECKING:
@@ -28,43 +38,98 @@ KEEP_S = 60.0  # a ledger that forgets finished tasks sooner may do so before th
 
 def run_producer(
     application: type[Any],
-    operation: Callable[[Any], Any],
-    tasks: Tasks,
-    about: str | None,
+    *,
+    about: str | None = None,
+    flags: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+    tasks: Tasks | None = None,
     variables: Collection[str] = (),
 ) -> int:
-    """Send the tasks that `tasks` makes of the flags through a generated application's send operation.
+    """Send tasks through a generated application's send operations: those of --jsonl, or what `tasks` makes of the
+    flags and the settings.
 
-    `operation` takes the application to that operation; `about` is what --help says; `variables` are the names of the
-    script's own WORKQUEUE_ variables. Returns the exit code.
+    `flags` adds the script's own. `tasks` is called before anything is sent, and may raise UsageInvalid; it gives
+    tasks of the generated models, one by one, or an InputInvalid in the place of one. A task goes to the operation
+    that sends its model; where several do, --to says which. `about` is what --help says; `variables` are the names of
+    the script's own WORKQUEUE_ variables. Returns the exit code.
     """
     prepare()
-    flags = Flags(about)
-    flags.add_argument("paths", nargs="*", metavar="PATH", help="a checksum task for each regular file at or below it")
-    flags.add_argument("--jsonl", metavar="FILE", help="a task for each line; - is standard input")
-    flags.add_argument("--simulate", type=count, default=0, metavar="N", help="N simulated tasks ...")
-    flags.add_argument("--seconds", type=_seconds, default=0.0, metavar="S", help="... of S seconds each (default 0)")
-    flags.add_argument("--wait", action="store_true", help="follow the tasks until all are done or dead")
-    flags.add_argument("--timeout", type=_seconds, metavar="S", help="with --wait: at most S seconds after the sending")
-    flags.add_argument("--results", metavar="FILE", help="with --wait: a line of JSON for each task")
-    given = flags.parse_args()
-    if sum(map(bool, (given.paths, given.jsonl, given.simulate))) != 1:
-        flags.error("name what to send: PATH..., or --jsonl FILE, or --simulate N")
+    parser = Flags(about)
+    flags(parser)
+    parser.add_argument("--jsonl", metavar="FILE", help="a task for each line; - is standard input")
+    parser.add_argument("--to", metavar="OPERATION", help="the send operation, where the contract has several")
+    parser.add_argument("--wait", action="store_true", help="follow the tasks until all are done or dead")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="with --wait: at most S seconds after the sending")
+    parser.add_argument("--results", metavar="FILE", help="with --wait: a line of JSON for each task")
+    given = parser.parse_args()
     for flag in ("results", "timeout"):
         if getattr(given, flag) is not None and not given.wait:
-            flags.error(f"--{flag} needs --wait")
-    return run(lambda: _produce(application, operation, tasks, given, variables))
+            parser.error(f"--{flag} needs --wait")
+    if tasks is None and not given.jsonl:
+        parser.error("name what to send: --jsonl FILE")
+
+    async def produce() -> int:
+        loaded = contract.load(application.__module__.rpartition(".")[0])
+        sends = _sends(loaded, given.to)
+        settings = load_settings(application, variables)
+        wanted = _lines(application, sends, given.jsonl) if tasks is None else tasks(given, settings)
+        return await _produce(application, loaded, sends, wanted, given, settings)
+
+    return run(produce)
+
+
+def _sends(loaded: contract.Contract, to: str | None) -> list[contract.Send]:
+    """The send operations to use."""
+    known = {send.operation: send for send in loaded.sends.values()}
+    if to is None:
+        return list(known.values())
+    if to not in known:
+        raise SettingInvalid("--to", to, f"no such send operation; the contract has {', '.join(known)}")
+    return [known[to]]
+
+
+def _lines(application: type[Any], sends: list[contract.Send], name: str) -> Iterable[Any]:
+    if len(sends) > 1:
+        names = ", ".join(send.operation for send in sends)
+        raise UsageInvalid(f"name the operation that sends these lines, with --to: {names}")
+    return lines(name, _model(application, sends[0]))
+
+
+def _model(application: type[Any], send: contract.Send) -> type[Any]:
+    models = import_module(f"{application.__module__.rpartition('.')[0]}.messages.json")
+    found: type[Any] = getattr(models, send.message.name)
+    return found
+
+
+class Sender:
+    """Sends each task by the operation of its model."""
+
+    def __init__(self, application: type[Any], app: Any, sends: list[contract.Send]) -> None:
+        self.endpoints = {send.operation: operation_of(app.producer, send.operation) for send in sends}
+        self._names: dict[type[Any], list[str]] = {}
+        for send in sends:
+            self._names.setdefault(_model(application, send), []).append(send.operation)
+
+    async def __call__(self, task: Any) -> None:
+        """Raises NotSent, SendUnknown, BrokerUnreachable."""
+        names = self._names.get(type(task), [])
+        if len(names) != 1:
+            way_out = f"it may be any of {', '.join(names)}: say which with --to" if names else "no operation sends it"
+            raise NotSent(str(getattr(task, "id", "")), f"{type(task).__name__}: {way_out}")
+        try:
+            await self.endpoints[names[0]](task)
+        except RuntimeError as error:  # the kernel's, about codecs; it is a task that is refused
+            raise NotSent(str(task.id), str(error).rpartition(" was refused: ")[2]) from error
 
 
 async def _produce(
     application: type[Any],
-    operation: Callable[[Any], Any],
-    tasks: Tasks,
+    loaded: contract.Contract,
+    sends: list[contract.Send],
+    wanted: Iterable[Any],
     given: argparse.Namespace,
-    variables: Collection[str],
+    settings: Settings,
 ) -> int:
-    settings, account = load_settings(application, variables), Account()
-    loaded = contract.load(application.__module__.rpartition(".")[0])
+    account = Account()
     codec.install()
     this = asyncio.current_task()
     assert this is not None
@@ -74,9 +139,10 @@ async def _produce(
             ledger = await _ledger(settings, closing) if given.wait else None
             wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None, ledger)
             closing.push_async_callback(wire.close)
-            app, problem, wanted = application(wire), _problem, tasks(given, settings)
+            sender, problem = Sender(application, application(wire), sends), _problem
             follower = None if ledger is None else _follower(settings, ledger, given.results, loaded, closing)
-            await app.start()
+            for endpoint in sender.endpoints.values():
+                await endpoint.start()
         except asyncio.CancelledError:
             account.complete = False
             print(f"sent: {account}", file=sys.stderr)
@@ -85,8 +151,7 @@ async def _produce(
             closing.enter_context(follower)
             wanted, problem = follower.noting(wanted), follower.problem
         try:
-            send = _honest(operation(app))
-            await submit(wanted, send, window=settings.window, account=account, problem=problem)
+            await submit(wanted, sender, window=settings.window, account=account, problem=problem)
             if follower is not None:
                 await follower.finish(given.timeout)
         finally:
@@ -154,18 +219,6 @@ def _many(number: int, verb: str) -> str:
     return f"{number} {verb}{'s' if number == 1 else ''}"
 
 
-def _honest(send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-    """The kernel reports a task that can't be encoded as a RuntimeError about codecs; it is a task that is refused."""
-
-    async def wrapped(task: Any) -> None:
-        try:
-            await send(task)
-        except RuntimeError as error:
-            raise NotSent(str(task.id), str(error).rpartition(" was refused: ")[2]) from error
-
-    return wrapped
-
-
 @contextmanager
 def _output(name: str) -> Iterator[None]:
     """Turns a failure to write into one line; a reader that has gone, as `head` has, is none."""
@@ -209,13 +262,3 @@ class Results:
 
 def _problem(error: WorkQueueError) -> None:
     say(error)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 up")
-    return seconds

@@ -34,8 +34,6 @@ class Settings:
     """Tried in turn, from another one on for each connection, so that not all are lost with one node."""
     ledger_url: str = f"sqlite:{DEFAULT_LEDGER}"
     """`sqlite:PATH` for one machine, `postgresql://...` for several; `none`: a redelivered task may run twice."""
-    root: Path = Path()
-    """The folder that checksum tasks may read below; the current one by default."""
     heartbeat_s: float = 10.0
     """A peer that is silent for three of these is gone. Half of aio-pika's default loses half the time."""
     reconnect_s: float = 300.0
@@ -61,10 +59,13 @@ class Settings:
         shown["ledger_url"] = hide_password(self.ledger_url)
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
-    @property
-    def ledger_file(self) -> str | None:
-        """The path of a SQLite ledger; its other files have names that begin with it."""
-        return self.ledger_url.removeprefix("sqlite:") if self.ledger_url.startswith("sqlite:") else None
+    def is_ledger(self, path: str) -> bool:
+        """Whether a file is the SQLite ledger, or one of those that SQLite and the locks have beside it. A worker that
+        opened and closed one of its own would lose its locks on it."""
+        scheme, _, ledger = self.ledger_url.partition(":")
+        rest = path.removeprefix(ledger)
+        beside = ("", "-wal", "-shm", "-journal", ".holders")
+        return scheme == "sqlite" and path.startswith(ledger) and (rest in beside or rest.startswith(".holders/"))
 
     @classmethod
     def load(
@@ -84,7 +85,6 @@ class Settings:
                 values[field.name] = _parse(field.name, name, text)
         if flags:
             raise TypeError(f"no such setting: {', '.join(flags)}")
-        values.setdefault("root", Path().resolve())
         values.setdefault("ledger_url", f"sqlite:{(project or Path()).resolve() / DEFAULT_LEDGER}")
         return cls(**values)
 
@@ -147,10 +147,6 @@ def _parse(field: str, name: str, text: str) -> Any:
             return uris
         case "ledger_url":
             return _ledger_url(name, text)
-        case "root":
-            if not os.path.isdir(text):  # pathlib's raises what a name too long does
-                raise SettingInvalid(name, text, "name a folder that exists")
-            return Path(text).resolve()
         case "log":
             if text not in ("info", "debug"):
                 raise SettingInvalid(name, text, "use info or debug")

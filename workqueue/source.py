@@ -1,14 +1,12 @@
-"""Where tasks to send come from: files below paths, and lines of JSON. Bad input becomes a value, not an end."""
+"""Where tasks to send come from: lines of JSON. Bad input becomes a value, not an end."""
 
 import errno
-import os
 import sys
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from itertools import count
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel
@@ -17,7 +15,6 @@ from uuid_utils.compat import uuid7
 
 from workqueue.codec import ModelCodec, Undecodable, for_model
 from workqueue.errors import InputInvalid
-from workqueue.settings import DEFAULT_LEDGER
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -31,60 +28,6 @@ def envelope() -> dict[str, Any]:
     neighbours in the ledger's tree, however large that is.
     """
     return {"id": uuid7(), "created_at": datetime.now(UTC)}
-
-
-def files(paths: Iterable[str], ledger: str | None = None) -> Iterator[Path | InputInvalid]:
-    """Every regular file that is one of `paths` or below one, resolved; links below a path are not followed.
-
-    Left out below a path are the files of the SQLite ledger at `ledger`, and of any project's default one: a worker
-    that opened and closed its own would lose its locks on it.
-    """
-    for name in paths:
-        problems: list[InputInvalid] = []
-
-        def note(error: OSError, found: list[InputInvalid] = problems) -> None:
-            found.append(InputInvalid(str(error.filename), f"can't be read ({error.strerror})"))
-
-        try:
-            path = Path(name).resolve()
-            path.stat()
-        except FileNotFoundError:
-            yield InputInvalid(name, "there is no such file or folder")
-            continue
-        except (OSError, RuntimeError) as error:  # too long, a loop of links, a folder that may not be entered
-            yield InputInvalid(name, f"can't be read ({getattr(error, 'strerror', None) or error})")
-            continue
-        if is_ledger(str(path), ledger):
-            yield InputInvalid(name, "belongs to the ledger")
-        elif path.is_file():
-            yield (
-                _unicode(path) if os.access(path, os.R_OK) else InputInvalid(name, "can't be read (permission denied)")
-            )
-        elif not path.is_dir():
-            yield InputInvalid(name, "is not a regular file")
-        else:
-            for folder, folders, names in os.walk(path, onerror=note):
-                ours = (DEFAULT_LEDGER.parts[0], *(name for name in folders if is_ledger(f"{folder}/{name}", ledger)))
-                folders[:] = sorted(name for name in folders if name not in ours)
-                here = (Path(folder, name) for name in sorted(names) if not is_ledger(f"{folder}/{name}", ledger))
-                yield from (_unicode(file) for file in here if file.is_file() and not file.is_symlink())
-            yield from problems
-
-
-def is_ledger(path: str, ledger: str | None) -> bool:
-    """Whether a file is the SQLite ledger at `ledger`, or one of those that SQLite and the locks have beside it."""
-    if ledger is None or not path.startswith(ledger):
-        return False
-    rest = path.removeprefix(ledger)
-    return rest in ("", "-wal", "-shm", "-journal", ".holders") or rest.startswith(".holders/")
-
-
-def _unicode(file: Path) -> Path | InputInvalid:
-    try:
-        str(file).encode()
-    except UnicodeEncodeError:
-        return InputInvalid(ascii(str(file)), "has a name that is not UTF-8, which JSON can't say")
-    return file
 
 
 def lines(name: str, model: type[M]) -> Iterator[M | InputInvalid]:

@@ -4,21 +4,25 @@ import argparse
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Coroutine
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
+from itertools import chain
 from typing import Any, NoReturn, TypeVar
 
 from workqueue import codec, contract
 from workqueue.amqp.wire import Wire
-from workqueue.errors import ContractInvalid, WorkerFault
+from workqueue.contract import Contract, Receive
+from workqueue.errors import HandlersDiffer, SettingInvalid, WorkerFault
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
-from workqueue.lifecycle import Flags, Report, count, load_settings, on_signals, prepare, run
+from workqueue.lifecycle import Flags, Report, count, load_settings, on_signals, operation_of, prepare, run
+from workqueue.lifespan import Lifespan
 from workqueue.settings import Settings
 from workqueue.signals import INTERRUPTED
 from workqueue.tasks.attempt import check_handler
 from workqueue.tasks.policy import describe
 from workqueue.tasks.processor import Guard, Handler
+from workqueue.tasks.room import Room
 from workqueue.tasks.scope import Scope
 from workqueue.tasks.watchdog import Watchdog
 
@@ -34,44 +38,110 @@ RELEASE_S = 2.0  # for giving back the claims of handlers that do not end
 
 def run_worker(
     application: type[Any],
-    operation: Callable[[Any], Any],
-    handler: Handler[Any],
-    about: str | None,
+    handlers: Mapping[str, Handler[Any, R]],
+    *,
+    about: str | None = None,
+    lifespan: Callable[[Settings], AbstractAsyncContextManager[R]] | None = None,
     variables: Collection[str] = (),
 ) -> int:
-    """Run `handler` on the messages of a generated application's receive operation until SIGTERM or SIGINT.
+    """Run the handlers of a generated application's receive operations until SIGTERM or SIGINT.
 
-    `operation` takes the application to that operation; `about` is what --help says; `variables` are the names of the
-    script's own WORKQUEUE_ variables. Returns the exit code, which is 2 for a handler that can do no task.
+    `handlers` has one for each, by the operation's name in the contract. `lifespan` makes, of the settings, a context
+    manager that is entered before the first task is taken and left after the last one: what it gives is each
+    handler's `context.resources`. `about` is what --help says; `variables` are the names of the script's own
+    WORKQUEUE_ variables.
+
+    Returns the exit code. It is 2 for a handler that is missing, or one too many, or that can do no task; and for a
+    lifespan that raises when it is entered, unless that is a WorkQueueError with a code of its own.
     """
     prepare()
     flags = Flags(about)
     flags.add_argument(
         "id", metavar="ID", type=_name, help="this worker's name in logs, results and the broker's lists"
     )
-    flags.add_argument("--concurrency", type=count, default=1, metavar="N", help="tasks at a time (default 1)")
+    flags.add_argument(
+        "--concurrency", type=_concurrency, action="append", default=[], metavar="[OPERATION=]N",
+        help="tasks at a time of each operation, or of this one (default 1)",
+    )  # fmt: skip
+    flags.add_argument(
+        "--only", action="append", metavar="OPERATION", help="take tasks of this operation, and not of all"
+    )
     given = flags.parse_args()
 
     async def work() -> int:
-        check_handler(handler)
+        loaded = contract.load(application.__module__.rpartition(".")[0])
+        by_name = {receive.operation: receive for receive in loaded.receives.values()}
+        _check(handlers, by_name)
+        counts = _counts(given.concurrency, given.only or list(by_name), by_name)
         settings = load_settings(application, variables)
-        return await _work(application, operation, handler, given.id, given.concurrency, settings)
+        work = [(by_name[name], handlers[name], count) for name, count in counts.items()]
+        return await _work(application, loaded, work, given.id, settings, lifespan)
 
     return run(work, told_early=0)
 
 
+def _check(handlers: Mapping[str, Handler[Any, Any]], by_name: Mapping[str, Receive]) -> None:
+    """Raises HandlersDiffer, HandlerInvalid."""
+    if handlers.keys() != by_name.keys():
+        raise HandlersDiffer(handlers, by_name)
+    for handler in handlers.values():
+        check_handler(handler)
+
+
+def _counts(given: Iterable[tuple[str | None, int]], only: Collection[str], known: Collection[str]) -> dict[str, int]:
+    """How many tasks at a time of each operation. Raises SettingInvalid."""
+    named = [name for name, _ in given if name is not None]
+    for flag, names in (("--only", only), ("--concurrency", named)):
+        for wrong in (name for name in names if name not in known):
+            raise SettingInvalid(flag, wrong, f"no such receive operation; the contract has {', '.join(known)}")
+    counts = dict.fromkeys(only, 1)
+    for name, number in sorted(given, key=lambda one: one[0] is not None):  # what is said of one counts for that
+        counts |= {each: number for each in (counts if name is None else [name]) if each in counts}
+    return counts
+
+
+class Crew:
+    """The guards of all that this worker does, as one."""
+
+    def __init__(self, guards: Collection[Guard[Any]]) -> None:
+        self._guards = guards
+
+    def running(self) -> Iterable[Scope]:
+        return chain.from_iterable(guard.attempts.running for guard in self._guards)
+
+    @property
+    def in_hand(self) -> int:
+        return sum(guard.in_hand for guard in self._guards)
+
+    def drain(self) -> None:
+        for guard in self._guards:
+            guard.drain()
+
+    def end(self) -> None:
+        for guard in self._guards:
+            guard.end()
+
+    async def idle(self, within_s: float) -> bool:
+        """Wait until nothing is in hand. False: something still was after this time."""
+        return all(await asyncio.gather(*(guard.idle(within_s) for guard in self._guards)))
+
+    def unrecorded(self) -> list[str]:
+        return sorted(chain.from_iterable(guard.unrecorded for guard in self._guards))
+
+    def account(self, more: int = 0) -> str:
+        """What became of the messages; `more` are on their way back."""
+        finished = sum(guard.finished for guard in self._guards)
+        return f"finished {finished}, handed back {sum(guard.handed_back for guard in self._guards) + more}"
+
+
 async def _work(
     application: type[Any],
-    operation: Callable[[Any], Any],
-    handler: Handler[Any],
+    loaded: Contract,
+    work: list[tuple[Receive, Handler[Any, Any], int]],
     name: str,
-    concurrency: int,
     settings: Settings,
+    lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None,
 ) -> int:
-    loaded = contract.load(application.__module__.rpartition(".")[0])
-    if len(loaded.receives) != 1:
-        raise ContractInvalid(f"a worker needs one receive operation, the contract has {len(loaded.receives)}")
-    (receive,) = loaded.receives.values()
     codec.install()
     ending = Ending()
     on_signals(ending.set)
@@ -80,33 +150,46 @@ async def _work(
         if ledger is None:
             return 0
         closing.push_async_callback(ledger.close)
+        resources = Lifespan(None if lifespan is None else lifespan(settings), ending.set)
+        closing.push_async_callback(resources.close)
+        if not await ending.unless(resources.open()):
+            return 0
         wire = Wire(settings, loaded, name, ending.set, ledger)
         closing.push_async_callback(wire.close)
         pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
         closing.callback(pruning.cancel)
-        guard = Guard(
-            handler, loaded, receive, ledger, wire.publisher(), name, settings, Report(), ending.set,
-            single=concurrency == 1,
-        )  # fmt: skip
-        watchdog = Watchdog(name, lambda: guard.attempts.running, partial(_release_from_thread, settings))
+        publisher, report, single = wire.publisher(), Report(), sum(count for *_, count in work) == 1
+        room = Room()  # one for all: a process that dies takes the tasks of every operation along
+        consumers, guards = [], []
+        for receive, handler, concurrency in work:
+            guard = Guard(
+                handler, loaded, receive, ledger, publisher, name, settings, report, ending.set,
+                resources=resources.value, room=room, single=single,
+            )  # fmt: skip
+            guards.append(guard)
+            for _ in range(concurrency):  # competing consumers: each handles a message at a time
+                consumer = operation_of(application(wire).consumer, receive.operation)
+                consumer(guard.take)
+                consumers.append(consumer)
+        crew = Crew(guards)
+        watchdog = Watchdog(name, crew.running, partial(_release_from_thread, settings))
         watchdog.start()
         closing.callback(watchdog.rest)
-        apps = [application(wire) for _ in range(concurrency)]  # competing consumers: each handles a message at a time
-        closing.push_async_callback(_stop, apps)
+        closing.push_async_callback(_stop, consumers)
         on_signals(
             ending.set,
             at_once=lambda: watchdog.end_by(settings.drain_s + CUT_OFF_S + CLOSE_S, 0, "the drain is over"),
         )
         code, drained = 0, False
         try:
-            if await ending.unless(_start(apps, operation, guard)):
-                told = f"takes {concurrency} at a time from {receive.queue.name}, ledger {ledger.place}"
-                log.info("%s  ready  %s", name, told)
+            if await ending.unless(_start(consumers)):
+                told = ", ".join(f"{count} at a time from {receive.queue.name}" for receive, _, count in work)
+                log.info("%s  ready  takes %s, ledger %s", name, told, ledger.place)
             await ending.wait()
-            log.info("%s  stops  finishes what it has in hand: %d", name, guard.in_hand)
-            guard.drain()
+            log.info("%s  stops  finishes what it has in hand: %d", name, crew.in_hand)
+            crew.drain()
             await wire.drain()
-            drained = await guard.idle(settings.drain_s)
+            drained = await crew.idle(settings.drain_s)
         except asyncio.CancelledError:  # a second signal: the drain ends here
             code = INTERRUPTED
         except Exception as error:
@@ -115,22 +198,22 @@ async def _work(
             raise
         finally:
             ending.set()
-            guard.drain()
-            guard.end()
-        if not drained and not await guard.idle(CUT_OFF_S):
-            await _stop(apps, within_s=CLOSE_S / 4)
-            await _abandon(name, guard, ledger, code)
-    for told in sorted(guard.unrecorded):
+            crew.drain()
+            crew.end()
+        if not drained and not await crew.idle(CUT_OFF_S):
+            await _stop(consumers, within_s=CLOSE_S / 4)
+            await _abandon(name, crew, ledger, code)
+        watchdog.end_by(2 * CLOSE_S, code, "it has stopped")  # a lifespan may not end
+    for told in crew.unrecorded():
         log.warning("%s  ends before the end of  %s  could be recorded: it will be done again", name, told)
     watchdog.end_by(CLOSE_S, code, "it has stopped")  # a thread that a handler left behind holds the interpreter up
-    log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back)
+    log.info("%s  stopped  %s", name, crew.account())
     return code
 
 
-async def _start(apps: list[Any], operation: Callable[[Any], Any], guard: Guard[Any]) -> bool:
-    for app in apps:
-        operation(app)(guard.take)
-        await app.start()
+async def _start(consumers: list[Any]) -> bool:
+    for consumer in consumers:  # one after the other: each declares the queues
+        await consumer.start()
     return True
 
 
@@ -164,21 +247,21 @@ class Ending:
             await asyncio.gather(stepping, return_exceptions=True)
 
 
-async def _stop(apps: list[Any], within_s: float | None = None) -> None:
+async def _stop(consumers: list[Any], within_s: float | None = None) -> None:
     """Cancel what the consumers still do. A handler may not let itself be cancelled."""
-    stopping = [asyncio.ensure_future(app.stop()) for app in apps]
+    stopping = [asyncio.ensure_future(consumer.stop()) for consumer in consumers]
     stopped, _ = await asyncio.wait(stopping, timeout=within_s)
-    for app in stopped:
-        if not app.cancelled() and (error := app.exception()) is not None:
+    for consumer in stopped:
+        if not consumer.cancelled() and (error := consumer.exception()) is not None:
             log.warning("a consumer did not stop well: %s", describe(error))
 
 
-async def _abandon(name: str, guard: Guard[Any], ledger: Ledger, code: int) -> NoReturn:
+async def _abandon(name: str, crew: Crew, ledger: Ledger, code: int) -> NoReturn:
     """End the process around handlers that do not end. The broker notices, and delivers their messages again."""
-    scopes = list(guard.attempts.running)
+    scopes = list(crew.running())
     for scope in scopes:
         log.warning("%s  ends while it runs  %s: %s", name, scope.told, scope.where())
-    log.info("%s  stopped  finished %d, handed back %d", name, guard.finished, guard.handed_back + len(scopes))
+    log.info("%s  stopped  %s", name, crew.account(more=len(scopes)))
     await _release(ledger, scopes)  # last: from here on another worker may begin them
     logging.shutdown()  # what the handlers of the log hold
     os._exit(code)
@@ -209,6 +292,11 @@ async def _prune(ledger: Ledger, keep_s: float) -> None:
         with suppress(LedgerBusy):  # the next time will do
             await ledger.prune(keep_s)
         await asyncio.sleep(min(keep_s, PRUNE_EVERY_S))
+
+
+def _concurrency(text: str) -> tuple[str | None, int]:
+    name, given, number = text.rpartition("=")
+    return name if given else None, count(number)
 
 
 def _name(text: str) -> str:

@@ -17,11 +17,11 @@ from generated.worker import Application
 from generated.worker.messages.json import Simulate, Task
 from workqueue import producer
 from workqueue.submit import submit
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.worker import run_worker
 
 
-async def handle(task: Task, run: Run) -> None:
+async def handle(task: Task, context: TaskContext[None]) -> None:
     assert isinstance(task.payload, Simulate)
     await work(task.payload.seconds)
 
@@ -60,4 +60,4 @@ if __name__ == "__main__":
         send()
     else:
         sys.argv = ["main-worker.py", *sys.argv[2:]]
-        sys.exit(run_worker(Application, lambda app: app.consumer.process_task, handle, __doc__))
+        sys.exit(run_worker(Application, {"process_task": handle}, about=__doc__))

@@ -25,7 +25,7 @@ from tests.generated.worker.messages.json import (
     Task,
 )
 from workqueue.errors import RetryAfter
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.tasks.threads import in_thread
 from workqueue.worker import run_worker
 
@@ -33,13 +33,13 @@ BLOCKS_S = 3.0  # longer than a watchdog waits, shorter than a lease
 SWALLOWS_S = 2.0
 
 
-async def handle(task: Task, run: Run) -> NapResult | DigestResult | ParcelResult | OddResult:
+async def handle(task: Task, context: TaskContext[None]) -> NapResult | DigestResult | ParcelResult | OddResult:
     match task.payload:
         case Nap() as job:
             await asyncio.sleep(job.seconds)
-            if run.attempt <= job.failures:
+            if context.attempt <= job.failures:
                 raise RuntimeError(f"told to fail {job.failures} times")
-            return NapResult(kind="nap", attempt=run.attempt)
+            return NapResult(kind="nap", attempt=context.attempt)
         case Digest() as job:
             return digest(job)
         case Parcel() as job:
@@ -130,4 +130,4 @@ ODD: dict[str, Callable[[], Any]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handle, __doc__))
+    sys.exit(run_worker(Application, {"do_errand": handle}, about=__doc__))

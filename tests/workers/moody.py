@@ -6,15 +6,15 @@ from pathlib import Path
 
 from tests.generated.worker import Application
 from tests.generated.worker.messages.json import NapResult, Task
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.worker import run_worker
 
 
-def handle(task: Task, run: Run) -> NapResult:
+def handle(task: Task, context: TaskContext[None]) -> NapResult:
     if Path(os.environ["BROKEN"]).exists():
         raise RuntimeError("it is broken")
-    return NapResult(kind="nap", attempt=run.attempt)
+    return NapResult(kind="nap", attempt=context.attempt)
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handle, __doc__))
+    sys.exit(run_worker(Application, {"do_errand": handle}, about=__doc__))

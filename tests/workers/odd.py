@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.generated.worker import Application
 from tests.generated.worker.messages.json import Digest, NapResult, Task
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.tasks.threads import in_thread
 from workqueue.worker import run_worker
 
@@ -113,27 +113,27 @@ def leaves_a_thread_behind() -> None:
     threading.Thread(target=time.sleep, args=(LONG_S,), name="left-behind").start()
 
 
-async def handle(task: Task, run: Run) -> NapResult:
+async def handle(task: Task, context: TaskContext[None]) -> NapResult:
     if isinstance(task.payload, Digest):
         act: Callable[[], Any] = globals()[task.payload.text]
         await (act() if asyncio.iscoroutinefunction(act) else in_thread(act))
-    return NapResult(kind="nap", attempt=run.attempt)
+    return NapResult(kind="nap", attempt=context.attempt)
 
 
-def handle_plain(task: Task, run: Run) -> Any:
+def handle_plain(task: Task, context: TaskContext[None]) -> Any:
     """Returns a coroutine for what is one: a plain function may."""
 
     async def finish(doing: Awaitable[None]) -> NapResult:
         await doing
-        return NapResult(kind="nap", attempt=run.attempt)
+        return NapResult(kind="nap", attempt=context.attempt)
 
     if isinstance(task.payload, Digest):
         doing = globals()[task.payload.text]()
         if asyncio.iscoroutine(doing):
             return finish(doing)
-    return NapResult(kind="nap", attempt=run.attempt)
+    return NapResult(kind="nap", attempt=context.attempt)
 
 
 if __name__ == "__main__":
     handler = handle_plain if os.environ.get("PLAIN") else handle
-    sys.exit(run_worker(Application, lambda app: app.consumer.do_errand, handler, __doc__))
+    sys.exit(run_worker(Application, {"do_errand": handler}, about=__doc__))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from itertools import count
 
 from aiormq import Channel, Connection
 from yarl import URL
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 CONNECT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes longer is not one to work with
 CONNECT_EACH_S = 4.0  # where there are others to ask
 CALL_S = 10.0  # for declaring all queues, or consuming; a quorum queue that elects a leader answers within this
+
+INTERNAL_ERROR = 541  # https://www.rabbitmq.com/amqp-0-9-1-reference#constants
+STUMBLES = 3
+STUMBLE_S = 0.3
 
 RECONNECT_FIRST_S = 0.1  # a broker that merely dropped a connection is back at once
 RECONNECT_CAP_S = 5.0  # and a restarted one within this of being up: a worker must not sleep through it
@@ -58,7 +63,7 @@ class Link:
         for self._at in numbers:
             await self._drop(goodbye=False)
             try:
-                return await self._open(self._settings.amqp_uri[self._at])
+                return await self._open_anyway(self._settings.amqp_uri[self._at])
             except BrokerUnreachable as error:
                 failures.append(error)
             except BaseException:
@@ -96,6 +101,19 @@ class Link:
         assert self._connection is not None
         async with asyncio.timeout(CALL_S):
             await self._topology.restore(self._connection, queue)
+
+    async def _open_anyway(self, uri: str) -> Lane:
+        """Open it, although the broker may stumble over many who declare a queue at once while it is being made."""
+        for stumbles in count(1):
+            try:
+                return await self._open(uri)
+            except BrokerUnreachable:
+                closed = None if self._socket is None else self._socket.tap.closed
+                if stumbles > STUMBLES or closed is None or closed.code != INTERNAL_ERROR:
+                    raise
+            await self._drop(goodbye=False)
+            await asyncio.sleep(STUMBLE_S * (0.5 + random.random()))
+        raise AssertionError
 
     async def _open(self, uri: str) -> Lane:
         url = URL(uri).extend_query(heartbeat=max(1, round(self._settings.heartbeat_s)))

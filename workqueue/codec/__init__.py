@@ -47,7 +47,7 @@ class ContractCodecs(CodecFactory[Any, bytes]):
 def for_model(model: type[M]) -> ModelCodec[M]:
     """The codec of a message that a generated package sends, by its model. Raises ContractInvalid."""
     sends = contract.load(model.__module__.removesuffix(".messages.json")).sends.values()
-    (message,) = (send.message for send in sends if send.message.name == model.__name__)
+    message = next(send.message for send in sends if send.message.name == model.__name__)
     return ModelCodec(model, message)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, errors
 
 from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import (
@@ -81,6 +81,13 @@ DELETE FROM workqueue_task WHERE coalesce(finished_at, lease_until) < clock_time
 PREPARE_AFTER = 5
 
 
+LOCK_S = 1.0
+
+
+class Locked(LedgerBusy):
+    """Another transaction has the row, and does not end."""
+
+
 class PostgresLedger:
     """See `Ledger`. Its tables are created if they do not exist."""
 
@@ -111,7 +118,11 @@ class PostgresLedger:
             "digest": digest or None, "alone": alone,
         }  # fmt: skip
         while True:
-            for row in await self._rows(CLAIM, claim):
+            try:
+                rows = await self._rows(CLAIM, claim)
+            except Locked:
+                return Taken(LOCK_S)
+            for row in rows:
                 return Claimed.read(*row)
             for state, fence, left_s, waits, known, attempts in await self._rows(SEEK, (task_id,)):
                 if known is not None and digest and known != digest:
@@ -123,9 +134,12 @@ class PostgresLedger:
             # It was pruned, or released, in between.
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
-        if alone is None:
-            return await self._change(RENEW, (lease_s, task_id, fence))
-        return await self._change(RENEW_ALONE, (lease_s, alone, task_id, fence))
+        try:
+            if alone is None:
+                return await self._change(RENEW, (lease_s, task_id, fence))
+            return await self._change(RENEW_ALONE, (lease_s, alone, task_id, fence))
+        except Locked:  # by the task's own completion, most likely; while it is, nobody can take the claim
+            return True
 
     def renew_blocking(self, task_id: UUID, fence: int, lease_s: float) -> bool:
         with self._server.busy(), closing(self._server.connect_blocking()) as connection:
@@ -177,12 +191,14 @@ class PostgresLedger:
         try:
             if self._failed_s > asked_s:  # while this statement waited for its turn: it would find the same
                 raise LedgerBusy(self._failure)
-            connection = self._connection = self._connection or await self._connect()
+            connection = self._connection = self._connection or await self._connect_impatient()
             timer = asyncio.get_running_loop().call_later(postgres_server.ANSWER_S, cut, connection)
             try:
                 return await connection.execute(statement, values)
             finally:
                 timer.cancel()
+        except errors.LockNotAvailable as error:
+            raise Locked(self._server.words(error)) from error
         except (psycopg.Error, OSError) as error:
             self._failed_s, self._failure = time.monotonic(), self._server.words(error)
             await self._drop()
@@ -199,6 +215,15 @@ class PostgresLedger:
                 await self._lock.acquire()
         except TimeoutError:
             raise LedgerBusy(f"no answer for {postgres_server.ANSWER_S:g} s, to others either") from None
+
+    async def _connect_impatient(self) -> AsyncConnection:
+        """One on which no statement waits for long for a lock: the transaction of a host that died inside its
+        completion holds its row until the server misses that host."""
+        connection = await self._connect()
+        if connection.prepare_threshold is not None:  # through PgBouncer, a setting may reach another session
+            async with answering(connection):
+                await connection.execute(f"SET lock_timeout = '{LOCK_S}s'")
+        return connection
 
     async def _connect(self) -> AsyncConnection:
         """Raises LedgerLost if another ledger is there now."""

@@ -26,14 +26,14 @@ from pydantic import BaseModel
 from workqueue import children
 from workqueue.errors import GiveUp, HandlerBroke, HandlerInvalid, RetryAfter, escaped
 from workqueue.ledger import ClaimLost
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.tasks.policy import describe
 from workqueue.tasks.scope import CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
 
 NAME_LIMIT = 200  # characters of a handler that an error quotes
 
-Handler = Callable[[Any, Run], Awaitable[BaseModel | None] | BaseModel | None]
+Handler = Callable[[Any, TaskContext[Any]], Awaitable[BaseModel | None] | BaseModel | None]
 
 
 def check_handler(handler: object) -> None:
@@ -71,19 +71,19 @@ class Attempts:
         self.holder = holder
         self.running: set[Scope] = set()
 
-    async def run(self, task: Any, run: Run, fence: int, limit_s: float | None) -> BaseModel | None:
+    async def run(self, task: Any, context: TaskContext[Any], fence: int, limit_s: float | None) -> BaseModel | None:
         """Returns the handler's result or raises an Exception, whatever it does; CancelledError if the worker ends."""
         scope = Scope(self.holder, task, fence, limit_s)
         self.running.add(scope)
         if self._tell_begin:
-            self.holder.report(f"{self.holder.worker}  running  {scope.told}  attempt {run.attempt}")
+            self.holder.report(f"{self.holder.worker}  running  {scope.told}  attempt {context.attempt}")
         result: Any
         try:
             with scope:
                 if self._on_loop:
-                    result = await self._handler(task, run)  # type: ignore[misc]
+                    result = await self._handler(task, context)  # type: ignore[misc]
                 else:
-                    result = await self._call_in_thread(task, run)
+                    result = await self._call_in_thread(task, context)
                 if children.forked:  # the handler forked, and this is the child that came back from it
                     os._exit(0)
         except BaseException as error:
@@ -91,7 +91,7 @@ class Attempts:
                 raise  # nobody runs this any more: it is thrown away with its event loop
             if scope.cancelled_by_others and await self._cancelled(scope):
                 raise asyncio.CancelledError from error
-            outcome = _outcome(error, scope, run)
+            outcome = _outcome(error, scope, context)
             if outcome is error:
                 raise
             raise outcome from error
@@ -101,9 +101,9 @@ class Attempts:
             await self._cancelled(scope)
         return None if result is None else as_result(result)
 
-    async def _call_in_thread(self, task: Any, run: Run) -> Any:
+    async def _call_in_thread(self, task: Any, context: TaskContext[Any]) -> Any:
         """A plain function runs in a thread. What it returns may be a coroutine: a decorated function's."""
-        answer: Any = await in_thread(self._handler, task, run)
+        answer: Any = await in_thread(self._handler, task, context)
         return await answer if inspect.isawaitable(answer) else answer
 
     async def _cancelled(self, scope: Scope) -> bool:
@@ -130,11 +130,11 @@ def as_result(answer: Any) -> BaseModel:
     raise GiveUp(f"the handler's result is of type {type(answer).__name__}; it must be a result model, or None")
 
 
-def _outcome(error: BaseException, scope: Scope, run: Run) -> BaseException:
+def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> BaseException:
     """The exception to go on with, for what came out of a handler."""
     if error is scope.why:
         return error
-    if run._lost and scope.why is None:
+    if context._lost and scope.why is None:
         return ClaimLost()
     match error:
         case RetryAfter() if not _is_delay(getattr(error, "delay_s", None)):

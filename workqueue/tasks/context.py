@@ -3,20 +3,27 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
 from workqueue.ledger import ClaimLost, Transaction
 from workqueue.settings import Settings
 
+R = TypeVar("R")
+
 
 @dataclass
-class Run:
-    """One attempt at a task, as its handler sees it. `attempt` counts from 1."""
+class TaskContext(Generic[R]):
+    """One attempt at a task, as its handler sees it.
+
+    `worker` is the name of the process, `attempt` counts from 1, `resources` is what the worker's lifespan gave.
+    """
 
     worker: str
     attempt: int
     settings: Settings
+    resources: R
     _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Transaction]] = field(repr=False)
     _completed: bool = False
     _lost: bool = False

@@ -49,7 +49,7 @@ from workqueue.settings import Settings
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Attempts
-from workqueue.tasks.context import Run
+from workqueue.tasks.context import TaskContext
 from workqueue.tasks.copies import Copies, now
 from workqueue.tasks.policy import (
     Bury,
@@ -83,7 +83,8 @@ class TaskLike(Protocol):
 
 
 T = TypeVar("T", bound=TaskLike)
-Handler = Callable[[T, Run], Awaitable[BaseModel | None] | BaseModel | None]
+R = TypeVar("R")
+Handler = Callable[[T, TaskContext[R]], Awaitable[BaseModel | None] | BaseModel | None]
 
 
 @dataclass(slots=True)
@@ -114,12 +115,13 @@ class Guard(Generic[T]):
     """Wraps `handler`; `take` is for the generated application's receive operation.
 
     `in_hand` counts the messages that are being handled, `finished` those that were acked, `handed_back` those that
-    went back undone. `report` gets a line about each. `single`: no other task runs in this process.
+    went back undone. `report` gets a line about each. `resources` are the lifespan's, for the handler. `room` is
+    shared by all guards of a process; `single`: no other task ever runs in it.
     """
 
     def __init__(
         self,
-        handler: Handler[T],
+        handler: Handler[T, Any],
         contract: Contract,
         receive: Receive,
         ledger: Ledger,
@@ -129,6 +131,8 @@ class Guard(Generic[T]):
         report: Callable[[str], object],
         fatal: Callable[[BaseException], None],
         *,
+        resources: Any = None,
+        room: Room | None = None,
         single: bool = True,
     ) -> None:
         self._receive, self._ledger, self._single = receive, ledger, single
@@ -137,7 +141,7 @@ class Guard(Generic[T]):
         self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
         holder = Holder(worker, ledger, receive.lease_s, report, receive.kind_of)
         self.attempts = Attempts(handler, holder, tell_begin=settings.log == "debug")
-        self._ask, self._room = Asking(worker), Room()
+        self._ask, self._room, self._resources = Asking(worker), room or Room(), resources
         self._emptied: asyncio.Future[None] | None = None
         self._draining = self.ended = False
         self.unrecorded: set[str] = set()
@@ -355,16 +359,16 @@ class Guard(Generic[T]):
         def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
             return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
 
-        run = Run(self._worker, number, self._settings, complete)
+        context = TaskContext(self._worker, number, self._settings, self._resources, complete)
         limit_s = self._receive.time_limit_s(matter.kind)
         try:
-            result = await self.attempts.run(task, run, claim.fence, limit_s)
+            result = await self.attempts.run(task, context, claim.fence, limit_s)
         except Exception as error:
-            if not run._completed:
+            if not context._completed:
                 raise
             log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task.id, describe(error))
             return
-        if run._completed:
+        if context._completed:
             return
         encoded = self._encode(result)
         self.unrecorded.add(matter.told)

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from generated.worker.messages.json import Checksum, ChecksumResult
 from tests.harness import Site
 from tools.project import ROOT
 from workqueue.errors import GiveUp
+from workqueue.settings import Settings
 
 ATTACK_S = 3.0
 INSIDE, OUTSIDE = hashlib.sha256(b"inside").hexdigest(), hashlib.sha256(b"outside").hexdigest()
@@ -30,8 +32,7 @@ def checksum() -> Hash:
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    function: Hash = module.checksum
-    return function
+    return partial(module.checksum, settings=Settings(ledger_url="none"))
 
 
 @pytest.fixture
@@ -150,7 +151,9 @@ def test_the_ledgers_own_files_are_never_opened(checksum: Hash, root: Path, name
     (root / "link").symlink_to(name)
     for path in (name, "link", str(root / name)):
         with pytest.raises(GiveUp, match="belongs to the ledger"):
-            checksum(Checksum(kind="checksum", path=path), root, str(root / "ledger.db"))
+            checksum(
+                Checksum(kind="checksum", path=path), root, settings=Settings(ledger_url=f"sqlite:{root}/ledger.db")
+            )
 
 
 @pytest.mark.example

@@ -3,15 +3,18 @@
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
 from generated.worker.messages.json import Checksum, ChecksumResult
+from tools.project import ROOT
 from workqueue import contract
 from workqueue.codec import ResultCodec
 from workqueue.errors import GiveUp
+from workqueue.settings import Settings
 
 Hash = Callable[[Checksum, Path], ChecksumResult]
 ALGORITHMS = ("sha256", "sha512", "blake2b")
@@ -19,13 +22,12 @@ ALGORITHMS = ("sha256", "sha512", "blake2b")
 
 @pytest.fixture(scope="module")
 def checksum() -> Hash:
-    spec = spec_from_file_location("main_worker", Path(__file__).parent.parent / "main-worker.py")
+    spec = spec_from_file_location("main_worker", ROOT / "main-worker.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    function: Hash = module.checksum
-    return function
+    return partial(module.checksum, settings=Settings(ledger_url="none"))
 
 
 @pytest.fixture
