@@ -17,11 +17,10 @@ from pathlib import Path
 
 from generated.producer import Application
 from generated.producer.messages.json import Checksum, Simulate, Task
+from workqueue import Settings, envelope, lines, run_producer
 from workqueue.errors import InputInvalid, UsageInvalid
 from workqueue.lifecycle import count, seconds
-from workqueue.producer import run_producer
-from workqueue.settings import DEFAULT_LEDGER, Settings
-from workqueue.source import envelope, lines
+from workqueue.settings import DEFAULT_LEDGER
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -95,4 +94,5 @@ def _unicode(file: Path) -> Path | InputInvalid:
 
 
 if __name__ == "__main__":
-    sys.exit(run_producer(Application, about=__doc__, flags=flags, tasks=tasks))
+    theirs = ["WORKQUEUE_ROOT"]  # the workers', which may well be set here too
+    sys.exit(run_producer(Application, about=__doc__, flags=flags, tasks=tasks, variables=theirs))

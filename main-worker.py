@@ -21,11 +21,8 @@ from typing import assert_never
 
 from generated.worker import Application
 from generated.worker.messages.json import Checksum, ChecksumResult, Simulate, SimulateResult, Task
-from workqueue.errors import GiveUp, SettingInvalid
-from workqueue.settings import Settings
-from workqueue.tasks.context import TaskContext
-from workqueue.tasks.threads import in_thread
-from workqueue.worker import run_worker
+from workqueue import GiveUp, Settings, TaskContext, in_thread, run_worker
+from workqueue.errors import SettingInvalid
 
 ROOT = "WORKQUEUE_ROOT"
 

@@ -372,7 +372,7 @@ import sys
 from generated.worker import Application
 from generated.worker.messages.json import Polished
 from mending import polished
-from workqueue.worker import run_worker
+from workqueue import run_worker
 
 
 class Mend:
@@ -390,9 +390,7 @@ THEIR_PRODUCER = '''"""Their producer."""
 import sys
 
 from generated.producer import Application
-from generated.producer.messages.json import Task
-from workqueue.producer import run_producer
-from workqueue.source import lines
+from workqueue import run_producer
 
-sys.exit(run_producer(Application, lambda app: app.producer.ask, lambda given, _: lines(given.jsonl, Task), __doc__))
+sys.exit(run_producer(Application, about=__doc__))
 '''

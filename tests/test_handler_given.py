@@ -72,7 +72,7 @@ def test_what_can_do_no_task_is_refused_in_one_line_with_the_way_out(handler: An
     with pytest.raises(HandlerInvalid) as refused:
         check_handler(handler)
     assert said in str(refused.value)
-    assert "async def handle(task: Task, context: TaskContext[None])" in str(refused.value)
+    assert "async def handle(task: Task, context: TaskContext)" in str(refused.value)
     assert str(refused.value).isprintable()
 
 
@@ -107,7 +107,7 @@ from workqueue.worker import run_worker
 
 async def handle(task): ...
 
-sys.exit(run_worker(Application, {"process_task": handle}, about=None))
+sys.exit(run_worker(Application, {"do_errand": handle}))
 """
 
 

@@ -201,7 +201,7 @@ async def broken(*_):
 async def handle(task, run):
     return None
 
-sys.exit(run_worker(Application, {"do_errand": handle}, about=None))
+sys.exit(run_worker(Application, {{"do_errand": handle}}))
 """
 
 

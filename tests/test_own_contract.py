@@ -86,7 +86,28 @@ def test_a_changed_contract_compiles_and_leaves_the_tests_of_the_runtime_as_they
     run(copy, "-c", "import generated.worker, generated.producer; from workqueue import contract as c; "
                     "c.load('generated.worker'), c.load('generated.producer')")  # fmt: skip
     run(copy, "-m", "pytest", *OF_EVERY_CONTRACT)
-    run(copy, "-m", "pytest", "--collect-only", "tests/test_codec.py")
+
+
+def test_without_the_examples_kinds_its_tests_are_left_out_all_others_stay_and_the_demo_says_what_it_needs(
+    copy: Path,
+) -> None:
+    document = copy / "spec" / "common.asyncapi.yaml"
+    common = yaml.safe_load(document.read_text())
+    without_the_examples_kinds(common)
+    document.write_text(yaml.safe_dump(common, sort_keys=False))
+    run(copy, "tools/generate.py")
+    for name in ("test_workqueue.py", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "docs", copy / "docs")
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q"], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert collected.returncode == 0, collected.stdout[-3000:]
+    assert "tests/example" not in collected.stdout
+    assert "test_workqueue.py" in collected.stdout
+    demo = subprocess.run([sys.executable, "-m", "tools.demo"], cwd=copy, capture_output=True, text=True, check=False)
+    assert demo.returncode == 2
+    assert demo.stderr.startswith("demo: it has files checksummed, and the contract in spec/ has no kind Checksum; to ")
 
 
 def test_a_copy_whose_contract_is_hurried_has_short_delays_whatever_they_were(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ async def test_a_queue_that_is_deleted_is_declared_again_and_consumed(site: Site
 
 
 async def test_a_blocked_broker_delays_the_producer_and_stops_no_ack(alone: Site, own_node: Node) -> None:
-    tasks = simulate(300, seconds=0.01)
+    tasks = simulate(300, seconds=0.03)
     await alone.send(tasks[:200])
     await alone.worker()
     await asyncio.to_thread(own_node.ctl, "set_vm_memory_high_watermark", "0.0000001")
@@ -223,7 +223,7 @@ async def test_a_task_that_runs_past_the_brokers_consumer_timeout_runs_once(alon
 
 async def test_a_rolling_restart_of_all_workers_fails_no_attempt_and_doubles_nothing(site: Site) -> None:
     workers = [await site.worker(f"old{n}") for n in range(3)]
-    tasks = simulate(600, seconds=0.02)
+    tasks = simulate(600, seconds=0.05)
     await site.send(tasks)
     for n, worker in enumerate(workers):
         await progress(site, 50)

@@ -3,7 +3,8 @@
     python -m tools.demo
 
 Ends with the table of who did what and with checksums that `sha256sum -c` accepts, in .demo/. Nothing that it
-started is left running, however it ends. Exit codes: those of main-producer.py; 1 also for a wrong checksum.
+started is left running, however it ends. Exit codes: those of main-producer.py; 1 also for a wrong checksum, 2 also
+where the contract has other kinds than the example.
 """
 
 import json
@@ -16,6 +17,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from tools.broker import BrokerError, start_private, stop_private
@@ -30,6 +32,13 @@ STOP_S = 40.0
 
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not hasattr(import_module("generated.producer.messages.json"), "Checksum"):
+        print(
+            "demo: it has files checksummed, and the contract in spec/ has no kind Checksum; to see your own kinds at "
+            "work: make worker1, and make producer ARGS='--jsonl FILE --wait'",
+            file=sys.stderr,
+        )
+        return 2
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     print(f"1. a private RabbitMQ in {FOLDER.name}/broker", flush=True)

@@ -1,6 +1,55 @@
-"""The runtime of the work queue: it makes the words of the contract true.
+"""The runtime of the work queue: it makes the words of the contract true. These are its public names.
 
-Imports point one way, from right to left (the import contract in pyproject.toml holds it):
+A worker: `run_worker`, `TaskContext`, `in_thread`; a handler may raise `GiveUp` and `RetryAfter`. A producer:
+`run_producer`, `lines`, `envelope`. Failures are `WorkQueueError`, see `errors`. Each is loaded when it is first used.
+
+Imports inside point one way, from right to left (the import contract in pyproject.toml holds it):
 
     errors <- settings contract <- codec ledger delivery <- tasks amqp <- worker producer <- scripts
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workqueue.errors import GiveUp, RetryAfter, WorkQueueError
+    from workqueue.producer import run_producer
+    from workqueue.settings import Settings
+    from workqueue.source import envelope, lines
+    from workqueue.tasks.context import TaskContext
+    from workqueue.tasks.threads import Interrupted, in_thread
+    from workqueue.worker import run_worker
+
+HOMES = {
+    "GiveUp": "errors",
+    "Interrupted": "tasks.threads",
+    "RetryAfter": "errors",
+    "Settings": "settings",
+    "TaskContext": "tasks.context",
+    "WorkQueueError": "errors",
+    "envelope": "source",
+    "in_thread": "tasks.threads",
+    "lines": "source",
+    "run_producer": "producer",
+    "run_worker": "worker",
+}
+
+__all__ = [
+    "GiveUp",
+    "Interrupted",
+    "RetryAfter",
+    "Settings",
+    "TaskContext",
+    "WorkQueueError",
+    "envelope",
+    "in_thread",
+    "lines",
+    "run_producer",
+    "run_worker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

@@ -73,7 +73,6 @@ async def test_a_wrong_flag_of_the_worker_is_one_line_and_exit_2(nowhere: Site, 
     [
         ("AMQP_URI", "http://localhost", "use amqp://"),
         ("LEDGER_URL", "mysql://x", "use sqlite:PATH"),
-        ("WORKQUEUE_ROOT", "/no/such/folder", "name a folder that exists"),
         ("WORKQUEUE_DRAIN_S", "soon", "use a number of seconds"),
         ("WORKQUEUE_WINDOW", "0", "use a whole number"),
     ],
@@ -97,6 +96,13 @@ async def test_a_misspelt_setting_is_a_line_that_names_the_nearest_one(site: Sit
     assert account.startswith("sent: 1 confirmed")
     worker = await site.worker(WORKQUEUE_RECONECT_S="3")
     assert "the nearest is WORKQUEUE_RECONNECT_S" in worker.text()
+
+
+async def test_a_folder_that_is_none_is_one_line_of_the_worker_and_exit_2(nowhere: Site) -> None:
+    for folder in ("/no/such/folder", "a" * 300, __file__):
+        worker = await nowhere.worker(f"w{len(folder)}", ready=False, WORKQUEUE_ROOT=folder)
+        assert await worker.ended() == 2
+        assert worker.text() == f"main-worker.py: WORKQUEUE_ROOT={folder!r}: name a folder that exists\n"
 
 
 async def test_an_unreachable_broker_is_one_line_without_the_password_and_exit_3(nowhere: Site) -> None:
