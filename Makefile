@@ -81,7 +81,7 @@ test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker w
 	@$(PY) -m pytest test_workqueue.py $(ARGS)
 
 test-unit: $(MODULES) ## the tests that need no broker, no database and no worker, in half a minute
-	@$(PY) -m pytest -m "not broker" $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not broker" $(ARGS)
 
 test: $(MODULES) ## all tests, some at a time (JOBS=)
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -183,7 +183,7 @@ async def test_what_does_not_fit_the_contract_is_one_line_and_exit_2(
 
 
 async def test_a_lifespan_that_ends_by_itself_ends_the_worker_after_a_drain(two: Site) -> None:
-    worker = await two.worker("w", FAILS="later")
+    worker = await two.worker("w", ready=False, FAILS="later")
     assert await worker.ended() == 2
     assert "the lifespan failed: " in worker.text()
     assert "the pool broke" in worker.text()

@@ -106,8 +106,9 @@ class Crew:
     def __init__(self, guards: Collection[Guard[Any]]) -> None:
         self._guards = guards
 
-    def running(self) -> Iterable[Scope]:
-        return chain.from_iterable(guard.attempts.running for guard in self._guards)
+    def running(self) -> list[Scope]:
+        """For any thread: a set is copied in one step."""
+        return [scope for guard in self._guards for scope in list(guard.attempts.running)]
 
     @property
     def in_hand(self) -> int:
@@ -258,7 +259,7 @@ async def _stop(consumers: list[Any], within_s: float | None = None) -> None:
 
 async def _abandon(name: str, crew: Crew, ledger: Ledger, code: int) -> NoReturn:
     """End the process around handlers that do not end. The broker notices, and delivers their messages again."""
-    scopes = list(crew.running())
+    scopes = crew.running()
     for scope in scopes:
         log.warning("%s  ends while it runs  %s: %s", name, scope.told, scope.where())
     log.info("%s  stopped  %s", name, crew.account(more=len(scopes)))
