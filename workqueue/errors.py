@@ -100,7 +100,7 @@ class LifespanFailed(WorkQueueError):
     exit_code = 2
 
     def __init__(self, cause: str) -> None:
-        super().__init__(f"the lifespan failed: {' '.join(cause.split())}; see the traceback above")
+        super().__init__(f"the lifespan failed: {' '.join(cause.split())}")
         self.cause = cause
 
 

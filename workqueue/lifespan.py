@@ -57,14 +57,11 @@ class Lifespan:
                 await self._over.wait()
         except (Exception, asyncio.CancelledError, SystemExit) as raised:  # noqa: BLE001  # somebody else's code
             error = raised
-        if self._entered.cancelled():
-            return
-        failed = _failure(error)
         if not self._entered.done():
-            self._entered.set_exception(failed)
+            self._entered.set_exception(_failure(error))
         elif not self._over.is_set():
-            self._fatal(failed)
-        elif error is not None:
+            self._fatal(_failure(error))
+        elif error is not None and not self._entered.cancelled():
             log.warning("the lifespan failed when it was left: %s", _traceback(error))
 
 
@@ -72,9 +69,10 @@ def _failure(error: BaseException | None) -> WorkQueueError:
     """What to end with; a failure that is not of our own kind is shown with its traceback."""
     if isinstance(error, WorkQueueError):
         return error
-    if error is not None:
-        log.error("%s", _traceback(error))
-    return LifespanFailed("it ended by itself" if error is None else f"{type(error).__name__}: {error}")
+    if error is None:
+        return LifespanFailed("it ended by itself")
+    log.error("%s", _traceback(error))
+    return LifespanFailed(f"{type(error).__name__}: {error}; see the traceback above")
 
 
 def _traceback(error: BaseException) -> str:

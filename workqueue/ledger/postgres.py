@@ -221,8 +221,12 @@ class PostgresLedger:
         completion holds its row until the server misses that host."""
         connection = await self._connect()
         if connection.prepare_threshold is not None:  # through PgBouncer, a setting may reach another session
-            async with answering(connection):
-                await connection.execute(f"SET lock_timeout = '{LOCK_S}s'")
+            try:
+                async with answering(connection):
+                    await connection.execute(f"SET lock_timeout = '{LOCK_S}s'")
+            except BaseException:
+                await connection.close()
+                raise
         return connection
 
     async def _connect(self) -> AsyncConnection:
