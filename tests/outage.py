@@ -61,8 +61,8 @@ class Line:
 @dataclass
 class Effects:
     """What an outage did, in seconds. `stretch_s`: the longest time without a task done, of that in which most
-    brokers and the ledger could be reached. `back_s`: until those who stalled worked again, since it began or, where
-    nothing could be reached, since it healed."""
+    brokers and the ledger could be reached. `back_s`: until those who stalled worked again, since they stalled, or
+    since the healing where they could reach nothing."""
 
     outage: Outage
     stretch_s: float
@@ -79,7 +79,7 @@ class Effects:
         limit_s = STRETCH_S + (NET_TICK_S if self.all_at_leader else 0.0)
         if self.stretch_s > limit_s:
             yield f"no task was done for {self.stretch_s:.1f} s (limit {limit_s:g})"
-        since = "after the healing" if self.outage.ledger else "after it began"
+        since = "after the healing" if self.outage.ledger else "after it stalled"
         for name, back_s in sorted(self.back_s.items()):
             limit_s = LEDGER_BACK_S if self.outage.ledger else BACK_S
             limit_s += NET_TICK_S if name in self.outage.at_leader else 0.0
@@ -110,7 +110,7 @@ def effects(
     for name, times in () if outage.idle else active.items():
         began, ended = longest_gap(times, outage.began, outage.settled)
         if ended - began >= STALL_S:
-            back_s[name] = max(0.0, ended - (outage.healed if name in outage.cut_off else since))
+            back_s[name] = max(0.0, ended - (outage.healed if name in outage.cut_off else max(since, began)))
     during = [line for line in lines if outage.began <= line.at <= outage.settled]
     return Effects(
         outage,

@@ -13,8 +13,9 @@ from typing import Any
 import aio_pika
 import pytest
 from pamqp.commands import Basic
+from yarl import URL
 
-from tests.given import Broker
+from tests.given import Broker, given_broker
 from tests.harness import DEAD_QUEUE, QUEUE, WAIT_S, Site, simulate, task, until, vhost
 from tools.node import Node
 from workqueue.amqp.connection import Link
@@ -357,7 +358,7 @@ async def test_copies_keep_the_properties_that_the_sender_gave(fast: Site) -> No
         "content_encoding": "identity", "correlation_id": "c-1", "reply_to": "answers", "priority": 3,
         "content_type": "text/plain", "expiration": 60,
     }  # fmt: skip
-    await fast.publish(b"garbage", message_id="m", type="job", user_id="wq", **said)
+    await fast.publish(b"garbage", message_id="m", type="job", user_id=URL(fast.uri).user, **said)
     (letter,) = await fast.dead_letters(1)
     kept = {name: getattr(letter, name) for name in said}
     assert kept == {**said, "expiration": None}
@@ -387,6 +388,8 @@ async def test_a_copy_on_a_delay_queue_says_its_type_and_is_returned_when_there_
 
 
 async def test_a_body_far_larger_than_the_contracts_costs_no_memory_and_is_dead_lettered(site: Site) -> None:
+    if given_broker():
+        pytest.skip("RabbitMQ 4 takes no body larger than 16 MiB, and such a one is held")
     worker = await site.worker()
 
     def peak_mib() -> int:

@@ -116,10 +116,10 @@ async def test_after_a_connection_was_lost_the_next_one_is_to_the_next_address(w
 
 
 @pytest.mark.parametrize("workers", [3, 1], ids=["three workers", "one worker that takes three"])
-async def test_those_who_consume_begin_at_different_addresses(node: Node, tmp_path: Path, workers: int) -> None:
+async def test_those_who_consume_begin_at_different_addresses(node: Broker, tmp_path: Path, workers: int) -> None:
     """So that not all of them are at the node whose loss is the worst."""
-    uri, port = vhost(node), f":{node.record.port}/"
-    async with Proxy(node.record.port) as one, Proxy(node.record.port) as two, Proxy(node.record.port) as three:
+    uri, port = vhost(node), f":{node.port}/"
+    async with Proxy(node.port) as one, Proxy(node.port) as two, Proxy(node.port) as three:
         proxies = one, two, three
         site = Site(tmp_path, ",".join(uri.replace(port, f":{proxy.port}/") for proxy in proxies))
         try:
