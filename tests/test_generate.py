@@ -43,7 +43,9 @@ def generate(copy: Path, capsys: pytest.CaptureFixture[str]) -> Generate:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What is in a folder, but for what Python keeps of modules that were imported from it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def edit(path: Path, old: str, new: str) -> None:
