@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.protocol import Plan, work
 from generated.worker import Application
-from generated.worker.messages.json import Simulate, Task
+from generated.worker.messages.json import Task
 from workqueue import producer
 from workqueue.submit import submit
 from workqueue.tasks.context import TaskContext
@@ -22,8 +22,8 @@ from workqueue.worker import run_worker
 
 
 async def handle(task: Task, context: TaskContext[None]) -> None:
-    assert isinstance(task.payload, Simulate)
-    await work(task.payload.seconds)
+    payload: Any = task.payload  # of the example's kind `simulate`; where spec/ has others, there is nothing to measure
+    await work(payload.seconds)
 
 
 def send() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from generated.producer.messages.json import Simulate
+from tests.example import Simulate
 from tools.project import ROOT
 from workqueue.errors import InputInvalid, UsageInvalid
 from workqueue.settings import Settings
