@@ -299,6 +299,7 @@ def test_what_went_wrong_in_a_fault_is_found_however_deep_it_is() -> None:
     assert first_of(wrong) is wrong
 
 
+@pytest.mark.example  # whose spec/ is made somebody else's
 @pytest.mark.usefixtures("installed")
 @pytest.mark.timeout(300)
 async def test_chaos_runs_on_a_contract_of_somebody_elses_with_a_handler_of_theirs(tmp_path: Path) -> None:
