@@ -85,6 +85,7 @@ def test_the_check_says_nothing_when_all_is_as_it_should_be_and_touches_nothing(
     assert tree(copy) == before
 
 
+@pytest.mark.example
 def test_the_check_names_every_file_that_is_changed_missing_or_extra(copy: Path, generate: Generate) -> None:
     generated = copy / "generated"
     edit(generated / "worker/contract.json", '"x-prefetch": 1', '"x-prefetch": 2')  # the same length
@@ -108,6 +109,7 @@ def test_the_check_names_every_file_that_is_changed_missing_or_extra(copy: Path,
     assert tree(copy) == before
 
 
+@pytest.mark.example
 @pytest.mark.parametrize(
     ("document", "old", "new", "stale"),
     [
@@ -165,6 +167,7 @@ def test_a_spec_that_cannot_be_compiled_is_one_line_and_changes_nothing(
         assert tree(copy) == before
 
 
+@pytest.mark.example
 def test_two_schemas_of_one_name_are_one_line(copy: Path, generate: Generate) -> None:
     """In one contract.json they could not be told apart."""
     edit(
