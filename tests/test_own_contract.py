@@ -38,6 +38,14 @@ def run(copy: Path, *arguments: str) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
+def compile_changed(copy: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    document = copy / "spec" / "common.asyncapi.yaml"
+    common = yaml.safe_load(document.read_text())
+    change(common)
+    document.write_text(yaml.safe_dump(common, sort_keys=False))
+    run(copy, "tools/generate.py")
+
+
 def recipe() -> dict[str, Any]:
     """The schema that README tells an owner to add, as it stands there."""
     _, _, rest = (ROOT / "README.md").read_text().partition("## Make it your own")
@@ -78,11 +86,7 @@ def without_the_examples_kinds(common: dict[str, Any]) -> None:
 def test_a_changed_contract_compiles_and_leaves_the_tests_of_the_runtime_as_they_were(
     copy: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
-    document = copy / "spec" / "common.asyncapi.yaml"
-    common = yaml.safe_load(document.read_text())
-    change(common)
-    document.write_text(yaml.safe_dump(common, sort_keys=False))
-    run(copy, "tools/generate.py")
+    compile_changed(copy, change)
     run(copy, "-c", "import generated.worker, generated.producer; from workqueue import contract as c; "
                     "c.load('generated.worker'), c.load('generated.producer')")  # fmt: skip
     run(copy, "-m", "pytest", *OF_EVERY_CONTRACT)
@@ -91,11 +95,7 @@ def test_a_changed_contract_compiles_and_leaves_the_tests_of_the_runtime_as_they
 def test_without_the_examples_kinds_its_tests_are_left_out_all_others_stay_and_the_demo_says_what_it_needs(
     copy: Path,
 ) -> None:
-    document = copy / "spec" / "common.asyncapi.yaml"
-    common = yaml.safe_load(document.read_text())
-    without_the_examples_kinds(common)
-    document.write_text(yaml.safe_dump(common, sort_keys=False))
-    run(copy, "tools/generate.py")
+    compile_changed(copy, without_the_examples_kinds)
     for name in ("test_workqueue.py", "README.md"):
         shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "docs", copy / "docs")

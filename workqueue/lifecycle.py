@@ -38,6 +38,7 @@ __all__ = [
     "load_settings",
     "on_signals",
     "operation_of",
+    "package_of",
     "prepare",
     "run",
     "say",
@@ -128,6 +129,11 @@ def project_folder(application: type[Any]) -> Path:
     """The folder that holds the package of a generated application: the same one wherever a process is started."""
     package = import_module(application.__module__.partition(".")[0])
     return Path(package.__path__[0]).resolve().parent
+
+
+def package_of(application: type[Any]) -> str:
+    """The name of the package that holds a generated application, its models and its contract.json."""
+    return application.__module__.rpartition(".")[0]
 
 
 def operation_of(router: Any, name: str) -> Any:

@@ -23,7 +23,7 @@ from workqueue.errors import (
     WorkQueueError,
 )
 from workqueue.ledger import Ledger, open_ledger
-from workqueue.lifecycle import Flags, load_settings, on_signals, operation_of, prepare, run, say, seconds
+from workqueue.lifecycle import Flags, load_settings, on_signals, operation_of, package_of, prepare, run, say, seconds
 from workqueue.settings import Settings
 from workqueue.source import lines
 from workqueue.submit import Account, submit
@@ -68,7 +68,7 @@ def run_producer(
         parser.error("name what to send: --jsonl FILE")
 
     async def produce() -> int:
-        loaded = contract.load(application.__module__.rpartition(".")[0])
+        loaded = contract.load(package_of(application))
         sends = _sends(loaded, given.to)
         settings = load_settings(application, variables)
         wanted = _lines(application, sends, given.jsonl) if tasks is None else tasks(given, settings)
@@ -95,7 +95,7 @@ def _lines(application: type[Any], sends: list[contract.Send], name: str) -> Ite
 
 
 def _model(application: type[Any], send: contract.Send) -> type[Any]:
-    models = import_module(f"{application.__module__.rpartition('.')[0]}.messages.json")
+    models = import_module(f"{package_of(application)}.messages.json")
     found: type[Any] = getattr(models, send.message.name)
     return found
 

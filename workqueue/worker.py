@@ -15,7 +15,7 @@ from workqueue.amqp.wire import Wire
 from workqueue.contract import Contract, Receive
 from workqueue.errors import HandlersDiffer, SettingInvalid, WorkerFault
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
-from workqueue.lifecycle import Flags, Report, count, load_settings, on_signals, operation_of, prepare, run
+from workqueue.lifecycle import Flags, Report, count, load_settings, on_signals, operation_of, package_of, prepare, run
 from workqueue.lifespan import Lifespan
 from workqueue.settings import Settings
 from workqueue.signals import INTERRUPTED
@@ -69,7 +69,7 @@ def run_worker(
     given = flags.parse_args()
 
     async def work() -> int:
-        loaded = contract.load(application.__module__.rpartition(".")[0])
+        loaded = contract.load(package_of(application))
         by_name = {receive.operation: receive for receive in loaded.receives.values()}
         _check(handlers, by_name)
         counts = _counts(given.concurrency, given.only or list(by_name), by_name)
@@ -92,8 +92,9 @@ def _counts(given: Iterable[tuple[str | None, int]], only: Collection[str], know
     """How many tasks at a time of each operation. Raises SettingInvalid."""
     named = [name for name, _ in given if name is not None]
     for flag, names in (("--only", only), ("--concurrency", named)):
-        for wrong in (name for name in names if name not in known):
-            raise SettingInvalid(flag, wrong, f"no such receive operation; the contract has {', '.join(known)}")
+        unknown = next((name for name in names if name not in known), None)
+        if unknown is not None:
+            raise SettingInvalid(flag, unknown, f"no such receive operation; the contract has {', '.join(known)}")
     counts = dict.fromkeys(only, 1)
     for name, number in sorted(given, key=lambda one: one[0] is not None):  # what is said of one counts for that
         counts |= {each: number for each in (counts if name is None else [name]) if each in counts}

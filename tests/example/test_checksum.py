@@ -8,15 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.example import Checksum
+from tests.example import Checksum, script
 from tests.harness import Site
-from tools.project import ROOT
 from workqueue.errors import GiveUp
 from workqueue.settings import Settings
 
@@ -28,12 +26,7 @@ Hash = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def checksum() -> Hash:
-    spec = spec_from_file_location("main_worker", ROOT / "main-worker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return partial(module.checksum, settings=Settings(ledger_url="none"))
+    return partial(script("main-worker.py").checksum, settings=Settings(ledger_url="none"))
 
 
 @pytest.fixture

@@ -2,29 +2,16 @@
 
 import argparse
 import os
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.example import Simulate
-from tools.project import ROOT
+from tests.example import Simulate, script
 from workqueue.errors import InputInvalid, UsageInvalid
 from workqueue.settings import Settings
 
-
-def script() -> ModuleType:
-    spec = spec_from_file_location("main_producer", ROOT / "main-producer.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-producer = script()
+producer = script("main-producer.py")
 
 
 def files(paths: Any, settings: Settings = Settings()) -> Any:  # noqa: B008  # frozen

@@ -4,14 +4,12 @@ import hashlib
 import os
 from collections.abc import Callable
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.example import Checksum
-from tools.project import ROOT
+from tests.example import Checksum, script
 from workqueue import contract
 from workqueue.codec import ResultCodec
 from workqueue.errors import GiveUp
@@ -23,12 +21,7 @@ ALGORITHMS = ("sha256", "sha512", "blake2b")
 
 @pytest.fixture(scope="module")
 def checksum() -> Hash:
-    spec = spec_from_file_location("main_worker", ROOT / "main-worker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return partial(module.checksum, settings=Settings(ledger_url="none"))
+    return partial(script("main-worker.py").checksum, settings=Settings(ledger_url="none"))
 
 
 @pytest.fixture
