@@ -94,7 +94,9 @@ def build(root: Path, target: Path) -> None:
 def _generate(resolved: Resolved, package: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         document = Path(folder) / "asyncapi.yaml"
-        document.write_text(yaml.safe_dump(_for_generator(resolved.document), sort_keys=False), encoding="utf-8")
+        document.write_text(
+            yaml.dump(_for_generator(resolved.document), Dumper=yaml.CSafeDumper, sort_keys=False), encoding="utf-8"
+        )
         generator, said = CodeGenerator(), io.StringIO()
         # A type check of what was made, whose verdict nobody reads, and which takes most of the time.
         generator.template_renderer.run_mypy = lambda output_dir: None
