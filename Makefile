@@ -80,8 +80,8 @@ demo: $(MODULES) ## all of it at once: a private broker, three workers, every fi
 test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker with real processes
 	@$(PY) -m pytest test_workqueue.py $(ARGS)
 
-test-unit: $(MODULES) ## the tests that need no broker, no database and no worker, in a minute
-	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not broker" $(ARGS)
+test-unit: $(MODULES) ## the tests that need no broker, no database, no worker and no generator, in half a minute
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not broker and not compiler" $(ARGS)
 
 test: $(MODULES) ## all tests, some at a time (JOBS=)
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -18,13 +18,14 @@ from tools.node import Node
 from tools.postgres import Postgres
 from tools.project import ROOT
 
-STARTING = {"node", "own_node", "fast_project", "fast_example", "postgres", "site", "fast", "installed", "python"}
+STARTING = {"node", "spare_node", "fast_project", "fast_example", "postgres", "site", "fast", "installed", "python"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """A run that is told to end takes down what it started, as it does after Ctrl-C."""
     config.addinivalue_line("markers", "example: `site` and `fast` run the example, not the tests' own contract")
     config.addinivalue_line("markers", "broker: needs a broker, a database or processes; not for `make test-unit`")
+    config.addinivalue_line("markers", "compiler: runs the generator, a second or more; not for `make test-unit`")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -64,15 +65,22 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         running.kill()  # nobody needs its data, and to stop in good order takes seconds
 
 
-@pytest.fixture
-def own_node(tmp_path: Path) -> Iterator[Node]:
-    """A node for one test, which may kill it. Skipped where a broker is given: this would not be of its version."""
+@pytest.fixture(scope="session")
+def spare_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """For `own_node`. Skipped where a broker is given: this would not be of its version."""
     if given_broker():
         pytest.skip("needs a node of its own")
     ensure_installed()
-    with Node(tmp_path / "node") as running:
-        yield running
-        running.kill()
+    node = Node(tmp_path_factory.mktemp("spare"))
+    yield node
+    node.kill()
+
+
+@pytest.fixture
+def own_node(spare_node: Node) -> Node:
+    """A node for one test alone, with its log. One that changes the node's settings kills it at its end."""
+    spare_node.start()
+    return spare_node
 
 
 @pytest.fixture(scope="session")

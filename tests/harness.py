@@ -35,10 +35,12 @@ from tools.project import ROOT, copy_project, hurried
 from workqueue import contract
 
 RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
-PRODUCER_S = 110.0  # below the time limit of a test, so that what was running is stopped
+PRODUCER_S = 220.0  # below the time limit of a test, so that what was running is stopped
 PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
-WAIT_S = 30.0  # generous: a deadline, not a time
+WAIT_S = 60.0  # generous: a deadline, not a time
+LAST_LINES = 40  # of what a worker said, shown where its test fails
 VHOSTS_AT_ONCE = 16
+OWN_VHOSTS = 2  # the most that one test uses
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,10 @@ class Site:
                 worker.process.kill()
         for worker in self.workers:
             worker.process.wait()
+            tail = "\n".join(worker.text().splitlines()[-LAST_LINES:])
+            print(
+                f"{worker.name} ended with {worker.process.returncode}; it said last:\n{tail}"
+            )  # of a test that fails
 
 
 def _drain(worker: Worker) -> None:
@@ -319,6 +325,7 @@ def _drain(worker: Worker) -> None:
 
 
 _vhosts: dict[Path, list[str]] = {}  # made and not used yet, by their node's folder
+_used: dict[Path, list[str]] = {}
 
 
 def task(payload: dict[str, Any]) -> dict[str, Any]:
@@ -336,20 +343,26 @@ def vhost(node: Broker) -> str:
     """A vhost of its own, and so queues of its own, on this node; its URI."""
     if not isinstance(node, Node):  # one that was given, and is controlled by somebody else's command
         return node.add_vhost(secrets.token_hex(4))
+    used = _used.setdefault(node.folder, [])
     if not (stock := _vhosts.setdefault(node.folder, [])):
-        stock += new_vhosts(node, VHOSTS_AT_ONCE)
-    return node.uri + stock.pop()
+        over = used[:-OWN_VHOSTS]
+        stock += new_vhosts(node, VHOSTS_AT_ONCE, over)
+        del used[: len(over)]
+    used.append(stock.pop())
+    return node.uri + used[-1]
 
 
-def new_vhosts(node: Node, count: int) -> list[str]:
-    """Make so many vhosts that the node's user may use. A rabbitmqctl takes most of a second, so it is one for all."""
+def new_vhosts(node: Node, count: int, over: list[str]) -> list[str]:
+    """Make so many vhosts that the node's user may use, and delete those that are `over`: a thousand quorum queues
+    that nobody uses take a fifth of a processor. A rabbitmqctl takes most of a second, so it is one for all."""
     user, names = node.record.user, [secrets.token_hex(4) for _ in range(count)]
     made = [
         f'rabbit_vhost:add(<<"{name}">>, <<"{user}">>), rabbit_auth_backend_internal:set_permissions('
         f'<<"{user}">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"{user}">>)'
         for name in names
     ]
-    node.ctl("eval", ", ".join(made) + ".")
+    gone = [f'rabbit_vhost:delete(<<"{name}">>, <<"{user}">>)' for name in over]
+    node.ctl("eval", ", ".join(made + gone) + ".")
     return names
 
 

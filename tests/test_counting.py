@@ -24,7 +24,6 @@ def delays(site: Site) -> list[float]:
     return [rung.delay_s for rung in site.receive.rungs]
 
 
-@pytest.mark.timeout(180)
 async def test_a_task_that_kills_its_worker_convicts_no_task_beside_it(fast: Site) -> None:
     supervisor = asyncio.ensure_future(keep_alive(fast, 3, KILLER, "--concurrency", "5"))
     killers, good = simulate(3, failures=13), simulate(30, seconds=0.5)

@@ -16,6 +16,7 @@ before = signal.getsignal(signal.SIGINT)
 import tools.generate
 assert signal.getsignal(signal.SIGINT) is before, signal.getsignal(signal.SIGINT)
 """
+pytestmark = pytest.mark.compiler
 SOUND = (r"^[\w .äöüß-]+$", r"^[\p{L} ]+$", r"^\p{Lu}\p{L}*$")
 PATTERNS = (*SOUND, r"^[[a-z]+$", r"^[a&&b]+$", r"^[&&a]||[~~b]$")
 

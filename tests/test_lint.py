@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
@@ -23,7 +23,15 @@ from tools.resolve import resolve
 from workqueue import contract
 
 # What the generator uses is deprecated here and there. Python says so by default in no program, but in every test.
-quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+Test = TypeVar("Test", bound=Callable[..., None])
+QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def compiles(test: Test) -> Test:
+    """Marks a test that runs the generator."""
+    pytest.mark.compiler(QUIET(test))
+    return test
+
 
 Change = Callable[[Any], object]
 
@@ -487,7 +495,7 @@ FINE: dict[str, Change] = {
 }  # fmt: skip
 
 
-@quiet
+@compiles
 @pytest.mark.parametrize("change", FINE.values(), ids=FINE)
 def test_a_contract_that_is_fine_is_built_and_its_modules_have_its_models(change: Change, tmp_path: Path) -> None:
     document = changed(change)
@@ -508,7 +516,7 @@ def built(folder: Path) -> contract.Contract:
     return found
 
 
-@quiet
+@compiles
 def test_schemas_may_be_in_files_of_their_own_and_traits_count(tmp_path: Path) -> None:
     split(tmp_path / "a folder, äöü")
     built(tmp_path / "a folder, äöü")
@@ -519,13 +527,13 @@ def test_schemas_may_be_in_files_of_their_own_and_traits_count(tmp_path: Path) -
     assert receive.prefetch == 1
 
 
-@quiet
+@compiles
 @pytest.mark.parametrize("name", ["billing.asyncapi.json", "billing.asyncapi.yml", "deep/down/billing.asyncapi.yaml"])
 def test_a_document_may_be_json_and_in_a_folder(name: str, tmp_path: Path) -> None:
     built(project(tmp_path, name=name))
 
 
-@quiet
+@compiles
 def test_a_channel_may_be_in_another_file_and_behind_another_reference(tmp_path: Path) -> None:
     document = deepcopy(BASE)
     shared = {"channels": document["channels"], "components": document.pop("components")}
@@ -570,7 +578,7 @@ def test_the_script_says_it_in_one_line_each_with_exit_code_2_and_changes_nothin
     assert not list(tmp_path.glob(".generate-*"))
 
 
-@quiet
+@compiles
 def test_what_the_generator_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         print("progress\n" * 40)
@@ -584,7 +592,7 @@ def test_what_the_generator_refuses_is_one_line(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.broker
-@quiet
+@compiles
 def test_two_at_once_leave_one_whole_result(tmp_path: Path) -> None:
     project(tmp_path)
     for name in ("tools", "workqueue"):

@@ -8,6 +8,8 @@ import pytest
 from tests.test_values import TEXT, compiled, kind, union
 from tools import generate
 
+pytestmark = pytest.mark.compiler
+
 
 @pytest.mark.parametrize(("one", "other"), [("x-thing", "x_thing"), ("class", "class_")])
 def test_a_property_with_the_python_name_of_another_is_refused_with_schema_and_both(

@@ -10,6 +10,8 @@ import pytest
 from tests.test_values import TEXT, Compiled, compiled, kind, union
 from workqueue.errors import NotSent
 
+pytestmark = pytest.mark.compiler
+
 PER = {"type": "object", "additionalProperties": False, "properties": {"unit": TEXT, "many": {"type": "integer"}}}
 QUOTE = kind(
     "quote",

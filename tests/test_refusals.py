@@ -18,6 +18,7 @@ from yarl import URL
 from tests.given import Broker, given_broker
 from tests.harness import DEAD_QUEUE, QUEUE, WAIT_S, Site, simulate, task, until, vhost
 from tools.node import Node
+from workqueue.amqp import connection
 from workqueue.amqp.connection import Link
 from workqueue.amqp.copies import DROPPED, fitted
 from workqueue.amqp.lane import Unroutable
@@ -111,7 +112,9 @@ async def test_a_connection_that_is_refused_says_why_and_the_way_out(node: Broke
         (b"AMQP\x00\x01\x00\x00", "speaks AMQP 1.0.0, not 0.9.1"),
     ],
 )
-async def test_what_is_not_our_broker_is_described(answer: bytes, words: str) -> None:
+async def test_what_is_not_our_broker_is_described(monkeypatch: pytest.MonkeyPatch, answer: bytes, words: str) -> None:
+    monkeypatch.setattr(connection, "CONNECT_S", 1.0)  # what speaks TLS seems to answer nothing
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(8)
         writer.write(answer)
@@ -137,11 +140,14 @@ async def test_a_refusal_at_the_start_is_one_line_and_exit_3_of_both_scripts(sit
 # Publishes
 
 
-async def test_one_message_that_is_too_large_is_refused_and_those_around_it_are_stored(own_node: Node) -> None:
+async def test_one_message_that_is_too_large_is_refused_and_those_around_it_are_stored(
+    own_node: Node, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(own_node.kill)
     for change in ("application:set_env(rabbit,", "persistent_term:put("):  # the version decides which of them counts
         own_node.ctl("eval", f"{change}max_message_size, 50000).")
     there = queue(QUEUE)
-    async with linked(own_node.uri, there) as link:
+    async with linked(vhost(own_node), there) as link:
         publisher = Publisher(link, "tested")
 
         async def send(number: int) -> str:

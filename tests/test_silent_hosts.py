@@ -193,10 +193,12 @@ async def test_what_is_not_confirmed_is_sent_again_to_the_next_address_under_the
 
 
 async def test_a_broker_that_blocks_publishers_is_waited_for_and_that_is_said(
-    own_node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    own_node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
+    request.addfinalizer(own_node.kill)
     monkeypatch.setattr(watch, "CONFIRM_S", 2.0)
-    async with linked((own_node.uri, own_node.uri)) as link:
+    uri = vhost(own_node)
+    async with linked((uri, uri)) as link:
         lane = await link.lane()
         publisher = Publisher(link, "tested")
         await asyncio.to_thread(own_node.ctl, "set_vm_memory_high_watermark", "0.0000001")

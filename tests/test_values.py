@@ -24,6 +24,8 @@ from workqueue import contract, kinds
 from workqueue.codec import ModelCodec, ResultCodec, Undecodable, digest
 from workqueue.errors import NotSent
 
+pytestmark = pytest.mark.compiler
+
 SPEC = Path(__file__).parent.parent / "spec"
 TEXT = {"type": "string"}
 

@@ -18,7 +18,7 @@ from tests.harness import Site
 from workqueue.errors import GiveUp
 from workqueue.settings import Settings
 
-ATTACK_S = 3.0
+ATTACK_S = 1.0
 INSIDE, OUTSIDE = hashlib.sha256(b"inside").hexdigest(), hashlib.sha256(b"outside").hexdigest()
 
 Hash = Callable[..., Any]
