@@ -10,7 +10,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from workqueue import follow
+from workqueue import codec, follow
+from workqueue.codec import Body
 from workqueue.errors import InputInvalid, NotSent
 from workqueue.follow import Follower
 from workqueue.ledger import LedgerBusy, Outcome
@@ -42,11 +43,26 @@ def tasks(count: int) -> list[Any]:
     return [SimpleNamespace(id=uuid4()) for _ in range(count)]
 
 
+def body_of(task: Any, text: bytes = b'{"payload": {"kind": "nap"}}') -> Body:
+    body = Body(text)
+    body.message_id = str(task.id)
+    return body
+
+
+def send(follower: Follower, given: list[Any]) -> list[Any]:
+    """Those that are read, of which each but the unreadable is sent."""
+    read = list(follower.noting(iter(given)))
+    for task in read:
+        if not isinstance(task, InputInvalid):
+            follower.sending(body_of(task))
+    return read
+
+
 async def test_it_ends_when_all_are_finished_and_records_each_once() -> None:
     ledger, results, sent = Told(), io.StringIO(), tasks(105)
     ledger.finished = {task.id for task in sent}
     with Follower(ledger, results) as follower:
-        assert list(follower.noting(iter(sent))) == sent
+        assert send(follower, sent) == sent
         await follower.finish()
     assert follower.done == 105
     assert {json.loads(line)["id"] for line in results.getvalue().splitlines()} == {str(task.id) for task in sent}
@@ -58,7 +74,7 @@ async def test_tasks_that_stay_unfinished_do_not_hide_those_behind_them() -> Non
     stuck, others = sent[:55], sent[55:]
     ledger.finished = {task.id for task in others}
     with Follower(ledger, None) as follower:
-        list(follower.noting(iter(sent)))
+        send(follower, sent)
         while follower.done < len(others):  # noqa: ASYNC110  # what is watched is not ours
             await asyncio.sleep(0.001)
         ledger.finished |= {task.id for task in stuck}
@@ -70,7 +86,7 @@ async def test_what_was_refused_is_not_waited_for() -> None:
     ledger, sent = Told(), tasks(2)
     ledger.finished = {sent[0].id}
     with Follower(ledger, None) as follower:
-        list(follower.noting(iter([*sent, InputInvalid("x", "is bad")])))
+        send(follower, [*sent, InputInvalid("x", "is bad")])
         follower.problem(NotSent(str(sent[1].id), "is too large"))
         await follower.finish()
     assert (follower.done, follower.dead) == (1, 0)
@@ -84,6 +100,40 @@ async def test_an_error_of_its_own_ends_it_instead_of_the_wait_never_ending() ->
     ledger, sent = Told(), tasks(1)
     ledger.finished = {sent[0].id}
     with Follower(ledger, Full()) as follower:
-        list(follower.noting(iter(sent)))
+        send(follower, sent)
         with pytest.raises(OSError, match="No space left"):
             await follower.finish()
+
+
+class Known(NoLedger):
+    """Knows the payload of whatever is asked, and that it is done."""
+
+    def __init__(self, digest: bytes | None) -> None:
+        self.digest = digest
+
+    async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
+        return [Outcome(one, "done", "w", 2, '{"a": 1}', None, 0.0, digest=self.digest) for one in ids]
+
+
+SENT, OTHER = codec.digest(b'{"payload": {"kind": "nap"}}'), codec.digest(b'{"payload": 1}')
+
+
+@pytest.mark.parametrize("known", [None, SENT, OTHER])
+async def test_the_outcome_of_another_payload_under_the_same_id_is_told_as_a_conflict(
+    capsys: pytest.CaptureFixture[str], known: bytes | None
+) -> None:
+    results, sent = io.StringIO(), tasks(1)
+    with Follower(Known(known), results) as follower:
+        (noted,) = follower.noting(iter(sent))
+        await asyncio.sleep(0.05)  # it is not sent yet, and what is known is not of this task
+        assert (follower.done, follower.dead) == (0, 0)
+        follower.sending(body_of(noted))
+        await follower.finish()
+    (line,) = map(json.loads, results.getvalue().splitlines())
+    if known == OTHER:
+        assert (follower.done, follower.dead) == (0, 1)
+        assert (line["state"], line["result"], line["error"].partition(":")[0]) == ("dead", None, "conflict")
+        assert f"task {noted.id}: its id is known with another payload" in capsys.readouterr().err
+    else:
+        assert (follower.done, follower.dead) == (1, 0)
+        assert (line["state"], line["result"], line["error"]) == ("done", {"a": 1}, None)

@@ -9,7 +9,7 @@ from asyncio.subprocess import PIPE
 import pytest
 
 from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate, until
-from tests.test_follow import Told, tasks
+from tests.test_follow import Told, send, tasks
 from tests.test_refusals import user_of
 from tools.node import Node
 from workqueue import follow
@@ -39,6 +39,21 @@ async def test_with_a_timeout_that_is_not_reached_all_is_as_without(site: Site) 
     assert produced.code == 0, produced.err
     assert produced.err.endswith("sent: 3 confirmed, 0 refused, 0 unknown\n")
     assert "did not finish" not in produced.err
+
+
+async def test_an_id_that_was_done_with_another_payload_is_no_result_of_this_one(site: Site) -> None:
+    await site.worker()
+    (first,) = simulate(1)
+    assert (await site.producer("--jsonl", "-", "--wait", lines=json.dumps(first))).code == 0
+    again = await site.producer("--jsonl", "-", "--wait", "--results", "/dev/stdout", lines=json.dumps(first))
+    assert (again.code, json.loads(again.out.splitlines()[0])["state"]) == (0, "done")
+    other = {**first, "payload": {**first["payload"], "seconds": 0.001}}
+    produced = await site.producer("--jsonl", "-", "--wait", "--results", "/dev/stdout", lines=json.dumps(other))
+    assert produced.code == 1
+    line = json.loads(produced.out.splitlines()[0])
+    assert (line["id"], line["state"], line["result"]) == (first["id"], "dead", None)
+    assert line["error"].startswith("conflict: its id is known with another payload")
+    await site.dead_letters(1)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +156,7 @@ async def test_hints_come_ever_more_rarely_and_progress_begins_anew(
 
     ledger, sent = Told(), tasks(2)
     with Follower(ledger, None, matter) as follower:
-        list(follower.noting(iter(sent)))
+        send(follower, sent)
         await follower.finish(0.5)
     assert 2 <= len(asked) <= 4  # at 0.05, 0.1, 0.2 and 0.4 s
     said = capsys.readouterr().err
@@ -162,7 +177,7 @@ async def test_a_ledger_that_does_not_answer_is_named(
 
     monkeypatch.setattr(ledger, "outcomes", busy)
     with Follower(ledger, None) as follower:
-        list(follower.noting(iter(tasks(1))))
+        send(follower, tasks(1))
         await follower.finish(0.5)
     assert "the ledger does not answer: database is locked" in capsys.readouterr().err
 
@@ -170,7 +185,7 @@ async def test_a_ledger_that_does_not_answer_is_named(
 async def test_of_many_that_are_left_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     sent = tasks(12)
     with Follower(Told(), None) as follower:
-        list(follower.noting(iter(sent)))
+        send(follower, sent)
         await follower.finish(0.0)
     said = capsys.readouterr().err
     assert f"12 tasks of kind task did not finish within 0 s: {sent[0].id}, " in said

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 from uuid import UUID
@@ -17,12 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from workqueue import codec
 from workqueue.errors import InputInvalid, NotSent, WorkQueueError, escaped
 from workqueue.ledger import Ledger, LedgerBusy, Outcome
 
 POLL_S = 0.2
 LOOK_AT = 2000  # tasks: of the oldest, and of the others; some milliseconds in all
 HINT_S = 10.0  # without any progress, until it says what may be the matter; then after twice as long, and so on
+CONFLICT = "its id is known with another payload; a task of its own needs an id of its own"
 NAMED = 5  # ids of tasks that did not finish, of each kind
 
 
@@ -44,6 +47,7 @@ class Follower(AbstractContextManager["Follower"]):
     ) -> None:
         self._ledger, self._results, self._matter = ledger, results, matter
         self._pending: dict[UUID, str] = {}  # with their kinds, in the order in which they were noted
+        self._digests: dict[UUID, bytes] = {}  # of the payloads that were sent
         self._all_noted, self._deadline_s = False, float("inf")
         self._moved_s, self._hint_s = time.monotonic(), HINT_S
         self._workers: dict[str, list[int]] = {}
@@ -78,6 +82,11 @@ class Follower(AbstractContextManager["Follower"]):
                 self._pending[task.id] = sys.intern(str(getattr(getattr(task, "payload", None), "kind", "task")))
             yield task
 
+    def sending(self, body: bytes) -> None:
+        """Note what is sent under a task's id, to tell its outcome from that of another payload under the same id."""
+        if isinstance(body, codec.Body):
+            self._digests[UUID(body.message_id)] = codec.digest(body)
+
     def problem(self, error: WorkQueueError) -> None:
         """Print it as a line beside the progress bar, and follow a task that was not sent no longer."""
         if isinstance(error, NotSent):
@@ -102,11 +111,13 @@ class Follower(AbstractContextManager["Follower"]):
             # Each list is made in one go, by no step of Python: tasks are noted in another thread.
             oldest = list(islice(self._pending, LOOK_AT))
             others = list(islice(self._pending, start, start + LOOK_AT))
+            # Before it is sent, what the ledger knows of an id may be of another payload.
+            sent = [task_id for task_id in oldest + others if task_id in self._digests]
             try:
-                for outcome in await self._ledger.outcomes(oldest + others):
+                for outcome in await self._ledger.outcomes(sent):
                     if outcome.id in self._pending:
                         del self._pending[outcome.id]
-                        self._record(outcome)
+                        self._record(self._own(outcome))
                 start = start + LOOK_AT if others else LOOK_AT
             except LedgerBusy as error:  # it is asked again
                 busy = f"the ledger does not answer: {error}"
@@ -126,6 +137,13 @@ class Follower(AbstractContextManager["Follower"]):
         self._hint_s = 2 * waited_s
         why = busy or (await self._matter() if self._matter is not None else "")
         self._say(f"waits for {_tasks(len(self._pending))}, and none has finished for {waited_s:.0f} s: {why}")
+
+    def _own(self, outcome: Outcome) -> Outcome:
+        """What became of the payload that was sent here."""
+        if outcome.digest in (None, b"", self._digests.pop(outcome.id)):
+            return outcome
+        self._say(f"task {outcome.id}: {CONFLICT}")
+        return replace(outcome, state="dead", attempts=0, result=None, error=f"conflict: {CONFLICT}")
 
     def _left(self) -> dict[str, list[UUID]]:
         left: dict[str, list[UUID]] = defaultdict(list)

@@ -137,10 +137,11 @@ async def _produce(
     async with AsyncExitStack() as closing:
         try:
             ledger = await _ledger(settings, closing) if given.wait else None
-            wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None, ledger)
+            follower = None if ledger is None else _follower(settings, ledger, given.results, loaded, closing)
+            sending = (lambda body: None) if follower is None else follower.sending
+            wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None, ledger, sending)
             closing.push_async_callback(wire.close)
             sender, problem = Sender(application, application(wire), sends), _problem
-            follower = None if ledger is None else _follower(settings, ledger, given.results, loaded, closing)
             for endpoint in sender.endpoints.values():
                 await endpoint.start()
         except asyncio.CancelledError:

@@ -1,6 +1,7 @@
 """The endpoints of generated applications, as the kernel asks for them."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Unpack
 
 from asyncapi_python.kernel.endpoint.message import WireMessage
@@ -15,12 +16,16 @@ from workqueue.codec import Body
 from workqueue.contract import Contract, Message, Send
 from workqueue.settings import Settings
 
+Sending = Callable[[bytes], object]
+
 
 class Producer:
     """Sends what a generated application's send operation gives it, as the contract's binding says."""
 
-    def __init__(self, link: Link, send: Send, name: str, contract: Contract, deadline_s: float) -> None:
-        self._link, self._send = link, send
+    def __init__(
+        self, link: Link, send: Send, name: str, contract: Contract, deadline_s: float, sending: Sending
+    ) -> None:
+        self._link, self._send, self._sending = link, send, sending
         self._publisher, self._deadline_s = Publisher(link, name), deadline_s
         self._headers = {"x-contract": contract.version}
 
@@ -31,6 +36,7 @@ class Producer:
         """See `Publisher.send` for what it guarantees and raises."""
         for message in messages:
             body = message.payload
+            self._sending(body)
             await self._publisher.send(
                 self._send.queue,
                 body,
@@ -51,7 +57,8 @@ class Producer:
 class Wire(AbstractWireFactory[WireMessage, Incoming]):
     """Makes the endpoints of generated applications. `name` tells in the broker's lists who this process is.
 
-    With this process's `ledger`, others that use another one for the same queue are noticed, see `marker`.
+    With this process's `ledger`, others that use another one for the same queue are noticed, see `marker`. `sending`
+    gets each body before it is sent.
 
     Connections begin at different brokers of AMQP_URI, those of one process in turn, and so do processes whose names
     count up (worker1, worker2). When the node with a quorum queue's leader falls silent, RabbitMQ 3 serves those who
@@ -65,9 +72,10 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         name: str,
         fatal: Fatal,
         ledger: Marked | None = None,
+        sending: Sending = lambda body: None,
     ) -> None:
         self._settings, self._contract, self._name, self._fatal = settings, contract, name, fatal
-        self._ledger = ledger
+        self._ledger, self._sending = ledger, sending
         self._topology = Topology(contract.queues, name)
         self._links: list[Link] = []
         self._consumers: list[Consumer] = []
@@ -83,7 +91,7 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
     async def create_producer(self, **params: Unpack[EndpointParams]) -> Producer:
         send = self._contract.sends[_queue_name(params)]
         link = self._link(self._name, self._marker(send.queue.name, hold=False))
-        return Producer(link, send, self._name, self._contract, self._settings.send_s)
+        return Producer(link, send, self._name, self._contract, self._settings.send_s, self._sending)
 
     def publisher(self) -> Publisher:
         """For what a worker publishes. On a connection of its own, opened when it is first needed: the broker stops

@@ -105,7 +105,8 @@ class Conflict:
 @dataclass(frozen=True)
 class Outcome:
     """What became of a task. `result` is JSON by the contract's result schema; `finished_at` Unix time. `last_error` is
-    that of the last attempt that failed and was followed by another."""
+    that of the last attempt that failed and was followed by another. `digest` names the payload, see `codec.digest`;
+    None if it was finished by a version that kept none."""
 
     id: UUID
     state: Literal["done", "dead"]
@@ -116,6 +117,7 @@ class Outcome:
     finished_at: float
     kind: str | None = None
     last_error: str | None = None
+    digest: bytes | None = None
 
 
 class Ledger(Protocol):

@@ -69,7 +69,7 @@ UPDATE workqueue_task SET state = 'waiting', fence = fence + 1, attempts = 0, cr
 WHERE id = %s AND fence = %s AND state = 'dead'
 """
 OUTCOMES = """
-SELECT id, state, worker, attempts, result, error, extract(epoch FROM finished_at)::float8, kind, last_error
+SELECT id, state, worker, attempts, result, error, extract(epoch FROM finished_at)::float8, kind, last_error, digest
 FROM workqueue_task WHERE finished_at IS NOT NULL AND id = ANY(%s)
 """
 PRUNE = """

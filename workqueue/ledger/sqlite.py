@@ -69,7 +69,7 @@ UPDATE task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = ''
 WHERE id = ? AND fence = ? AND state = 'dead'
 """
 OUTCOMES = """
-SELECT id, state, worker, attempts, result, error, finished_at, kind, last_error
+SELECT id, state, worker, attempts, result, error, finished_at, kind, last_error, digest
 FROM task WHERE finished_at IS NOT NULL AND id IN ({})
 """
 STRETCH_END = f"SELECT max(id) FROM (SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE})"
