@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests import example, harness
-from tests.harness import EXAMPLE, TESTS, Site, is_example, until
+from tests.harness import EXAMPLE, TESTS, Site, is_example, until, vhost
 from tools.node import Node
 
 pytestmark = [pytest.mark.example] if is_example() else []
@@ -76,7 +76,7 @@ async def test_a_worker_that_is_killed_loses_nothing_and_its_task_is_done_by_ano
 
 
 async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(site: Site) -> None:
-    tasks = simulate(4, seconds=1.0)
+    tasks = simulate(2, seconds=3.0)  # the first one is still running when it is known that all were sent
     worker = await site.worker("leaver")
     await site.send(tasks)
     await until(lambda: site.record(), "the first task has begun")
@@ -89,7 +89,7 @@ async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(site: Site) 
 
 
 async def test_tasks_sent_while_no_worker_is_up_survive_a_broker_that_is_killed(own_node: Node, tmp_path: Path) -> None:
-    site = Site(tmp_path, own_node.uri, scripts=EXAMPLE if is_example() else TESTS)
+    site = Site(tmp_path, vhost(own_node), scripts=EXAMPLE if is_example() else TESTS)
     try:
         tasks = simulate(200)
         await site.send(tasks)

@@ -16,6 +16,7 @@ from tests.test_guarantees import WORKERS, keep_alive
 from workqueue import codec
 from workqueue.ledger import Claimed
 from workqueue.ledger.sqlite import SqliteLedger
+from workqueue.signals import SAME_S
 
 KILLER = str(WORKERS / "killer.py")
 
@@ -50,19 +51,22 @@ async def test_a_task_that_kills_its_worker_waits_before_each_next_try(fast: Sit
     assert all(pause >= delay for pause, delay in zip(pauses, delays(fast), strict=False)), pauses
 
 
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGINT]], ids=str)
 @pytest.mark.parametrize("ledger", ["sqlite", "none"])
 async def test_a_task_that_is_handed_back_again_and_again_is_neither_crashed_nor_failed(
-    fast: Site, ledger: str
+    fast: Site, ledger: str, signals: list[signal.Signals]
 ) -> None:
     if ledger == "none":
         fast.environment["LEDGER_URL"] = "none"
     (long,) = simulate(1, seconds=5.0)
     await fast.send([long])
     for turn in range(4):
-        worker = await fast.worker(WORKQUEUE_DRAIN_S="0.1")
+        worker = await fast.worker(WORKQUEUE_DRAIN_S="0.1" if len(signals) == 1 else "60")
         await until(lambda: sum(note.word == "start" for note in fast.record()) > turn, "it runs")  # noqa: B023
-        worker.signal(signal.SIGTERM)
-        assert await worker.ended() == 0
+        for number in signals:
+            worker.signal(number)
+            await asyncio.sleep(2 * SAME_S)  # what comes sooner is the same signal
+        assert await worker.ended() == (0 if len(signals) == 1 else 130)
         assert worker.says("handed back"), worker.text()
     await until(lambda: fast.depth_is(1), "it waits")
     async with fast.amqp() as channel:

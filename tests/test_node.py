@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -40,7 +41,8 @@ def fake_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_script(path: Path, body: str) -> None:
-    path.write_text(f"#!{sys.executable}\n{body}\n")
+    interpreter = shlex.quote(sys.executable)  # whose path may have a blank, which no #! line takes
+    path.write_text(f"#!/bin/sh\nexec {interpreter} -c {shlex.quote(body)}\n")
     path.chmod(0o755)
 
 

@@ -245,6 +245,27 @@ async def test_a_node_that_counts_nothing_costs_no_consumer_and_no_line(
     assert warned(caplog) == []
 
 
+async def test_an_idle_consumer_that_its_node_counts_is_not_asked_to_prove_itself(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[tuple[int, int]] = []
+    proved: list[object] = []
+
+    async def look(self: Consumer, session: object) -> tuple[int, int]:
+        looked.append((0, 1))
+        return looked[-1]
+
+    async def prove(self: Consumer, session: object) -> None:
+        proved.append(session)
+
+    monkeypatch.setattr(Consumer, "_look", look)
+    monkeypatch.setattr(Consumer, "_prove", prove)
+    monkeypatch.setattr(consumer, "UNKNOWN_S", 0.3)
+    async with linked(ways.uris) as link, consuming(link, check_s=0.1):
+        await until(lambda: len(looked) > 15, "it was idle for long")
+    assert not proved
+
+
 async def test_a_consumer_that_the_broker_has_forgotten_is_found_out_while_nothing_is_queued(
     ways: Ways, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,6 +103,7 @@ class SendErrandRouter(Publisher[json.Task]):
                                 "x-dead-letter-strategy": "at-least-once",
                                 "x-overflow": "reject-publish",
                                 "x-delivery-limit": 20,
+                                "x-quorum-initial-group-size": 3,
                             },
                         ),
                         exchange=None,

@@ -98,6 +98,7 @@ class DoErrandRouter(Subscriber[json.Task]):
                                 "x-dead-letter-strategy": "at-least-once",
                                 "x-overflow": "reject-publish",
                                 "x-delivery-limit": 20,
+                                "x-quorum-initial-group-size": 3,
                             },
                         ),
                         exchange=None,

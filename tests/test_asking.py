@@ -1,0 +1,87 @@
+"""Questions to a ledger that is busy, or silent: asked until they are answered, and told when that takes."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from workqueue.ledger import LedgerBusy
+from workqueue.tasks import asking
+from workqueue.tasks.asking import Asking
+
+
+async def answered() -> str:
+    return "yes"
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == asking.__name__]
+
+
+def silent(go: asyncio.Event) -> Callable[[], Coroutine[Any, Any, str]]:
+    """A ledger whose host has vanished: nothing comes back, no error either."""
+
+    async def ask() -> str:
+        await go.wait()
+        return "late"
+
+    return ask
+
+
+def busy(go: asyncio.Event) -> Callable[[], Coroutine[Any, Any, str]]:
+    async def ask() -> str:
+        if not go.is_set():
+            raise LedgerBusy("locked")
+        return "late"
+
+    return ask
+
+
+@pytest.mark.parametrize(("ledger", "cause"), [(silent, "no answer"), (busy, "locked")])
+async def test_a_wait_for_the_ledger_is_told_after_a_second_and_so_is_its_end(
+    caplog: pytest.LogCaptureFixture, ledger: Callable[[asyncio.Event], Any], cause: str
+) -> None:
+    caplog.set_level(logging.WARNING)
+    ask, go, began = Asking("w1"), asyncio.Event(), time.monotonic()
+    waiting = asyncio.ensure_future(ask(ledger(go)))
+    while not said(caplog):
+        assert time.monotonic() - began < 10
+        await asyncio.sleep(0.01)
+    assert asking.SILENT_S <= time.monotonic() - began < 3 * asking.SILENT_S
+    assert said(caplog) == [f"w1  waits for the ledger: {cause}"]
+    go.set()
+    assert await waiting == "late"
+    pending = asyncio.ensure_future(ask(silent(asyncio.Event())))  # it is looked while any question is open
+    while len(said(caplog)) < 2:
+        assert time.monotonic() - began < 20
+        assert await ask(answered) == "yes"
+        await asyncio.sleep(0.01)
+    assert said(caplog)[1] == "w1  the ledger answers again"
+    pending.cancel()
+
+
+async def test_a_ledger_that_answers_each_question_is_not_told_though_one_is_always_open(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "SILENT_S", 0.2)
+    ask, end = Asking("w1"), time.monotonic() + 1.0
+
+    async def work() -> None:
+        while time.monotonic() < end:
+            await ask(lambda: asyncio.sleep(0.02))
+
+    await asyncio.gather(work(), work())
+    assert said(caplog) == []
+
+
+async def test_a_busy_ledger_is_given_up_on_only_where_the_asker_says_so() -> None:
+    ask, ending = Asking("w1"), False
+    waiting = asyncio.ensure_future(ask(busy(asyncio.Event()), lambda: ending))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    ending = True
+    with pytest.raises(LedgerBusy, match="locked"):
+        await waiting
