@@ -4,7 +4,6 @@ The ledger is not asked: it is one of the things on trial.
 """
 
 import json
-import re
 import signal
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -22,35 +21,44 @@ IDLE_S = 10.0  # a worker gets something within this, whatever happened before
 BUSY = 20  # tasks that others began meanwhile: there was something to get
 Span = tuple[float, float]
 EXTRA_STARTS = 3  # of a task that was cut off where nobody could count it, beyond what its limit says
-SETTLED = {
-    "done", "done already", "dead", "dead already", "failed", "is taken", "lost its claim", "handed back",
-    "its worker died", "must run alone", "was delivered", "sent back", "comes after a copy that tells more",
-}  # fmt: skip
+SETTLED = {"done", "retrying", "dead", "skipped", "delayed", "lost_claim", "handed_back"}
+OLDER = {"done": "done", "failed": "retrying", "dead": "dead", "handed back": "handed_back"}
+"""Words of the text log, and the events that they tell of; whatever else was said of a task, it was delayed then."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of a worker's log about a task: `<time> <worker>  <word>  [<kind>  ]<id>  <more>`."""
+class Told:
+    """An event of a worker's log about a message."""
 
     at: float
-    word: str
+    event: str
     id: str
-    more: str
+    attempt: int = 1
+    error: str = ""
 
 
-LINE = re.compile(
-    r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) .+?  "
-    r"([a-z ]+?)(?:,[^:]*?)?  (?:\w+  )?([0-9a-f-]{36})(?:  |, |$)(.*)"
-)
-
-
-def parse(line: str) -> Line | None:
-    """The one place that reads a log. None for what is not about a task."""
-    found = LINE.match(line)
-    if found is None:
+def parse(line: str) -> Told | None:
+    """The one place that reads a log. None for what is not about a message."""
+    if not line.startswith("{"):
+        return parse_text(line)
+    try:
+        said = json.loads(line)
+    except json.JSONDecodeError:  # it was killed while it wrote
         return None
-    at = datetime.fromisoformat(found[1]).timestamp() + int(found[2]) / 1000
-    return Line(at, found[3], found[4], found[5])
+    if "id" not in said:
+        return None
+    return Told(said["time"], said["event"], said["id"], said.get("attempt", 1), said.get("error", ""))
+
+
+def parse_text(line: str) -> Told | None:
+    """The same for a worker of a version that writes text: `<time> <worker>  <word>  <kind>  <id>[  attempt <n>]...`"""
+    head, *parts = line.split("  ")
+    if len(parts) < 3 or len(parts[2]) < 36 or parts[0] == "running":
+        return None
+    at = datetime.fromisoformat(head[:19]).timestamp() + int(head[20:23]) / 1000
+    word, _, attempt = parts[3].partition(" ") if len(parts) > 3 else ("", "", "")
+    number = int(attempt.partition(",")[0]) if word == "attempt" else 1
+    return Told(at, OLDER.get(parts[0], "delayed"), parts[2][:36], number, "  ".join(parts[3:]))
 
 
 @dataclass
@@ -76,18 +84,18 @@ class Life:
         return self.log.read_text(errors="replace").splitlines()
 
     @cached_property
-    def told(self) -> list[Line]:
+    def told(self) -> list[Told]:
         """What it logged of tasks."""
         return list(filter(None, map(parse, self.lines)))
 
     @cached_property
     def told_done(self) -> set[str]:
-        return {line.id for line in self.told if line.word == "done"}
+        return {told.id for told in self.told if told.event == "done"}
 
     @cached_property
     def settled(self) -> list[float]:
         """When it settled a message, by its log: also one that it need not handle, being done already."""
-        return [line.at for line in self.told if line.word in SETTLED]
+        return [told.at for told in self.told if told.event in SETTLED]
 
     @property
     def is_crash(self) -> bool:
@@ -302,17 +310,16 @@ def count_attempts(seen: Evidence, result: Account) -> None:
     """A handler of this suite's own tasks fails only where it is told to, and says so; nothing else is an attempt."""
     excepted = seen.odd | seen.deadly | seen.poison.keys()
     for life in seen.lives:
-        for line in life.told:
-            if line.id in excepted:
+        for told in life.told:
+            if told.id in excepted:
                 continue
-            if line.word == "failed" and "told to fail" not in line.more:
-                result.miscounted.add(line.id)
+            if told.event == "retrying" and "told to fail" not in told.error:
+                result.miscounted.add(told.id)
                 result.by_sigterm += life.termed is not None
-            elif line.word == "done":
-                failures = seen.failures.get(line.id)
-                attempt = re.match(r"attempt (\d+)", line.more)
-                if failures is not None and int(attempt[1] if attempt else 1) != failures + 1:
-                    result.miscounted.add(line.id)
+            elif told.event == "done":
+                failures = seen.failures.get(told.id)
+                if failures is not None and told.attempt != failures + 1:
+                    result.miscounted.add(told.id)
     for letter in seen.letters:
         attempts = letter.headers.get("x-attempts", [])
         if letter.id in seen.given.keys() - excepted and not all("told to fail" in str(one) for one in attempts):

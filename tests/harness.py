@@ -113,6 +113,11 @@ class Worker:
         """The lines of its log with this word."""
         return [line for line in self.text().splitlines() if f"  {word}" in line]
 
+    def is_ready(self) -> bool:
+        """Whether its log, text or JSON, says so."""
+        text = self.text()
+        return "  ready  " in text or '"event": "ready"' in text
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -192,7 +197,7 @@ class Site:
             threading.Thread(target=_drain, args=(worker,), name=f"log of {name}", daemon=True).start()
         self.workers.append(worker)
         if ready:
-            await until(lambda: worker.says("ready") or process.poll() is not None, f"{name} is ready: {worker.text()}")
+            await until(lambda: worker.is_ready() or process.poll() is not None, f"{name} is ready: {worker.text()}")
             assert process.poll() is None, worker.text()
         return worker
 

@@ -1,5 +1,7 @@
 """The chaos suite, short, and that it sees what it is there to see."""
 
+import io
+import json
 import subprocess
 import sys
 import time
@@ -7,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ from uuid import UUID
 import pytest
 import yaml
 
-from tests.account import Evidence, Letter, Life, account, parse, spans_between, trail
+from tests.account import Evidence, Letter, Life, Told, account, parse, spans_between, trail
 from tests.chaos.__main__ import check, first_of
 from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
@@ -26,6 +27,9 @@ from tests.workers.main import ODD
 from tools.broker import ensure_installed
 from tools.node import BrokerError
 from tools.project import ROOT, copy_project, hurried
+from workqueue.observe.lines import JsonLines, TextLines
+from workqueue.tasks import events
+from workqueue.tasks.events import Event
 
 SEED = 7
 
@@ -74,7 +78,7 @@ async def test_without_a_ledger_a_lost_ack_has_a_task_done_twice_and_that_is_see
     for id in result.twice:
         assert id in told
     assert told.count("  record  end") >= 2
-    assert "  done  " in told
+    assert '"event": "done"' in told
 
 
 def test_the_same_seed_gives_the_same_schedule_and_a_minute_has_every_kind() -> None:
@@ -97,9 +101,9 @@ def uuids(count: int) -> list[str]:
 
 def test_an_account_names_the_lost_the_dead_and_the_idle(tmp_path: Path) -> None:
     log, other = tmp_path / "log", tmp_path / "other"
-    at = datetime.fromtimestamp(79.5).isoformat(" ")  # a log has local times
     *ids, missing, buried, doomed, blamed, eaten = uuids(85)
-    log.write_text(f"{at[:19]},500 busy  failed  nap  {blamed}  attempt 1, again in 0.1 s: CancelledError\n")
+    said = {"time": 79.5, "event": "retrying", "id": blamed, "attempt": 1, "error": "CancelledError"}
+    log.write_text(json.dumps(said))
     other.touch()
     busy, idle = Life("busy", 1, log, 0.0, termed=90.0, code=0), Life("idle", 2, other, 0.0, ended=60.0, code=1)
     notes = [Note(word, id, "busy", 1, float(at)) for at, id in enumerate(ids) for word in ("start", "end")]
@@ -209,30 +213,33 @@ def test_what_goes_with_a_deleted_queue_is_the_operators_loss_and_no_more_than_t
     assert account(replace(without, poison={"poison-1": ""})).stuck
 
 
-def test_a_line_of_the_log_about_a_task_is_read_whatever_stands_between_its_word_and_its_id() -> None:
+def test_the_log_of_a_worker_is_read_as_it_writes_it_and_as_older_ones_do() -> None:
     (id,) = uuids(1)
-    for text, word, more in (
-        (f"done  nap  {id}  attempt 2  5 ms", "done", "attempt 2  5 ms"),
-        (f"done already  {id}  0 ms", "done already", "0 ms"),
-        (f"dead  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
-        (f"dead  nap  {id}  failed: E  1 ms", "dead", "failed: E  1 ms"),
-        (f"is taken  {id}, again in 0.1 s  1 ms", "is taken", "again in 0.1 s  1 ms"),
-        (
-            f"its worker died, or lost its claim (2)  nap  {id}, again in 0.1 s  1 ms",
-            "its worker died",
-            "again in 0.1 s  1 ms",
-        ),
-        (f"sent back  {id}  for the 4th time, again in 1 s", "sent back", "for the 4th time, again in 1 s"),
-        (
-            f"was delivered  nap  {id}  10 times without an ack, again in 0.1 s",
-            "was delivered",
-            "10 times without an ack, again in 0.1 s",
-        ),
+    for what, expected in (
+        (events.Done(2), Told(0.0, "done", id, 2)),
+        (events.Retrying(1, 0.1, "told to fail"), Told(0.0, "retrying", id, 1, "told to fail")),
+        (events.Dead("failed", "E"), Told(0.0, "dead", id, 1, "E")),
+        (events.Delayed("crashed", 0.1, 2), Told(0.0, "delayed", id)),
+        (events.HandedBack(), Told(0.0, "handed_back", id)),
     ):
-        line = parse(f"2026-11-25 09:30:00,123 w 1  {text}")
-        assert line is not None
-        assert (line.word, line.id, line.more) == (word, id, more)
-    assert parse("2026-11-25 09:30:00,123 w 1  ready  takes 1 at a time from errands") is None
+        event = Event("w 1", "do", "nap", id, 0.005, what)
+        written = io.StringIO()
+        for kind in (JsonLines, TextLines):
+            kind(written)(event)
+        told, older = map(parse, written.getvalue().splitlines())
+        assert told is not None
+        assert older is not None
+        assert replace(told, at=0.0) == expected
+        assert (older.event, older.id, older.attempt) == (expected.event, id, expected.attempt)
+        assert expected.error in older.error
+        assert abs(told.at - older.at) < 60
+    for line in (
+        "2026-11-25 09:30:00,123 w 1  ready  takes 1 at a time from errands",
+        '{"event": "ready"}',
+        '{"ev',
+        "",
+    ):
+        assert parse(line) is None
 
 
 def test_a_process_that_gets_no_processor_is_not_called_idle() -> None:

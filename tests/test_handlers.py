@@ -19,6 +19,7 @@ from workqueue.ledger import ClaimLost, Ledger
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
+from workqueue.tasks.events import Event, Started, Told
 from workqueue.tasks.policy import ERROR_LIMIT, describe
 from workqueue.tasks.scope import CutOff, Holder
 from workqueue.tasks.stack import LINES, TAIL_CHARACTERS, traceback_lines, traceback_tail
@@ -35,9 +36,9 @@ class Answer(BaseModel):
 ANSWER = Answer(of="the handler")
 
 
-def attempts(handler: Any, said: list[str] | None = None, tell_begin: bool = False) -> Attempts:
-    report = (said if said is not None else []).append
-    return Attempts(handler, Holder("w1", cast(Ledger, None), 60.0, report, KIND_OF), tell_begin=tell_begin)
+def attempts(handler: Any, told: list[Told] | None = None, tell_begin: bool = False) -> Attempts:
+    tell = (told if told is not None else []).append
+    return Attempts(handler, Holder("w1", "resize", cast(Ledger, None), 60.0, tell, KIND_OF), tell_begin=tell_begin)
 
 
 async def outcome(handler: Any, limit_s: float | None = None) -> Any:
@@ -352,10 +353,10 @@ async def test_a_completion_that_lost_its_claim_is_a_lost_claim_whatever_the_han
 
 
 async def test_a_task_that_begins_is_told_at_once_when_that_is_wanted() -> None:
-    said: list[str] = []
-    await outcome_of(attempts(answer, said, tell_begin=True))
-    await outcome_of(attempts(answer, said))
-    assert said == [f"w1  running  resize  {TASK.id}  attempt 1"]
+    told: list[Told] = []
+    await outcome_of(attempts(answer, told, tell_begin=True))
+    await outcome_of(attempts(answer, told))
+    assert told == [Event("w1", "resize", "resize", str(TASK.id), 0.0, Started(1))]
 
 
 # --- tracebacks -------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from workqueue import contract, delivery
 from workqueue.codec import Undecodable
 from workqueue.contract import Queue, Receive
 from workqueue.delivery import Delivery, Publisher
-from workqueue.errors import BrokerUnreachable, GiveUp, NotSent, RetryAfter, SendUnknown
+from workqueue.errors import BrokerUnreachable, GiveUp, LedgerLost, NotSent, RetryAfter, SendUnknown
 from workqueue.ledger import (
     Claimed,
     ClaimLost,
@@ -38,7 +38,9 @@ from workqueue.ledger import (
 from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor
 from workqueue.tasks.context import TaskContext
+from workqueue.tasks.events import Dead, Delayed, Event, Told, What
 from workqueue.tasks.processor import Guard
+from workqueue.tasks.received import Runtime
 
 WAIT_S = 20.0
 CONTRACT = contract.load("tests.generated.worker")
@@ -186,7 +188,7 @@ class Bench:
         self.log: list[str] = []
         self.ledger, self.publisher = FakeLedger(self.log), FakePublisher(self.log)
         self.runs: list[TaskContext[Any]] = []
-        self.said: list[str] = []
+        self.told: list[Told] = []
         self.fatal: list[BaseException] = []
 
         async def logged(task: Task, context: TaskContext[None]) -> Any:
@@ -195,17 +197,11 @@ class Bench:
             answer = handle(task, context)
             return await answer if asyncio.iscoroutine(answer) else answer
 
-        self.guard: Guard[Task] = Guard(
-            logged,
-            CONTRACT,
-            receive,
-            self.ledger,
-            self.publisher,
-            "w1",
-            Settings(),
-            self.said.append,
-            self.fatal.append,
-            single=single,
+        self.guard: Guard[Task] = Guard(logged, receive, self.runtime(single))
+
+    def runtime(self, single: bool = True) -> Runtime:
+        return Runtime(
+            "w1", CONTRACT, self.ledger, self.publisher, Settings(), self.told.append, self.fatal.append, single=single
         )
 
     def arrives(
@@ -218,6 +214,11 @@ class Bench:
             body=BODY, queue=RECEIVE.queue.name, message_id="m1", content_type="application/json",
             headers=headers or {}, readable=readable, redelivered=False, delivery_count=delivery_count, _settle=settle,
         )  # fmt: skip
+
+    @property
+    def became(self) -> list[What]:
+        """What became of the messages that arrived."""
+        return [told.what for told in self.told if isinstance(told, Event)]
 
     async def take(self, task: Any = TASK, headers: dict[str, Any] | None = None, delivery_count: int = 0) -> list[str]:
         """The effects of one message, in order."""
@@ -408,7 +409,7 @@ async def test_a_task_that_is_to_run_alone_and_can_not_soon_waits_on_a_rung(monk
     bench.ledger.claim_answer = claimed(CRASHES[:2])
     await bench.take()
     assert bench.log == ["claim", "run", "claim", "release", RUNGS[0], "ack"]
-    assert "must run alone" in bench.said[0]
+    assert bench.became == [Delayed("alone", RECEIVE.rungs[0].delay_s)]
     first.cancel()
 
 
@@ -417,7 +418,7 @@ async def test_a_task_that_has_not_begun_when_the_worker_drains_goes_back_and_is
     bench.guard.drain()
     assert await bench.take(headers={"x-attempts": [FAILED]}) == [TASKS, "ack"]
     assert bench.publisher.copies[0]["headers"] == {"x-attempts": [FAILED]}
-    assert (bench.guard.finished, bench.guard.handed_back) == (0, 1)
+    assert (bench.guard.settling.finished, bench.guard.settling.handed_back) == (0, 1)
 
 
 async def test_a_task_that_waits_for_a_ledger_out_of_reach_goes_back_when_the_worker_drains() -> None:
@@ -493,7 +494,7 @@ async def test_a_task_that_returns_is_recorded_with_its_result_and_then_acked() 
     assert bench.ledger.values[1] == ("complete", TASK.id, 5, 3, '{"kind":"nap","attempt":1}')
     assert (bench.runs[0].worker, bench.runs[0].attempt) == ("w1", 3)
     assert bench.publisher.copies == []
-    assert (bench.guard.finished, bench.guard.in_hand, bench.guard.handed_back) == (1, 0, 0)
+    assert (bench.guard.settling.finished, bench.guard.in_hand, bench.guard.settling.handed_back) == (1, 0, 0)
 
 
 async def test_a_handler_may_record_its_completion_itself_and_it_is_recorded_once() -> None:
@@ -539,7 +540,9 @@ async def test_a_task_that_has_failed_on_every_rung_becomes_a_dead_letter_then_r
     assert line == "failed: ValueError: no"
     assert trace[-1] == "ValueError: no"
     assert bench.publisher.copies[0]["headers"]["x-traceback"].splitlines() == trace
-    assert any("raise error" in line for line in bench.said[1:])
+    (became,) = bench.became
+    assert isinstance(became, Dead)
+    assert any("raise error" in line for line in became.trace)
 
 
 async def test_a_task_that_is_given_up_becomes_a_dead_letter_at_once() -> None:
@@ -564,7 +567,7 @@ async def test_a_task_that_is_cut_off_goes_back_to_the_broker_once_its_claim_is_
     assert await bench.guard.idle(WAIT_S)
     assert time.monotonic() - began < WAIT_S / 2  # it is told, and does not just wait
     assert await taking == ["claim", "run", "release", TASKS, "ack"]
-    assert (bench.guard.finished, bench.guard.handed_back) == (0, 1)
+    assert (bench.guard.settling.finished, bench.guard.settling.handed_back) == (0, 1)
     (copy,) = bench.publisher.copies
     assert (copy["body"], copy["headers"], copy["message_id"]) == (BODY, {}, "m1")
 
@@ -646,6 +649,13 @@ async def test_a_task_that_takes_longer_than_its_contract_allows_has_failed() ->
     assert attempt["error"] == "TimeoutError: it took longer than its limit of 0.02 s"
 
 
+async def test_the_time_limit_is_that_of_the_tasks_own_kind() -> None:
+    receive = replace(RECEIVE, time_limits_s={"digest": 0.001, "nap": 20.0})
+    assert await Bench(lambda *_: asyncio.sleep(0.1, RETURNED), receive).take() == ["claim", "run", "complete", "ack"]
+    receive = replace(RECEIVE, time_limits_s={"digest": 20.0, "nap": 0.02})
+    assert await Bench(never, receive).take() == ["claim", "run", RUNGS[0], "release", "ack"]
+
+
 async def test_a_plain_function_runs_in_a_thread_while_its_claim_is_renewed() -> None:
     bench, go = Bench(receive=replace(RECEIVE, lease_s=0.03)), threading.Event()
 
@@ -653,17 +663,7 @@ async def test_a_plain_function_runs_in_a_thread_while_its_claim_is_renewed() ->
         assert go.wait(WAIT_S)
         return RETURNED
 
-    guard: Guard[Task] = Guard(
-        handle,
-        CONTRACT,
-        replace(RECEIVE, lease_s=0.03),
-        bench.ledger,
-        bench.publisher,
-        "w",
-        Settings(),
-        bench.said.append,
-        bench.fatal.append,
-    )
+    guard: Guard[Task] = Guard(handle, replace(RECEIVE, lease_s=0.03), bench.runtime())
     bench.guard = guard
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log.count("renew") >= 3)
@@ -702,6 +702,18 @@ async def test_a_handler_that_fails_after_its_own_completion_has_done_its_task()
         raise ValueError("too late")
 
     assert await Bench(complete_and_fail).take() == ["claim", "run", "complete", "ack"]
+
+
+async def test_a_ledger_that_is_lost_within_a_completion_is_no_failed_attempt() -> None:
+    async def complete(_: Task, context: TaskContext[None]) -> None:
+        async with context.completion(RETURNED):
+            raise LedgerLost("/l.db", "another file is in its place")
+
+    bench = Bench(complete)
+    with pytest.raises(LedgerLost):
+        await bench.take()
+    assert bench.log == ["claim", "run"]
+    assert isinstance(bench.fatal[0], LedgerLost)
 
 
 async def test_a_busy_ledger_does_not_hide_that_the_process_ends() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import sqlite3
 import time
@@ -254,6 +255,20 @@ async def test_no_task_runs_while_the_ledger_is_out_of_reach(site: Site) -> None
         db.execute("ROLLBACK")
     db.close()
     await site.all_end(tasks)
+
+
+async def test_a_worker_whose_ledger_was_deleted_ends_with_a_line_and_exit_3_and_nothing_is_lost(site: Site) -> None:
+    worker = await site.worker(LEDGER_URL=f"sqlite:{site.folder}/deleted/ledger.db")
+    first, *others = simulate(5)
+    await site.send([first])
+    await until(lambda: worker.says("done"), "the first one is done")
+    shutil.rmtree(site.folder / "deleted")
+    await site.send(others)
+    assert await worker.ended() == 3
+    (line,) = [line for line in worker.text().splitlines() if "was lost" in line]
+    assert f"the ledger {site.folder}/deleted/ledger.db was lost: " in line
+    assert site.ended() == {first["id"]: 1}
+    await until(lambda: site.depth_is(4), "the others are with the broker")
 
 
 async def frozen_past_its_lease(site: Site) -> tuple[Worker, Worker]:

@@ -16,6 +16,7 @@ import pytest
 
 from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.tasks import scope as scopes
+from workqueue.tasks.events import Event, Running, Told
 from workqueue.tasks.scope import CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
 
@@ -46,10 +47,10 @@ class Renewing:
 
 
 def a_scope(
-    limit_s: float | None, lease_s: float, renew: Callable[[], Awaitable[bool]] = kept, said: list[str] | None = None
+    limit_s: float | None, lease_s: float, renew: Callable[[], Awaitable[bool]] = kept, told: list[Told] | None = None
 ) -> Scope:
-    report = (said if said is not None else []).append
-    return Scope(Holder("w1", cast(Ledger, Renewing(renew)), lease_s, report, KIND_OF), TASK, 5, limit_s)
+    tell = (told if told is not None else []).append
+    return Scope(Holder("w1", "resize", cast(Ledger, Renewing(renew)), lease_s, tell, KIND_OF), TASK, 5, limit_s)
 
 
 async def held(scope: Scope, inside: Any = None) -> None:
@@ -336,7 +337,10 @@ async def test_a_thread_that_swallows_an_interrupt_is_interrupted_again_and_wait
 
 async def test_a_task_that_runs_for_long_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scopes, "LONG_S", 0.02)
-    said: list[str] = []
-    await held(a_scope(None, 10, said=said), asyncio.sleep(0.1))
-    await held(a_scope(None, 10, said=said), asyncio.sleep(0.001))
-    assert said == ["w1  running  resize  00000000-0000-0000-0000-000000000007  for 0 s"]
+    told: list[Told] = []
+    await held(a_scope(None, 10, told=told), asyncio.sleep(0.1))
+    await held(a_scope(None, 10, told=told), asyncio.sleep(0.001))
+    (event,) = told
+    assert isinstance(event, Event)
+    assert (event.kind, event.id, event.what) == ("resize", str(UUID(int=7)), Running())
+    assert 0.0 < event.took_s < WAIT_S

@@ -62,7 +62,7 @@ async def run(act: Callable[[], Any], ledger: Renewing, limit_s: float | None, l
     async def handle(*_: Any) -> None:
         act()
 
-    attempts = Attempts(handle, Holder("w1", cast(Ledger, ledger), lease_s, lambda _: None, KIND_OF))
+    attempts = Attempts(handle, Holder("w1", "resize", cast(Ledger, ledger), lease_s, lambda _: None, KIND_OF))
     with watched(attempts):
         await attempts.run(TASK, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, limit_s)
         await asyncio.sleep(0.5)  # it looks once more
@@ -131,7 +131,7 @@ async def test_a_process_that_must_end_gives_its_claims_back_says_what_runs_and_
 
     monkeypatch.setattr("os._exit", end)
     monkeypatch.setattr("threading.excepthook", lambda _: None)
-    attempts = Attempts(stay, Holder("w1", cast(Ledger, Renewing()), 60, lambda _: None, KIND_OF))
+    attempts = Attempts(stay, Holder("w1", "resize", cast(Ledger, Renewing()), 60, lambda _: None, KIND_OF))
     watchdog = Watchdog("w1", lambda: attempts.running, given_back.extend)
     watchdog.start()
     watchdog.end_by(9.0, 70, "later")

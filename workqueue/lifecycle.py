@@ -19,7 +19,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Coroutine
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,12 +27,13 @@ import uvloop
 
 from workqueue import stderr
 from workqueue.errors import WorkerFault, WorkQueueError, escaped
+from workqueue.observe.lines import JsonFormat, json_line, listener
 from workqueue.settings import Settings, misspelt
 from workqueue.signals import INTERRUPTED, on_signals, signals
+from workqueue.tasks.events import Listener
 
 __all__ = [
     "Flags",
-    "Report",
     "count",
     "load_settings",
     "on_signals",
@@ -75,27 +75,6 @@ def seconds(text: str) -> float:
     return value
 
 
-class Report:
-    """Writes what is said of every task to standard error, each line with the time, in the form of the log.
-
-    Not by way of the log: that is a sixth of the time that a worker takes for a task in which nothing is done.
-    """
-
-    def __init__(self) -> None:
-        self._second, self._told = 0, ""
-        self._stream = sys.stderr  # once: a handler may put another one there
-
-    def __call__(self, line: str) -> None:
-        now_s = time.time()
-        second = int(now_s)
-        if second != self._second:
-            self._second, self._told = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        if not line.isprintable():  # an id or an error that somebody else chose
-            line = escaped(line)
-        with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
-            self._stream.write(f"{self._told},{int(1000 * (now_s - second)):03} {line}\n")
-
-
 class Format(logging.Formatter):
     """What is not printable is escaped: a foreign text must not move a terminal's cursor, nor look like a line of ours.
     A traceback keeps its line breaks."""
@@ -107,8 +86,11 @@ class Format(logging.Formatter):
         return "\n".join(map(escaped, line.split("\n"))) if record.exc_info else escaped(line)
 
 
-def prepare() -> None:
-    """The first thing that a script does: from here on signals, closed descriptors and stalled readers do no harm."""
+def prepare() -> Listener:
+    """The first thing that a script does: from here on signals, closed descriptors and stalled readers do no harm.
+
+    Returns the log of what happens in a worker: text or JSON by WORKQUEUE_LOG_FORMAT, or `logging` where the script has
+    set that up already."""
     signals.listen()
     stderr.open_missing()
     if not isinstance(sys.stderr, stderr.Stderr):
@@ -117,12 +99,14 @@ def prepare() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that an ASCII terminal can't show ends nothing
     elif sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    form, configured = os.environ.get("WORKQUEUE_LOG_FORMAT", "text"), bool(logging.getLogger().handlers)
     log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(Format("%(asctime)s %(message)s"))
+    log.setFormatter(JsonFormat() if form == "json" else Format("%(asctime)s %(message)s"))
     logging.basicConfig(handlers=[log], level=logging.INFO)
     # The wire reports every loss of a connection itself, in words that say what follows from it.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
+    return listener(form, configured=configured)
 
 
 def project_folder(application: type[Any]) -> Path:
@@ -203,4 +187,8 @@ def _run_to_end(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, i
 
 def say(what: object) -> None:
     """A line on standard error, in the name of the script. Foreign text in it can't move a terminal's cursor."""
-    print(f"{os.path.basename(sys.argv[0])}: {escaped(str(what))}", file=sys.stderr)
+    script, text = os.path.basename(sys.argv[0]), escaped(str(what))
+    if os.environ.get("WORKQUEUE_LOG_FORMAT") == "json":
+        sys.stderr.write(json_line(time.time(), logging.ERROR, {"event": "log", "logger": script, "message": text}))
+    else:
+        print(f"{script}: {text}", file=sys.stderr)

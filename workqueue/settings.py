@@ -52,6 +52,8 @@ class Settings:
 
     log: Literal["info", "debug"] = "info"
     """`debug`: a line for every task that begins too, not just for one that runs for long."""
+    log_format: Literal["text", "json"] = "text"
+    """`json`: each line of a worker's log is an object, for programs."""
 
     def __repr__(self) -> str:
         shown = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -150,6 +152,10 @@ def _parse(field: str, name: str, text: str) -> Any:
         case "log":
             if text not in ("info", "debug"):
                 raise SettingInvalid(name, text, "use info or debug")
+            return text
+        case "log_format":
+            if text not in ("text", "json"):
+                raise SettingInvalid(name, text, "use text or json")
             return text
         case "window":
             if not text.isdecimal() or not 1 <= int(text) <= 10_000:

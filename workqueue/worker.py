@@ -15,14 +15,16 @@ from workqueue.amqp.wire import Wire
 from workqueue.contract import Contract, Receive
 from workqueue.errors import HandlersDiffer, SettingInvalid, WorkerFault
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
-from workqueue.lifecycle import Flags, Report, count, load_settings, on_signals, operation_of, package_of, prepare, run
+from workqueue.lifecycle import Flags, count, load_settings, on_signals, operation_of, package_of, prepare, run
 from workqueue.lifespan import Lifespan
+from workqueue.observe.recycle import Recycle
 from workqueue.settings import Settings
 from workqueue.signals import INTERRUPTED
 from workqueue.tasks.attempt import check_handler
+from workqueue.tasks.events import Listener, Ready, Stopped, Stopping
 from workqueue.tasks.policy import describe
 from workqueue.tasks.processor import Guard, Handler
-from workqueue.tasks.room import Room
+from workqueue.tasks.received import Runtime
 from workqueue.tasks.scope import Scope
 from workqueue.tasks.watchdog import Watchdog
 
@@ -54,7 +56,7 @@ def run_worker(
     Returns the exit code. It is 2 for a handler that is missing, or one too many, or that can do no task; and for a
     lifespan that raises when it is entered, unless that is a WorkQueueError with a code of its own.
     """
-    prepare()
+    tell = prepare()
     flags = Flags(about)
     flags.add_argument(
         "id", metavar="ID", type=_name, help="this worker's name in logs, results and the broker's lists"
@@ -66,6 +68,8 @@ def run_worker(
     flags.add_argument(
         "--only", action="append", metavar="OPERATION", help="take tasks of this operation, and not of all"
     )
+    flags.add_argument("--max-tasks", type=count, metavar="N", help="drain and exit with 0 after N tasks")
+    flags.add_argument("--max-memory", type=count, metavar="MIB", help="the same once it holds so much memory")
     given = flags.parse_args()
 
     async def work() -> int:
@@ -75,7 +79,11 @@ def run_worker(
         counts = _counts(given.concurrency, given.only or list(by_name), by_name)
         settings = load_settings(application, variables)
         work = [(by_name[name], handlers[name], count) for name, count in counts.items()]
-        return await _work(application, loaded, work, given.id, settings, lifespan)
+        ending = Ending()
+        listener = tell
+        if given.max_tasks or given.max_memory:
+            listener = Recycle(tell, ending.set, max_tasks=given.max_tasks, max_mib=given.max_memory)
+        return await _work(application, loaded, work, given.id, settings, lifespan, listener, ending)
 
     return run(work, told_early=0)
 
@@ -130,10 +138,10 @@ class Crew:
     def unrecorded(self) -> list[str]:
         return sorted(chain.from_iterable(guard.unrecorded for guard in self._guards))
 
-    def account(self, more: int = 0) -> str:
+    def account(self, name: str, more: int = 0) -> Stopped:
         """What became of the messages; `more` are on their way back."""
-        finished = sum(guard.finished for guard in self._guards)
-        return f"finished {finished}, handed back {sum(guard.handed_back for guard in self._guards) + more}"
+        finished = sum(guard.settling.finished for guard in self._guards)
+        return Stopped(name, finished, sum(guard.settling.handed_back for guard in self._guards) + more)
 
 
 async def _work(
@@ -143,9 +151,10 @@ async def _work(
     name: str,
     settings: Settings,
     lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None,
+    tell: Listener,
+    ending: "Ending",
 ) -> int:
     codec.install()
-    ending = Ending()
     on_signals(ending.set)
     async with AsyncExitStack() as closing:
         ledger = await ending.unless(open_ledger(settings))
@@ -158,16 +167,15 @@ async def _work(
             return 0
         wire = Wire(settings, loaded, name, ending.set, ledger)
         closing.push_async_callback(wire.close)
-        pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s))
+        pruning = asyncio.ensure_future(_prune(ledger, settings.keep_s, ending.set))
         closing.callback(pruning.cancel)
-        publisher, report, single = wire.publisher(), Report(), sum(count for *_, count in work) == 1
-        room = Room()  # one for all: a process that dies takes the tasks of every operation along
+        runtime = Runtime(
+            name, loaded, ledger, wire.publisher(), settings, tell, ending.set, resources.value,
+            single=sum(count for *_, count in work) == 1,
+        )  # fmt: skip
         consumers, guards = [], []
         for receive, handler, concurrency in work:
-            guard = Guard(
-                handler, loaded, receive, ledger, publisher, name, settings, report, ending.set,
-                resources=resources.value, room=room, single=single,
-            )  # fmt: skip
+            guard: Guard[Any] = Guard(handler, receive, runtime)
             guards.append(guard)
             for _ in range(concurrency):  # competing consumers: each handles a message at a time
                 consumer = operation_of(application(wire).consumer, receive.operation)
@@ -185,10 +193,9 @@ async def _work(
         code, drained = 0, False
         try:
             if await ending.unless(_start(consumers)):
-                told = ", ".join(f"{count} at a time from {receive.queue.name}" for receive, _, count in work)
-                log.info("%s  ready  takes %s, ledger %s", name, told, ledger.place)
+                tell(Ready(name, {receive.queue.name: count for receive, _, count in work}, ledger.place))
             await ending.wait()
-            log.info("%s  stops  finishes what it has in hand: %d", name, crew.in_hand)
+            tell(Stopping(name, crew.in_hand))
             crew.drain()
             await wire.drain()
             drained = await crew.idle(settings.drain_s)
@@ -204,12 +211,12 @@ async def _work(
             crew.end()
         if not drained and not await crew.idle(CUT_OFF_S):
             await _stop(consumers, within_s=CLOSE_S / 4)
-            await _abandon(name, crew, ledger, code)
+            await _abandon(name, crew, ledger, tell, code)
         watchdog.end_by(2 * CLOSE_S, code, "it has stopped")  # a lifespan may not end
     for told in crew.unrecorded():
         log.warning("%s  ends before the end of  %s  could be recorded: it will be done again", name, told)
     watchdog.end_by(CLOSE_S, code, "it has stopped")  # a thread that a handler left behind holds the interpreter up
-    log.info("%s  stopped  %s", name, crew.account())
+    tell(crew.account(name))
     return code
 
 
@@ -258,12 +265,12 @@ async def _stop(consumers: list[Any], within_s: float | None = None) -> None:
             log.warning("a consumer did not stop well: %s", describe(error))
 
 
-async def _abandon(name: str, crew: Crew, ledger: Ledger, code: int) -> NoReturn:
+async def _abandon(name: str, crew: Crew, ledger: Ledger, tell: Listener, code: int) -> NoReturn:
     """End the process around handlers that do not end. The broker notices, and delivers their messages again."""
     scopes = crew.running()
     for scope in scopes:
         log.warning("%s  ends while it runs  %s: %s", name, scope.told, scope.where())
-    log.info("%s  stopped  %s", name, crew.account(more=len(scopes)))
+    tell(crew.account(name, more=len(scopes)))
     await _release(ledger, scopes)  # last: from here on another worker may begin them
     logging.shutdown()  # what the handlers of the log hold
     os._exit(code)
@@ -288,12 +295,15 @@ def _release_from_thread(settings: Settings, scopes: list[Scope]) -> None:
         asyncio.run(release())
 
 
-async def _prune(ledger: Ledger, keep_s: float) -> None:
+async def _prune(ledger: Ledger, keep_s: float, fatal: Callable[[BaseException], object]) -> None:
     """Have the ledger forget what is old, again and again. Every worker does: it costs little, and none is special."""
-    while True:
-        with suppress(LedgerBusy):  # the next time will do
-            await ledger.prune(keep_s)
-        await asyncio.sleep(min(keep_s, PRUNE_EVERY_S))
+    try:
+        while True:
+            with suppress(LedgerBusy):  # the next time will do
+                await ledger.prune(keep_s)
+            await asyncio.sleep(min(keep_s, PRUNE_EVERY_S))
+    except Exception as error:  # noqa: BLE001  # the ledger is lost, for one: the worker can't go on either
+        fatal(error)
 
 
 def _concurrency(text: str) -> tuple[str | None, int]:

@@ -226,13 +226,14 @@ class Chaos:
         while not self._closing:
             at_once = self._rng.randint(1, self._concurrency)
             flags = ("--concurrency", str(at_once)) if at_once > 1 else ()
-            worker = await self._sites[number % len(self._sites)].worker(f"worker{number}", *flags, ready=False)
+            site = self._sites[number % len(self._sites)]
+            worker = await site.worker(f"worker{number}", *flags, ready=False, WORKQUEUE_LOG_FORMAT="json")
             life = Life(worker.name, worker.process.pid, worker.log, began=time.time(), concurrency=at_once)
             self._lives.append(life)
             self.running[number] = life, worker
             looked, queued = life.began, 0.0
             while worker.process.poll() is None:
-                if life.ready is None and worker.says("ready"):
+                if life.ready is None and worker.is_ready():
                     life.ready = time.time()
                 await asyncio.sleep(0.02)
                 if (now := time.time()) - looked > STARVED_LOOK_S:

@@ -27,6 +27,7 @@ from workqueue import children
 from workqueue.errors import GiveUp, HandlerBroke, HandlerInvalid, RetryAfter, escaped
 from workqueue.ledger import ClaimLost
 from workqueue.tasks.context import TaskContext
+from workqueue.tasks.events import Started
 from workqueue.tasks.policy import describe
 from workqueue.tasks.scope import CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
@@ -76,7 +77,7 @@ class Attempts:
         scope = Scope(self.holder, task, fence, limit_s)
         self.running.add(scope)
         if self._tell_begin:
-            self.holder.report(f"{self.holder.worker}  running  {scope.told}  attempt {context.attempt}")
+            scope.tell(Started(context.attempt))
         result: Any
         try:
             with scope:

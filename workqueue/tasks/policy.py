@@ -32,6 +32,10 @@ from workqueue.errors import GiveUp, HandlerBroke, RetryAfter, Verdict, escaped
 from workqueue.ledger import Claimed, Conflict, Finished, Taken
 
 Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"]
+"""Why a message is a dead letter."""
+Because = Literal["taken", "crashed", "behind", "alone", "redelivered", "returned"]
+"""Why a message comes later though no attempt failed: another worker has it; a worker died with it; another copy of it
+tells more; it must run alone and can't now; the broker has delivered it too often; it was a dead letter too often."""
 
 ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
 ALONE_FROM = 2  # deaths of a worker that had the task: one may have been any of its neighbours' fault
@@ -51,15 +55,16 @@ TRY = Try()
 class Skip:
     """Nothing is left to do: the task is done, or dead."""
 
-    state: str
+    state: Literal["done", "dead"]
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Come back later; no attempt is counted. `why` is in words."""
+    """Come back later; no attempt is counted. `count` is of deaths, where those are why."""
 
     rung: Rung
-    why: str
+    why: Because
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def before_attempt(
     rung = rung_of(answer.left_s, rungs)
     if answer.attempts > told:  # another copy has the whole story: that one is to come first
         rung = rungs[min(rungs.index(rung) + 1, len(rungs) - 1)]
-    return Wait(rung, "is taken")
+    return Wait(rung, "taken")
 
 
 def _of_claim(claim: Claimed, told: int, rungs: Sequence[Rung], crash_limit: int) -> Try | Wait | Bury:
@@ -102,7 +107,7 @@ def _of_claim(claim: Claimed, told: int, rungs: Sequence[Rung], crash_limit: int
     if claim.noticed:
         return after_crash(len(crashes), rungs)
     if claim.attempts > told:  # the other copy is on this rung, or just came from it
-        return Wait(rungs[min(claim.attempts, len(rungs)) - 1], "comes after a copy that tells more")
+        return Wait(rungs[min(claim.attempts, len(rungs)) - 1], "behind")
     return Try(alone=len(crashes) >= ALONE_FROM)
 
 
@@ -116,7 +121,7 @@ def without_ledger(deaths: int, new: bool, rungs: Sequence[Rung], crash_limit: i
 
 def after_crash(deaths: int, rungs: Sequence[Rung]) -> Wait:
     """The pause after the `deaths`th worker that died with a task."""
-    return Wait(rungs[min(deaths, len(rungs)) - 1], f"its worker died, or lost its claim ({deaths})")
+    return Wait(rungs[min(deaths, len(rungs)) - 1], "crashed", deaths)
 
 
 def after_failure(attempt: int, error: BaseException, rungs: Sequence[Rung]) -> Retry | Bury:

@@ -12,6 +12,7 @@ from uuid import UUID
 from workqueue import delivery
 from workqueue.ledger import ClaimLost, Ledger
 from workqueue.tasks import stack, threads
+from workqueue.tasks.events import Event, Listener, Running, Started
 from workqueue.tasks.policy import describe
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,13 @@ class CutOff(Exception):
 
 @dataclass
 class Holder:
-    """Who holds the claims: one worker, in its ledger. `ending` tells that it cancels its tasks now."""
+    """Who holds the claims: one worker, in its ledger, for one operation. `ending` tells that it cancels its tasks."""
 
     worker: str
+    operation: str
     ledger: Ledger
     lease_s: float
-    report: Callable[[str], object]
+    tell: Listener
     kind_of: Callable[[Any], str | None]
     """From a task's payload to its kind."""
     ending: bool = False
@@ -114,9 +116,16 @@ class Scope:
         return found
 
     @property
+    def kind(self) -> str:
+        return self.holder.kind_of(self._task.payload) or "task"
+
+    @property
     def told(self) -> str:
         """The task as lines of the log have it."""
-        return f"{self.holder.kind_of(self._task.payload) or 'task'}  {self._task.id}"
+        return f"{self.kind}  {self._task.id}"
+
+    def tell(self, what: Started | Running, took_s: float = 0.0) -> None:
+        self.holder.tell(Event(self.holder.worker, self.holder.operation, self.kind, str(self._task.id), took_s, what))
 
     def ran_s(self) -> float:
         return time.monotonic() - self._began
@@ -222,7 +231,7 @@ class Scope:
         )  # fmt: skip
 
     def _tell_long(self) -> None:
-        self.holder.report(f"{self.holder.worker}  running  {self.told}  for {self.ran_s():.0f} s")
+        self.tell(Running(), self.ran_s())
 
 
 def blocking_frames(loop_thread: int) -> str:

@@ -1,0 +1,73 @@
+"""A task in hand: what it is, the message that brought it, the claim on it; and what all tasks of a worker share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID
+
+from workqueue.contract import Contract
+from workqueue.delivery import Delivery, Publisher
+from workqueue.ledger import Claimed, Ledger
+from workqueue.settings import Settings
+from workqueue.tasks.events import Listener
+from workqueue.tasks.room import Room
+
+
+class TaskLike(Protocol):
+    """What the guard needs of a task: the identity that the contract gives it, and what to do."""
+
+    id: UUID
+    payload: Any
+
+
+T = TypeVar("T", bound=TaskLike)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the guards of one worker share.
+
+    `tell` gets an event about each message. `fatal` gets an error that is not a handler's: the worker can't go on.
+    `resources` are the lifespan's, for the handlers. `single`: no other task ever runs in this process; where one may,
+    `room` says who.
+    """
+
+    worker: str
+    contract: Contract
+    ledger: Ledger
+    publisher: Publisher
+    settings: Settings
+    tell: Listener
+    fatal: Callable[[BaseException], None]
+    resources: Any = None
+    single: bool = True
+    room: Room = field(default_factory=Room)
+
+
+@dataclass(slots=True)
+class Received(Generic[T]):
+    """A task and the message that brought it. `name` is its id as text."""
+
+    task: T
+    arrived: Delivery
+    kind: str
+    name: str
+
+    @property
+    def told(self) -> str:
+        """The task as lines of the log have it."""
+        return f"{self.kind}  {self.name}"
+
+
+@dataclass(slots=True)
+class Attempt(Generic[T]):
+    """A task that is claimed and may be tried. `failed`: the attempts that its message tells of."""
+
+    received: Received[T]
+    claim: Claimed
+    failed: list[dict[str, str]]
+
+    @property
+    def number(self) -> int:
+        """Counted from 1. The ledger knows of attempts that another copy of the message has in its headers."""
+        return max(len(self.failed), self.claim.attempts) + 1
