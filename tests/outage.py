@@ -67,8 +67,9 @@ class Effects:
     outage: Outage
     stretch_s: float
     back_s: dict[str, float]
-    all_at_leader: bool
-    """Nobody could send, or nobody could take, before RabbitMQ 3 missed the leader's node."""
+    all_at_leader: frozenset[str]
+    """Of `worker` and `producer`, those sorts that were all at the leader: nobody could take, or nobody send, before
+    RabbitMQ 3 missed its node."""
     ledger_line_s: float | None
     false_lines: list[Line]
 
@@ -82,7 +83,8 @@ class Effects:
         since = "after the healing" if self.outage.ledger else "after it stalled"
         for name, back_s in sorted(self.back_s.items()):
             limit_s = LEDGER_BACK_S if self.outage.ledger else BACK_S
-            limit_s += NET_TICK_S if name in self.outage.at_leader else 0.0
+            nothing_to_do = name.startswith("worker") and "producer" in self.all_at_leader
+            limit_s += NET_TICK_S if name in self.outage.at_leader or nothing_to_do else 0.0
             if back_s > limit_s:
                 when = "after the healing" if name in self.outage.cut_off else since
                 yield f"{name} worked again {back_s:.1f} s {when} (limit {limit_s:g})"
@@ -116,9 +118,10 @@ def effects(
         outage,
         stretch_s=0.0 if outage.idle else _length(longest_gap(done, since, outage.settled)),
         back_s=back_s,
-        all_at_leader=any(
-            (those := {name for name in active if name.startswith(sort)}) and those <= outage.at_leader
+        all_at_leader=frozenset(
+            sort
             for sort in ("worker", "producer")
+            if (those := {name for name in active if name.startswith(sort)}) and those <= outage.at_leader
         ),
         ledger_line_s=_first_line_s(outage, back_s, during) if outage.ledger else None,
         false_lines=[line for line in during if is_report(line)] if outage.delays_only else [],

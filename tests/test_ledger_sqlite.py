@@ -310,7 +310,7 @@ async def test_what_was_written_is_there_after_the_process_that_wrote_it(path: s
     await ledger.close()
     again = SqliteLedger(path)
     (outcome,) = await again.outcomes([task_id])
-    assert outcome == Outcome(task_id, "done", "w", 1, "{}", None, outcome.finished_at, "simulate")
+    assert outcome == Outcome(task_id, "done", "w", 1, "{}", None, outcome.finished_at, "simulate", digest=b"one")
     await again.close()
 
 
