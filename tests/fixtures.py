@@ -114,6 +114,7 @@ def site(node: Broker, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
     here = Site(tmp_path, vhost(node), scripts=scripts)
     yield here
     here.stop()
+    here.tell()
 
 
 @pytest.fixture
@@ -123,3 +124,4 @@ def fast(node: Broker, tmp_path: Path, scripts: Scripts, request: pytest.Fixture
     here = Site(tmp_path, vhost(node), project, scripts=scripts)
     yield here
     here.stop()
+    here.tell()

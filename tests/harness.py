@@ -310,10 +310,12 @@ class Site:
                 worker.process.kill()
         for worker in self.workers:
             worker.process.wait()
+
+    def tell(self) -> None:
+        """Print what its workers said last, for a test that fails."""
+        for worker in self.workers:
             tail = "\n".join(worker.text().splitlines()[-LAST_LINES:])
-            print(
-                f"{worker.name} ended with {worker.process.returncode}; it said last:\n{tail}"
-            )  # of a test that fails
+            print(f"{worker.name} ended with {worker.process.returncode}; it said last:\n{tail}")
 
 
 def _drain(worker: Worker) -> None:

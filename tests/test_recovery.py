@@ -33,6 +33,7 @@ def alone(own_node: Node, tmp_path: Path, fast_project: Path) -> Iterator[Site]:
     here = Site(tmp_path, vhost(own_node), fast_project)
     yield here
     here.stop()
+    here.tell()
 
 
 async def progress(site: Site, more: int, within_s: float = WAIT_S) -> None:
