@@ -70,6 +70,8 @@ worker1 worker2 worker3: $(MODULES) ## a worker of this name, until Ctrl-C
 	@uri=$$($(PY) -m tools.broker start) && AMQP_URI=$$uri exec $(PY) main-worker.py $@ $(ARGS)
 
 producer: $(MODULES) ## send the project's own files to be checksummed, and wait (or ARGS='...')
+	@$(if $(ARGS),,grep -q '^class Checksum' generated/producer/messages/json/__init__.py || \
+	    { echo "spec/ has no kind Checksum; say what to send: make producer ARGS='--jsonl FILE --wait'" >&2; exit 2; })
 	@uri=$$($(PY) -m tools.broker start) && AMQP_URI=$$uri exec $(PY) main-producer.py $(or $(ARGS),workqueue spec --wait)
 
 demo: $(MODULES) ## all of it at once: a private broker, three workers, every file of Python's library

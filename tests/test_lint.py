@@ -298,6 +298,8 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "a default of another type": (at("components/schemas/Receipt/properties/number/default", "1"), "components/schemas/Receipt/properties/number/default", '"1" breaks its own schema'),
     "a default that breaks it inside": (at(f"{PRINT}/properties/pages", {"type": "array", "items": {"type": "integer"}, "default": [1, "x"]}), f"{PRINT}/properties/pages/default", "/1: "),
     "a default without a null": (at(f"{PRINT}/properties/pages/default", None), f"{PRINT}/properties/pages/default", "null breaks its own schema"),
+    "a required property that can't be": (at("components/schemas/Mail", {"type": "object", "additionalProperties": False, "required": ["kind", "too"], "properties": {"kind": {"const": "mail"}, "to": {"type": "string"}}}), "components/schemas/Mail/required", '"too" is none'),
+    "a title that is another's name": (at("components/schemas/Mail/title", "Job"), "components/schemas/Mail/title", "another schema"),
     # references
     "a reference out of this machine": (at(f"{PRINT}/properties/pages", {"$ref": "https://example.com/a.json#/b"}), f"{PRINT}/properties/pages", "copy"),
     "a reference to a file that is not there": (at(f"{PRINT}/properties/pages", {"$ref": "./no.json"}), f"{PRINT}/properties/pages", "no such file"),

@@ -30,5 +30,5 @@ async def test_one_and_many_are_told_apart(
 
     monkeypatch.setattr(producer, "look", look)
     loaded = contract.load("tests.generated.producer")
-    told = await producer._matter(Settings.load({}, project=ROOT), NoLedger(), loaded)
+    told = await producer._matter(Settings.load({}, project=ROOT), NoLedger(), list(loaded.sends.values()))
     assert [line in told for line in said] == [True] * len(said), told

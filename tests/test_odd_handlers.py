@@ -65,6 +65,32 @@ async def test_a_callback_that_exits_does_not_end_the_worker(site: Site) -> None
     assert await stops(worker) < ENDS_S
 
 
+async def test_a_handler_that_stops_the_loop_stops_nothing(site: Site) -> None:
+    worker = await site.worker(script=ODD)
+    sent = [odd("stops_the_loop"), *simulate(2), odd("stops_the_loop")]
+    await site.send(sent)
+    await site.all_end(sent)
+    assert "stop() of the loop in a task of the program's own; goes on" in worker.text()
+    assert await stops(worker) < ENDS_S
+
+
+async def test_a_handler_that_cancels_all_tasks_ends_the_worker_with_its_reason_and_no_interruption(site: Site) -> None:
+    worker = await site.worker(script=ODD)
+    await site.send([odd("cancels_all")])
+    assert await worker.ended() == 70
+    assert "cancelled" in worker.text().splitlines()[-1]
+
+
+async def test_an_error_of_many_megabytes_is_told_in_short_and_delays_no_other(site: Site) -> None:
+    worker = await site.worker(script=ODD)
+    good = simulate(3)
+    await site.send([odd("says_much"), *good])
+    await site.all_end(good)
+    assert worker.says("failed")
+    assert len(worker.text()) < 20_000
+    assert await stops(worker) < ENDS_S
+
+
 @pytest.mark.parametrize("plain", ["", "1"])
 async def test_children_of_a_handler_do_not_touch_the_workers_signals(site: Site, plain: str) -> None:
     worker = await site.worker(script=ODD, PLAIN=plain)

@@ -45,6 +45,16 @@ async def dies(settings):
         yield None
 
 
+async def stays(settings):
+    print("opening", flush=True, file=sys.stderr)
+    while True:
+        try:
+            await asyncio.sleep(1000)
+        except BaseException:
+            pass
+    yield None
+
+
 async def fail():
     await asyncio.sleep(1)
     raise ValueError("the pool broke")
@@ -68,6 +78,10 @@ if name := os.environ.get("WITHOUT"):
 if name := os.environ.get("WITH"):
     handlers[name] = do
 lifespan = asynccontextmanager(dies) if os.environ.get("FAILS") == "later" else shared
+if os.environ.get("FAILS") == "never":
+    lifespan = dies
+if os.environ.get("FAILS") == "to end":
+    lifespan = asynccontextmanager(stays)
 sys.exit(run_worker(Application, handlers, about=__doc__, lifespan=lifespan))
 '''
 
@@ -170,6 +184,7 @@ async def test_concurrency_and_only_name_operations(two: Site) -> None:
         (("--concurrency", "do=2"), {}, "--concurrency='do': no such receive operation; the contract has do_errand"),
         ((), {"WITHOUT": "do_chore"}, "the handlers are for 'do_errand', and the contract's receive operations are "),
         ((), {"WITH": "do_more"}, "the handlers are for 'do_errand', 'do_chore', 'do_more', and the contract's "),
+        ((), {"FAILS": "never"}, "is of type async_generator, and no asynchronous context manager; give a function"),
         ((), {"FAILS": "open"}, "the lifespan failed: ValueError: no such pool; see the traceback above"),
     ],
 )
@@ -179,7 +194,7 @@ async def test_what_does_not_fit_the_contract_is_one_line_and_exit_2(
     worker = await two.worker("w", *flags, ready=False, **environment)
     assert await worker.ended() == 2
     assert said in worker.text()
-    assert ("Traceback" in worker.text()) == ("FAILS" in environment)
+    assert ("Traceback" in worker.text()) == (environment.get("FAILS") == "open")
 
 
 async def test_a_lifespan_that_ends_by_itself_ends_the_worker_after_a_drain(two: Site) -> None:
@@ -193,7 +208,7 @@ async def test_a_lifespan_that_fails_when_it_is_left_is_told_and_changes_no_exit
     worker = await two.worker("w", FAILS="close")
     worker.process.terminate()
     assert await worker.ended() == 0
-    assert "the lifespan failed when it was left: " in worker.text()
+    assert "the lifespan failed when it was left\nTraceback (most recent call last):\n" in worker.text()
     assert "it leaks" in worker.text()
 
 
@@ -204,6 +219,14 @@ async def test_a_producer_of_several_operations_must_say_which_sends_lines(two: 
     produced = await two.producer("--jsonl", "-", "--to", "nobody", lines=b"{}\n")
     assert produced.code == 2
     assert "--to='nobody': no such send operation; the contract has send_errand, send_chore" in produced.err
+
+
+async def test_a_lifespan_that_does_not_let_itself_be_cancelled_holds_no_process_up(two: Site) -> None:
+    worker = await two.worker("w", ready=False, FAILS="to end")
+    await until(lambda: "opening" in worker.text(), "it opens")
+    worker.process.terminate()
+    assert await worker.ended(within_s=25) == 0
+    assert "the lifespan does not end within 4 s" in worker.text()
 
 
 async def test_sigterm_while_the_lifespan_opens_ends_the_worker_with_0(two: Site, tmp_path: Path) -> None:

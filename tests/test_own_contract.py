@@ -107,6 +107,10 @@ def test_without_the_examples_kinds_its_tests_are_left_out_all_others_stay_and_t
     assert "test_workqueue.py" in collected.stdout
     demo = subprocess.run([sys.executable, "-m", "tools.demo"], cwd=copy, capture_output=True, text=True, check=False)
     assert demo.returncode == 2
+    makes = subprocess.run(["make", "--dry-run", "producer"], cwd=ROOT, capture_output=True, text=True, check=True)
+    asks = next(line for line in makes.stdout.splitlines() if line.startswith("grep "))
+    asked = subprocess.run(["sh", "-c", asks], cwd=copy, capture_output=True, text=True, check=False)
+    assert (asked.returncode, asked.stderr.startswith("spec/ has no kind Checksum; say what to send: ")) == (2, True)
     assert demo.stderr.startswith("demo: it has files checksummed, and the contract in spec/ has no kind Checksum; to ")
 
 

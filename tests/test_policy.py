@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from workqueue.amqp.connection import RECONNECT_CAP_S, RECONNECT_FIRST_S, reconnect_delay_s
 from workqueue.contract import Queue, Rung
 from workqueue.errors import GiveUp, RetryAfter
-from workqueue.tasks.policy import ERROR_LIMIT, Bury, Retry, after_failure, describe, rung_of
+from workqueue.tasks.policy import ERROR_LIMIT, LONGEST_S, Bury, Retry, after_failure, describe, rung_of
 
 RUNGS = tuple(Rung(Queue(f"wait-{s}", True, False, False, {}), s) for s in (0.5, 4.0, 60.0))
 
 
 def test_a_task_that_keeps_failing_climbs_every_rung_and_is_then_buried() -> None:
     decisions = [after_failure(attempt, ValueError("no"), RUNGS) for attempt in (1, 2, 3, 4, 5)]
-    assert decisions[:3] == [Retry(rung) for rung in RUNGS]
+    assert decisions[:3] == [Retry(rung, rung.delay_s) for rung in RUNGS]
     assert decisions[3:] == [Bury("failed", "ValueError: no")] * 2
 
 
@@ -23,7 +23,8 @@ def test_a_task_that_keeps_failing_climbs_every_rung_and_is_then_buried() -> Non
 def test_a_wish_for_later_is_rounded_up_to_a_rung_and_down_to_the_longest(
     attempt: int, asked_s: float, rung: int
 ) -> None:
-    assert after_failure(attempt, RetryAfter(asked_s, "busy"), RUNGS) == Retry(RUNGS[rung])
+    delay_s = max(RUNGS[rung].delay_s, min(asked_s, LONGEST_S))  # the ledger holds it back where no rung is as long
+    assert after_failure(attempt, RetryAfter(asked_s, "busy"), RUNGS) == Retry(RUNGS[rung], delay_s)
     assert rung_of(asked_s, RUNGS) == RUNGS[rung]
 
 

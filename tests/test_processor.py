@@ -38,7 +38,7 @@ from workqueue.ledger import (
 from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor
 from workqueue.tasks.context import TaskContext
-from workqueue.tasks.events import Dead, Delayed, Event, Told, What
+from workqueue.tasks.events import Dead, Delayed, Event, Retrying, Told, What
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
 
@@ -527,6 +527,16 @@ async def test_a_task_that_fails_goes_to_the_next_rung_then_its_claim_back_then_
 async def test_a_task_that_asks_for_later_waits_on_a_long_enough_rung() -> None:
     bench = Bench(raising(RetryAfter(0.2, "busy")))
     assert await bench.take() == ["claim", "run", RUNGS[2], "release", "ack"]
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+async def test_a_task_that_asks_for_longer_than_any_rung_is_held_back_by_the_ledger(ledger: bool) -> None:
+    bench, longest_s = Bench(raising(RetryAfter(60.0, "busy"))), RECEIVE.rungs[-1].delay_s
+    bench.ledger.claim_answer = claimed(() if ledger else None)
+    assert await bench.take() == ["claim", "run", RUNGS[-1], "release", "ack"]
+    *_, next_s = bench.ledger.values[-1]
+    assert next_s == (60.0 if ledger else pytest.approx(0.8 * longest_s))
+    assert bench.became == [Retrying(1, 60.0 if ledger else longest_s, "busy")]
 
 
 async def test_a_task_that_has_failed_on_every_rung_becomes_a_dead_letter_then_recorded_then_acked() -> None:

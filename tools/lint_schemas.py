@@ -45,6 +45,9 @@ def check(found: Findings) -> bool:
     sound = len(found.lines) == before
     for at, schema in every(found):
         _keywords(found, at, schema)
+        if sound:
+            _satisfiable(found, at, schema)
+            _named(found, at, schema)
     return sound
 
 
@@ -92,6 +95,23 @@ def _keywords(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
     for pattern in mapping(schema.get("patternProperties")):
         if not modelled(pattern):
             found.say((*at, "patternProperties", pattern), "can't be in a model (no look-ahead or look-behind there)")
+
+
+def _satisfiable(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
+    """A required property that is none of those that are allowed, being misspelt: no value has it."""
+    if schema.get("additionalProperties") is not False or schema.get("patternProperties"):
+        return
+    known = mapping(schema.get("properties"))
+    for name in schema.get("required", ()):
+        if name not in known:
+            found.say((*at, "required"), f"{shown(name)} is none of its properties, and no others are allowed")
+
+
+def _named(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
+    """A title that is another schema's name: both would be models of that name, and one of them gets another."""
+    title = schema.get("title")
+    if title in found.schemas and at != ("components", "schemas", title) and "properties" in schema:
+        found.say((*at, "title"), f"{shown(title)} is the name of another schema, and so of its model; take another")
 
 
 def modelled(pattern: str) -> bool:

@@ -77,6 +77,16 @@ class HandlerInvalid(WorkQueueError):
         self.handler, self.problem = handler, problem
 
 
+class HandlersInvalid(WorkQueueError):
+    """What was given to be the worker's handlers does not say which one is whose."""
+
+    exit_code = 2
+
+    def __init__(self, given: object, known: Iterable[str]) -> None:
+        names = ", ".join(f"{name!r}: ..." for name in known)
+        super().__init__(f"the handlers are of type {type(given).__name__}; give run_worker a dict, {{{names}}}")
+
+
 class HandlersDiffer(WorkQueueError):
     """A worker's handlers are not those of its contract's receive operations."""
 
@@ -188,7 +198,10 @@ class Verdict(Exception):
 
 
 class RetryAfter(Verdict):
-    """This attempt failed; the next one is no sooner than `delay_s` from now (rounded up to a rung of the contract).
+    """This attempt failed; the next one is no sooner than `delay_s` from now, rounded up to a delay of the contract.
+
+    Longer than the longest of those it waits there again and again, since the ledger knows when it is due; with
+    LEDGER_URL=none the longest is all there is.
 
     A `delay_s` that is no number of seconds makes it a plain failure, which says so.
     """

@@ -17,7 +17,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Collection, Coroutine
 from importlib import import_module
 from pathlib import Path
@@ -53,7 +52,7 @@ class Flags(argparse.ArgumentParser):
         super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {escaped(message)}; see --help", file=sys.stderr)
+        say(f"{message}; see --help")
         sys.exit(2)
 
 
@@ -92,21 +91,24 @@ def prepare() -> Listener:
     Returns the log of what happens in a worker: text or JSON by WORKQUEUE_LOG_FORMAT, or `logging` where the script has
     set that up already."""
     signals.listen()
+    signals.say = say
     stderr.open_missing()
     if not isinstance(sys.stderr, stderr.Stderr):
         sys.stderr = stderr.replace(sys.stderr, 2)
+        if is_json():
+            sys.stderr.form = _json
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that an ASCII terminal can't show ends nothing
     elif sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
-    form, configured = os.environ.get("WORKQUEUE_LOG_FORMAT", "text"), bool(logging.getLogger().handlers)
+    configured = bool(logging.getLogger().handlers)
     log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(JsonFormat() if form == "json" else Format("%(asctime)s %(message)s"))
+    log.setFormatter(JsonFormat() if is_json() else Format("%(asctime)s %(message)s"))
     logging.basicConfig(handlers=[log], level=logging.INFO)
     # The wire reports every loss of a connection itself, in words that say what follows from it.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
-    return listener(form, configured=configured)
+    return listener("json" if is_json() else "text", configured=configured)
 
 
 def project_folder(application: type[Any]) -> Path:
@@ -152,8 +154,8 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, told_early: int = INTER
         return error.exit_code
     except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # one line and an exit code for it too
-        logging.getLogger(__name__).error("%s", traceback.format_exc().rstrip())
+    except Exception as error:  # one line and an exit code for it too
+        logging.getLogger(__name__).error("a fault of its own", exc_info=error)
         say(f"a fault of its own: {type(error).__name__}: {error}")
         return WorkerFault.exit_code
     finally:
@@ -170,7 +172,8 @@ def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 def _run_to_end(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """SystemExit and KeyboardInterrupt in any task leave the event loop by asyncio's rule: `sys.exit()` in a task that
-    a handler has made. Its awaiter sees them, and everything else goes on here."""
+    a handler has made. Its awaiter sees them, and everything else goes on here; so it does where the loop's own stop()
+    was called."""
     running = runner.get_loop().create_task(main())
 
     async def end() -> int:
@@ -179,16 +182,27 @@ def _run_to_end(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, i
     while True:
         try:
             return runner.run(end())
-        except (SystemExit, KeyboardInterrupt) as error:
+        except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
             if running.done() or running.cancelling():
                 raise
-            logging.getLogger(__name__).warning("%s in a task of the program's own; goes on", type(error).__name__)
+            what = "stop() of the loop" if isinstance(error, RuntimeError) else type(error).__name__
+            logging.getLogger(__name__).warning("%s in a task of the program's own; goes on", what)
 
 
 def say(what: object) -> None:
     """A line on standard error, in the name of the script. Foreign text in it can't move a terminal's cursor."""
-    script, text = os.path.basename(sys.argv[0]), escaped(str(what))
-    if os.environ.get("WORKQUEUE_LOG_FORMAT") == "json":
-        sys.stderr.write(json_line(time.time(), logging.ERROR, {"event": "log", "logger": script, "message": text}))
+    text = escaped(str(what))
+    if is_json():
+        sys.stderr.write(_json(text))
     else:
-        print(f"{script}: {text}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: {text}", file=sys.stderr)
+
+
+def _json(text: str) -> str:
+    said = {"event": "log", "logger": os.path.basename(sys.argv[0]), "message": text}
+    return json_line(time.time(), logging.ERROR, said)
+
+
+def is_json() -> bool:
+    """Whether the log is for programs. Asked before the settings can be read: what is wrong with them is said too."""
+    return os.environ.get("WORKQUEUE_LOG_FORMAT") == "json"

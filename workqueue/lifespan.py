@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -21,9 +20,9 @@ class Lifespan:
     """
 
     def __init__(
-        self, manager: AbstractAsyncContextManager[Any] | None, fatal: Callable[[BaseException], None]
+        self, make: Callable[[], AbstractAsyncContextManager[Any]] | None, fatal: Callable[[BaseException], None]
     ) -> None:
-        self._manager, self._fatal = manager, fatal
+        self._make, self._fatal = make, fatal
         self.value: Any = None
         self._entered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._over = asyncio.Event()
@@ -31,8 +30,17 @@ class Lifespan:
 
     async def open(self) -> bool:
         """True, once it is entered. Raises LifespanFailed, or the WorkQueueError that it raised."""
-        if self._manager is not None:
-            self._running = asyncio.create_task(self._run(self._manager))
+        if self._make is not None:
+            try:
+                manager = self._make()
+            except Exception as error:
+                raise _failure(error) from error
+            if not isinstance(manager, AbstractAsyncContextManager):
+                raise LifespanFailed(
+                    f"what it makes is of type {type(manager).__name__}, and no asynchronous context manager; "
+                    f"give a function of the settings with one yield, under contextlib.asynccontextmanager"
+                )
+            self._running = asyncio.create_task(self._run(manager))
             self.value = await asyncio.shield(self._entered)
         return True
 
@@ -62,7 +70,7 @@ class Lifespan:
         elif not self._over.is_set():
             self._fatal(_failure(error))
         elif error is not None and not self._entered.cancelled():
-            log.warning("the lifespan failed when it was left: %s", _traceback(error))
+            log.warning("the lifespan failed when it was left", exc_info=error)
 
 
 def _failure(error: BaseException | None) -> WorkQueueError:
@@ -71,9 +79,5 @@ def _failure(error: BaseException | None) -> WorkQueueError:
         return error
     if error is None:
         return LifespanFailed("it ended by itself")
-    log.error("%s", _traceback(error))
+    log.error("the lifespan failed", exc_info=error)
     return LifespanFailed(f"{type(error).__name__}: {error}; see the traceback above")
-
-
-def _traceback(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error)).rstrip()

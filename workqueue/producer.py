@@ -5,7 +5,7 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
@@ -101,10 +101,12 @@ def _model(application: type[Any], send: contract.Send) -> type[Any]:
 
 
 class Sender:
-    """Sends each task by the operation of its model."""
+    """Sends each task by the operation of its model, and notes in `used` which those were."""
 
-    def __init__(self, application: type[Any], app: Any, sends: list[contract.Send]) -> None:
+    def __init__(self, application: type[Any], app: Any, sends: list[contract.Send], used: set[str]) -> None:
         self.endpoints = {send.operation: operation_of(app.producer, send.operation) for send in sends}
+        self._used = used
+        self._models = ", ".join(f"{send.operation} sends {send.message.name}" for send in sends)
         self._names: dict[type[Any], list[str]] = {}
         for send in sends:
             self._names.setdefault(_model(application, send), []).append(send.operation)
@@ -113,8 +115,9 @@ class Sender:
         """Raises NotSent, SendUnknown, BrokerUnreachable."""
         names = self._names.get(type(task), [])
         if len(names) != 1:
-            way_out = f"it may be any of {', '.join(names)}: say which with --to" if names else "no operation sends it"
+            way_out = f"it may be any of {', '.join(names)}: say which with --to" if names else self._models
             raise NotSent(str(getattr(task, "id", "")), f"{type(task).__name__}: {way_out}")
+        self._used.add(names[0])
         try:
             await self.endpoints[names[0]](task)
         except RuntimeError as error:  # the kernel's, about codecs; it is a task that is refused
@@ -137,11 +140,17 @@ async def _produce(
     async with AsyncExitStack() as closing:
         try:
             ledger = await _ledger(settings, closing) if given.wait else None
-            follower = None if ledger is None else _follower(settings, ledger, given.results, loaded, closing)
+            used: set[str] = set()  # the operations by which something was sent
+
+            async def matter() -> str:
+                assert ledger is not None
+                return await _matter(settings, ledger, [send for send in sends if send.operation in used] or sends)
+
+            follower = None if ledger is None else _follower(ledger, given.results, matter, closing)
             sending = (lambda body: None) if follower is None else follower.sending
             wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None, ledger, sending)
             closing.push_async_callback(wire.close)
-            sender, problem = Sender(application, application(wire), sends), _problem
+            sender, problem = Sender(application, application(wire), sends, used), _problem
             for endpoint in sender.endpoints.values():
                 await endpoint.start()
         except asyncio.CancelledError:
@@ -181,18 +190,18 @@ async def _ledger(settings: Settings, closing: AsyncExitStack) -> Ledger:
 
 
 def _follower(
-    settings: Settings, ledger: Ledger, results: str | None, loaded: contract.Contract, closing: AsyncExitStack
+    ledger: Ledger, results: str | None, matter: Callable[[], Awaitable[str]], closing: AsyncExitStack
 ) -> "Follower":
     from workqueue.follow import Follower  # with rich, which takes a while to import
 
     file = closing.enter_context(Results(results)) if results else None
-    return Follower(ledger, file, lambda: _matter(settings, ledger, loaded))
+    return Follower(ledger, file, matter)
 
 
-async def _matter(settings: Settings, ledger: Ledger, loaded: contract.Contract) -> str:
+async def _matter(settings: Settings, ledger: Ledger, sends: list[contract.Send]) -> str:
     """Why tasks may not finish, as far as the broker knows."""
     # By the queue's own argument: a sender's contract need not have the channel of the dead letters.
-    queues = {send.queue.name: send.queue.arguments.get("x-dead-letter-routing-key") for send in loaded.sends.values()}
+    queues = {send.queue.name: send.queue.arguments.get("x-dead-letter-routing-key") for send in sends}
     try:
         seen = await look(settings.amqp_uri, [*queues, *filter(None, queues.values())])
     except BrokerUnreachable as error:

@@ -34,6 +34,10 @@ milliseconds apart, more on a busy machine. A person who presses Ctrl-C again ha
 END_S = 5.0  # from the second signal on: time to hand back what is in hand
 
 
+def _say(text: str) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: {text}", file=sys.stderr)
+
+
 class Signals:
     """What the process has been asked. There is one, `signals`: handlers belong to the whole process."""
 
@@ -45,6 +49,7 @@ class Signals:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[Any] | None = None
         self._listening = False
+        self.say: Callable[[str], object] = _say
 
     def listen(self) -> None:
         """Take the signals from now on. For the main thread. A SIGHUP that was ignored (nohup) still is."""
@@ -81,7 +86,7 @@ class Signals:
             self._call(self._first or self._cancel)
         elif self.count == 2:
             name = signal.Signals(number).name
-            self._call(lambda: _say(f"{name} again: hands back what it has, and ends within {END_S:g} s"))
+            self._call(lambda: self.say(f"{name} again: hands back what it has, and ends within {END_S:g} s"))
             self._call(self._cancel)
             end = threading.Timer(END_S, os._exit, [INTERRUPTED])
             end.daemon = True
@@ -108,7 +113,3 @@ def on_signals(first: Callable[[], object], at_once: Callable[[], object] | None
     `at_once` is called in the signal's own handler, so even while a coroutine blocks the loop.
     """
     signals.on_first(first, at_once)
-
-
-def _say(text: str) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: {text}", file=sys.stderr)

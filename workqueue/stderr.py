@@ -12,6 +12,7 @@ import stat
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 KEPT_BYTES = 1_000_000  # some ten thousand lines
@@ -25,6 +26,8 @@ class Stderr(io.TextIOBase):
 
     errors = "backslashreplace"
     encoding = "utf-8"
+    form: Callable[[str], str] = staticmethod("{}\n".format)
+    """How it tells of lines that were dropped."""
 
     def __init__(self, fd: int, encoding: str = "utf-8") -> None:
         self._given, self.encoding = fd, encoding
@@ -79,16 +82,17 @@ class Stderr(io.TextIOBase):
 
     def _write(self, data: bytes) -> bytes:
         """What of it can't be written now."""
+        written = 0
         try:
-            while data:
+            while written < len(data):
                 if self._must_poll and not self._poll.poll(0):
                     break
-                data = data[os.write(self._fd, data[:PIECE_BYTES]) :]
+                written += os.write(self._fd, data[written : written + PIECE_BYTES])
         except BlockingIOError:
             pass
         except OSError:  # nobody reads it any more, or the disk is full: no reason to stop
             return b""
-        return data
+        return data[written:]
 
     def _keep(self, data: bytes) -> None:
         with self._lock:
@@ -106,21 +110,22 @@ class Stderr(io.TextIOBase):
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         while (data := self._next()) is not None:
-            while data:
+            written = 0
+            while written < len(data):
                 poll.poll()
                 try:
-                    data = data[os.write(self._fd, data[:PIECE_BYTES]) :]
+                    written += os.write(self._fd, data[written : written + PIECE_BYTES])
                     self._moved_s = time.monotonic()
                 except BlockingIOError:
                     pass
                 except OSError:
-                    data = b""
+                    break
 
     def _next(self) -> bytes | None:
         with self._lock:
             if not self._kept and self._dropped:
-                told, self._dropped = f"{self._dropped} lines were dropped: nobody read the log\n", 0
-                return told.encode()
+                told, self._dropped = f"{self._dropped} lines were dropped: nobody read the log", 0
+                return self.form(told).encode()
             if not self._kept:
                 self._writer = None
                 return None

@@ -13,13 +13,13 @@ from typing import Any, NoReturn, TypeVar
 from workqueue import codec, contract
 from workqueue.amqp.wire import Wire
 from workqueue.contract import Contract, Receive
-from workqueue.errors import HandlersDiffer, SettingInvalid, WorkerFault
+from workqueue.errors import HandlersDiffer, HandlersInvalid, SettingInvalid, WorkerFault
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import Flags, count, load_settings, on_signals, operation_of, package_of, prepare, run
 from workqueue.lifespan import Lifespan
 from workqueue.observe.recycle import Recycle
 from workqueue.settings import Settings
-from workqueue.signals import INTERRUPTED
+from workqueue.signals import INTERRUPTED, signals
 from workqueue.tasks.attempt import check_handler
 from workqueue.tasks.events import Listener, Ready, Stopped, Stopping
 from workqueue.tasks.policy import describe
@@ -68,7 +68,7 @@ def run_worker(
     flags.add_argument(
         "--only", action="append", metavar="OPERATION", help="take tasks of this operation, and not of all"
     )
-    flags.add_argument("--max-tasks", type=count, metavar="N", help="drain and exit with 0 after N tasks")
+    flags.add_argument("--max-tasks", type=count, metavar="N", help="drain and exit with 0 after N runs of a handler")
     flags.add_argument("--max-memory", type=count, metavar="MIB", help="the same once it holds so much memory")
     given = flags.parse_args()
 
@@ -89,7 +89,9 @@ def run_worker(
 
 
 def _check(handlers: Mapping[str, Handler[Any, Any]], by_name: Mapping[str, Receive]) -> None:
-    """Raises HandlersDiffer, HandlerInvalid."""
+    """Raises HandlersInvalid, HandlersDiffer, HandlerInvalid."""
+    if not isinstance(handlers, Mapping):
+        raise HandlersInvalid(handlers, by_name)
     if handlers.keys() != by_name.keys():
         raise HandlersDiffer(handlers, by_name)
     for handler in handlers.values():
@@ -161,9 +163,15 @@ async def _work(
         if ledger is None:
             return 0
         closing.push_async_callback(ledger.close)
-        resources = Lifespan(None if lifespan is None else lifespan(settings), ending.set)
+        guards: list[Guard[Any]] = []
+        crew = Crew(guards)
+        watchdog = Watchdog(name, crew.running, partial(_release_from_thread, settings))
+        watchdog.start()
+        closing.callback(watchdog.rest)
+        resources = Lifespan(None if lifespan is None else partial(lifespan, settings), ending.set)
         closing.push_async_callback(resources.close)
         if not await ending.unless(resources.open()):
+            watchdog.end_by(2 * CLOSE_S, 0, "it was told to end")  # a lifespan may not let itself be cancelled
             return 0
         wire = Wire(settings, loaded, name, ending.set, ledger)
         closing.push_async_callback(wire.close)
@@ -173,18 +181,14 @@ async def _work(
             name, loaded, ledger, wire.publisher(), settings, tell, ending.set, resources.value,
             single=sum(count for *_, count in work) == 1,
         )  # fmt: skip
-        consumers, guards = [], []
+        consumers = []
         for receive, handler, concurrency in work:
-            guard: Guard[Any] = Guard(handler, receive, runtime)
+            guard = Guard[Any](handler, receive, runtime)
             guards.append(guard)
             for _ in range(concurrency):  # competing consumers: each handles a message at a time
                 consumer = operation_of(application(wire).consumer, receive.operation)
                 consumer(guard.take)
                 consumers.append(consumer)
-        crew = Crew(guards)
-        watchdog = Watchdog(name, crew.running, partial(_release_from_thread, settings))
-        watchdog.start()
-        closing.callback(watchdog.rest)
         closing.push_async_callback(_stop, consumers)
         on_signals(
             ending.set,
@@ -199,8 +203,11 @@ async def _work(
             crew.drain()
             await wire.drain()
             drained = await crew.idle(settings.drain_s)
-        except asyncio.CancelledError:  # a second signal: the drain ends here
-            code = INTERRUPTED
+        except asyncio.CancelledError as error:
+            if signals.count < 2:  # a handler has cancelled all tasks of the loop, those of the worker's own too
+                watchdog.end_by(CUT_OFF_S + CLOSE_S, WorkerFault.exit_code, "it was cancelled")
+                raise WorkerFault("the worker was cancelled by a task of a handler's; restart it") from error
+            code = INTERRUPTED  # a second signal: the drain ends here
         except Exception as error:
             exit_code = getattr(error, "exit_code", WorkerFault.exit_code)
             watchdog.end_by(CUT_OFF_S + CLOSE_S, exit_code, describe(error))

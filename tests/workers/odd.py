@@ -38,6 +38,21 @@ async def exits_in_a_callback() -> None:
     await asyncio.sleep(0.05)
 
 
+async def stops_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0.05)
+
+
+async def cancels_all() -> None:
+    for running in asyncio.all_tasks():
+        running.cancel()
+    await asyncio.sleep(0)
+
+
+async def says_much() -> None:
+    raise ValueError("x" * 20_000_000)
+
+
 async def interrupts_in_a_task_of_its_own() -> None:
     async def leave() -> None:
         raise KeyboardInterrupt

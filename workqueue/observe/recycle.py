@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 class Recycle:
-    """A listener in front of another one. Once `max_tasks` handlers have ended, or the process holds `max_mib` of
+    """A listener in front of another one. Once handlers have ended `max_tasks` times, or the process holds `max_mib` of
     memory after one of them, `end` is called, once: the worker drains, and exits with 0."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Recycle:
 
     def _reason(self) -> str | None:
         if self._max_tasks is not None and self._ended >= self._max_tasks:
-            return f"{self._ended} tasks, of --max-tasks {self._max_tasks}"
+            return f"{self._ended} runs of a handler, of --max-tasks {self._max_tasks}"
         if self._max_mib is None or time.monotonic() - self._looked_s < LOOK_S:
             return None
         self._looked_s = time.monotonic()

@@ -18,7 +18,8 @@ After:
 | what the attempt came to                        | decision                                                    |
 |-------------------------------------------------|-------------------------------------------------------------|
 | it failed and a rung is left                    | Retry on the next rung, with one attempt more in its history |
-| RetryAfter(s) and a rung is left                | the same, but on a rung of at least s (the longest, if none)  |
+| RetryAfter(s) and a rung is left                | the same, but on a rung of at least s (the longest, again and |
+|                                                 | again, if none is: the ledger knows when it is due)           |
 | it failed and no rung is left                   | Bury, "failed"                                              |
 | GiveUp                                          | Bury, "gave-up"                                             |
 """
@@ -38,6 +39,7 @@ Because = Literal["taken", "crashed", "behind", "alone", "redelivered", "returne
 tells more; it must run alone and can't now; the broker has delivered it too often; it was a dead letter too often."""
 
 ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
+LONGEST_S = 366 * 86_400.0  # that a handler may ask for
 ALONE_FROM = 2  # deaths of a worker that had the task: one may have been any of its neighbours' fault
 
 
@@ -69,9 +71,10 @@ class Wait:
 
 @dataclass(frozen=True)
 class Retry:
-    """Wait on `rung`, then try again."""
+    """Wait on `rung`, then try again, no sooner than `delay_s` from now: that is more where no rung is as long."""
 
     rung: Rung
+    delay_s: float
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,9 @@ def after_failure(attempt: int, error: BaseException, rungs: Sequence[Rung]) -> 
     if attempt > len(rungs):
         return Bury("failed", describe(error))
     if isinstance(error, RetryAfter):
-        return Retry(rung_of(error.delay_s, rungs))
-    return Retry(rungs[attempt - 1])
+        rung = rung_of(error.delay_s, rungs)
+        return Retry(rung, max(rung.delay_s, min(error.delay_s, LONGEST_S)))
+    return Retry(rungs[attempt - 1], rungs[attempt - 1].delay_s)
 
 
 def rung_of(delay_s: float, rungs: Sequence[Rung]) -> Rung:

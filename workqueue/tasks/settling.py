@@ -99,8 +99,10 @@ class Settling(Generic[T]):
             tail = "" if is_verdict else traceback_tail(error)
             return replace(await self.bury(replace(attempt, failed=failed), decision, tail), trace=trace)
         await self._copies.delay(received.arrived, decision.rung, {"x-attempts": failed})
-        delay_s = decision.rung.delay_s
-        release = partial(self._ledger.release, attempts=number, error=said, next_s=NEXT_SHARE * delay_s)
+        rung_s = decision.rung.delay_s
+        delay_s = decision.delay_s if attempt.claim.crashes is not None else rung_s  # no ledger: the broker's is all
+        next_s = delay_s if delay_s > rung_s else NEXT_SHARE * rung_s
+        release = partial(self._ledger.release, attempts=number, error=said, next_s=next_s)
         await self._ask(partial(release, received.task.id, attempt.claim.fence))
         self.ack(received.arrived)
         return Retrying(number, delay_s, said, trace)

@@ -12,6 +12,7 @@ from workqueue.tasks.policy import describe
 
 INNERMOST = 5  # frames that tell where a handler is
 LINES = 60  # of a traceback in the log
+LINE_CHARACTERS = 1000  # of each: an error may quote what it got, all of it
 TAIL_CHARACTERS = 2000  # of a traceback in a dead letter: the last lines name the place and the error
 
 CALLS_OF_HANDLERS = {
@@ -29,7 +30,7 @@ def traceback_lines(error: BaseException) -> list[str]:
     try:
         told = traceback.TracebackException.from_exception(error, compact=True)
         _leave_out_ours(told, set())
-        lines = [escaped(line) for part in told.format() for line in part.splitlines()]
+        lines = [escaped(line[:LINE_CHARACTERS]) for part in told.format() for line in part.splitlines()]
     except Exception:  # noqa: BLE001  # of an exception whose own attributes fail
         return [describe(error)]
     return lines if len(lines) <= LINES else ["...", *lines[1 - LINES :]]
