@@ -24,7 +24,7 @@ from typing import Self
 # Below the ephemeral ports (from 32768 on Linux, 49152 on macOS): among those, a client that keeps reconnecting to a
 # node that is down can be given the node's port for its own end, and the node cannot come back.
 AMQP_PORTS, EPMD_PORTS, DIST_PORTS = range(20_000, 24_000), range(24_000, 28_000), range(28_000, 32_000)
-START_S = 60.0  # two seconds on a laptop; a busy machine in CI may take many times as long
+START_S = 180.0  # two seconds on a laptop; a busy machine in CI may take many times as long
 STOP_S = 30.0
 
 CONFIG = """\
