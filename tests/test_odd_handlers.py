@@ -56,21 +56,19 @@ async def test_no_odd_failure_ends_the_worker_and_each_is_told(site: Site) -> No
     assert await stops(plain) < ENDS_S
 
 
-async def test_a_callback_that_exits_does_not_end_the_worker(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("exits_in_a_callback", "SystemExit"),
+        ("stops_the_loop", "stop() of the loop in a task of the program's own; goes on"),
+    ],
+)
+async def test_what_leaves_the_loop_does_not_end_the_worker(site: Site, name: str, said: str) -> None:
     worker = await site.worker(script=ODD)
-    sent = [odd("exits_in_a_callback"), odd("exits_in_a_callback"), *simulate(1)]
+    sent = [odd(name), *simulate(2), odd(name)]
     await site.send(sent)
     await site.all_end(sent)
-    assert "SystemExit" in worker.text()
-    assert await stops(worker) < ENDS_S
-
-
-async def test_a_handler_that_stops_the_loop_stops_nothing(site: Site) -> None:
-    worker = await site.worker(script=ODD)
-    sent = [odd("stops_the_loop"), *simulate(2), odd("stops_the_loop")]
-    await site.send(sent)
-    await site.all_end(sent)
-    assert "stop() of the loop in a task of the program's own; goes on" in worker.text()
+    assert said in worker.text()
     assert await stops(worker) < ENDS_S
 
 

@@ -21,11 +21,11 @@ from rich.text import Text
 from workqueue import codec
 from workqueue.errors import InputInvalid, NotSent, WorkQueueError, escaped
 from workqueue.ledger import Ledger, LedgerBusy, Outcome
+from workqueue.tasks.policy import CONFLICT
 
 POLL_S = 0.2
 LOOK_AT = 2000  # tasks: of the oldest, and of the others; some milliseconds in all
 HINT_S = 10.0  # without any progress, until it says what may be the matter; then after twice as long, and so on
-CONFLICT = "its id is known with another payload; a task of its own needs an id of its own"
 NAMED = 5  # ids of tasks that did not finish, of each kind
 
 
@@ -91,6 +91,7 @@ class Follower(AbstractContextManager["Follower"]):
         """Print it as a line beside the progress bar, and follow a task that was not sent no longer."""
         if isinstance(error, NotSent):
             self._pending.pop(UUID(error.message_id), None)
+            self._digests.pop(UUID(error.message_id), None)
         self._say(str(error))
 
     async def finish(self, within_s: float | None = None) -> None:
@@ -142,8 +143,9 @@ class Follower(AbstractContextManager["Follower"]):
         """What became of the payload that was sent here."""
         if outcome.digest in (None, b"", self._digests.pop(outcome.id)):
             return outcome
-        self._say(f"task {outcome.id}: {CONFLICT}")
-        return replace(outcome, state="dead", attempts=0, result=None, error=f"conflict: {CONFLICT}")
+        self._say(f"task {outcome.id}: {CONFLICT.error}")
+        error = f"{CONFLICT.reason}: {CONFLICT.error}"
+        return replace(outcome, state="dead", attempts=0, result=None, error=error)
 
     def _left(self) -> dict[str, list[UUID]]:
         left: dict[str, list[UUID]] = defaultdict(list)

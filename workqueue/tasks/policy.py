@@ -85,6 +85,9 @@ class Bury:
     error: str
 
 
+CONFLICT = Bury("conflict", "its id is known with another payload; a task of its own needs an id of its own")
+
+
 def before_attempt(
     answer: Claimed | Taken | Finished | Conflict, told: int, waited_for: int, rungs: Sequence[Rung], crash_limit: int
 ) -> Try | Skip | Wait | Bury:
@@ -96,7 +99,7 @@ def before_attempt(
     if isinstance(answer, Finished):
         return Skip(answer.state)
     if isinstance(answer, Conflict):
-        return Bury("conflict", "its id is known with another payload; a task of its own needs an id of its own")
+        return CONFLICT
     rung = rung_of(answer.left_s, rungs)
     if answer.attempts > told:  # another copy has the whole story: that one is to come first
         rung = rungs[min(rungs.index(rung) + 1, len(rungs) - 1)]

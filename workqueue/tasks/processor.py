@@ -93,10 +93,12 @@ class Guard(Generic[T]):
         try:
             if isinstance(task, Undecodable):
                 kind, name = "message", arrived.message_id or ""
-                what = await self._refuse(task, arrived)
+                what = await self._at_sight(arrived) or await self.settling.dead_letter(
+                    arrived, Bury(task.reason, task.error)
+                )
             else:
                 kind, name = self._receive.kind_of(task.payload) or "task", str(task.id)
-                what = await self._take(Received(task, arrived, kind, name))
+                what = await self._at_sight(arrived) or await self._take(Received(task, arrived, kind, name))
             took_s = time.perf_counter() - began
             self._runtime.tell(Event(self._worker, self._receive.operation, kind, name, took_s, what))
         except Exception as error:
@@ -128,23 +130,24 @@ class Guard(Generic[T]):
         """Stop the running handlers; their messages go back to the broker."""
         self.attempts.cut_off()
 
-    async def _refuse(self, task: Undecodable, arrived: Delivery) -> What:
-        """Settle what is no task of the contract's."""
+    async def _at_sight(self, arrived: Delivery) -> What | None:
+        """Settle what need not be looked into. A dead letter that was sent back is a task again, and waits for long
+        where that happens again and again."""
         if arrived.oversized_bytes is not None:
             return self.settling.reject(arrived)
         if not arrived.readable:
             return await self.settling.dead_letter(arrived, Bury("undecodable", "its properties can't be read"))
-        return await self._once_too_often(arrived) or await self.settling.dead_letter(
-            arrived, Bury(task.reason, task.error)
-        )
+        if not story.came_back(arrived.headers):
+            return None
+        arrived.headers = story.revived(arrived.headers)
+        returns: int = arrived.headers["x-returns"]
+        if returns <= RETURNS_AT_ONCE:
+            return None
+        return await self.settling.delay(arrived, self._receive.rungs[-1], "returned", returns)
 
     async def _take(self, received: Received[T]) -> What:
         """Settle a task."""
         arrived = received.arrived
-        if not arrived.readable:
-            return await self.settling.dead_letter(arrived, Bury("undecodable", "its properties can't be read"))
-        if settled := await self._once_too_often(arrived):
-            return settled
         if problem := self._problem(arrived.headers):
             why = Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT])
             return await self.settling.dead_letter(arrived, why)
@@ -159,16 +162,6 @@ class Guard(Generic[T]):
             return await self._begin(received)
         except Closed:
             return await self.settling.hand_back(arrived)
-
-    async def _once_too_often(self, arrived: Delivery) -> What | None:
-        """A dead letter that was sent back is a task again, and waits for long where that happens again and again."""
-        if not story.came_back(arrived.headers):
-            return None
-        arrived.headers = story.revived(arrived.headers)
-        returns: int = arrived.headers["x-returns"]
-        if returns <= RETURNS_AT_ONCE:
-            return None
-        return await self.settling.delay(arrived, self._receive.rungs[-1], "returned", returns)
 
     def _problem(self, headers: Mapping[str, Any]) -> str | None:
         """What is wrong with those of a message's headers that are read again; a foreign client may send anything."""
