@@ -10,7 +10,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
 MODULES := generated/__init__.py
 # With the blanks of their names as make wants them.
 SOURCES := $(shell find spec -type f | sed 's/ /\\ /g')
-COMPILER := tools/generate.py tools/documents.py tools/resolve.py tools/findings.py $(wildcard tools/lint*.py)
+COMPILER := $(wildcard workqueue/compiler/*.py workqueue/compiler/*/pyproject.toml)
 # Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
 # Flags for the script that a target runs, such as: make producer ARGS='--simulate 100 --seconds 0.5 --wait'
@@ -30,12 +30,12 @@ help: ## this list
 venv: $(PY) ## a virtual environment in .venv
 install: $(SET_UP) ## the pinned packages of requirements.txt, in it
 generate: $(SET_UP) ## build generated/ from spec/ anew
-	@$(ONE_AT_A_TIME) $(PY) tools/generate.py
-	@$(ONE_AT_A_TIME) $(PY) tools/generate.py tests
+	@$(ONE_AT_A_TIME) $(PY) -m workqueue generate
+	@$(ONE_AT_A_TIME) $(PY) -m workqueue generate tests
 
 verify: $(SET_UP) ## fail when generated/ is not what spec/ makes
-	@$(PY) tools/generate.py --check
-	@$(PY) tools/generate.py --check tests
+	@$(PY) -m workqueue generate --check
+	@$(PY) -m workqueue generate --check tests
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -50,32 +50,32 @@ $(SET_UP): requirements.txt | $(PY)
 
 # A changed contract is compiled before anything runs on it.
 $(MODULES): $(SOURCES) $(COMPILER) pyproject.toml | $(SET_UP)
-	@$(ONE_AT_A_TIME) $(PY) tools/generate.py && touch $@
+	@$(ONE_AT_A_TIME) $(PY) -m workqueue generate && touch $@
 
 # --- the queue ------------------------------------------------------------------------------------------------------
 
 broker: $(SET_UP) ## find a RabbitMQ (AMQP_URI), or start a private one in .broker, and print its URI
-	@$(PY) -m tools.broker start
+	@$(PY) -m workqueue broker start
 
 broker-stop: $(SET_UP) ## stop the private RabbitMQ; what is queued stays
-	@$(PY) -m tools.broker stop
+	@$(PY) -m workqueue broker stop
 
 cluster: $(SET_UP) ## three private RabbitMQ nodes as one cluster in .cluster; prints the AMQP_URI for all three
-	@$(PY) -m tools.cluster start
+	@$(PY) -m workqueue cluster start
 
 cluster-stop: $(SET_UP) ## stop them; what is queued stays
-	@$(PY) -m tools.cluster stop
+	@$(PY) -m workqueue cluster stop
 
 worker1 worker2 worker3: $(MODULES) ## a worker of this name, until Ctrl-C
-	@uri=$$($(PY) -m tools.broker start) && AMQP_URI=$$uri exec $(PY) main-worker.py $@ $(ARGS)
+	@uri=$$($(PY) -m workqueue broker start) && AMQP_URI=$$uri exec $(PY) main-worker.py $@ $(ARGS)
 
 producer: $(MODULES) ## send the project's own files to be checksummed, and wait (or ARGS='...')
 	@$(if $(ARGS),,grep -q '^class Checksum' generated/producer/messages/json/__init__.py || \
 	    { echo "spec/ has no kind Checksum; say what to send: make producer ARGS='--jsonl FILE --wait'" >&2; exit 2; })
-	@uri=$$($(PY) -m tools.broker start) && AMQP_URI=$$uri exec $(PY) main-producer.py $(or $(ARGS),workqueue spec --wait)
+	@uri=$$($(PY) -m workqueue broker start) && AMQP_URI=$$uri exec $(PY) main-producer.py $(or $(ARGS),workqueue spec --wait)
 
 demo: $(MODULES) ## all of it at once: a private broker, three workers, every file of Python's library
-	@exec $(PY) -m tools.demo
+	@exec $(PY) -m workqueue demo
 
 # --- checks ---------------------------------------------------------------------------------------------------------
 
@@ -116,8 +116,8 @@ types: $(SET_UP)
 check: verify lint types test ## everything that must hold: verify, lint, types, import direction, tests
 
 clean: ## remove all that was made here; what is queued in .broker too
-	@if [ -x $(PY) ] && [ -d .broker ]; then $(PY) -m tools.broker stop; fi
-	@if [ -x $(PY) ] && [ -d .cluster ]; then $(PY) -m tools.cluster stop; fi
+	@if [ -x $(PY) ] && [ -d .broker ]; then $(PY) -m workqueue broker stop; fi
+	@if [ -x $(PY) ] && [ -d .cluster ]; then $(PY) -m workqueue cluster stop; fi
 	rm -rf $(VENV) $(BENCH) .broker .cluster .workqueue .demo .lock
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

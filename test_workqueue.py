@@ -18,7 +18,7 @@ import pytest
 
 from tests import example, harness
 from tests.harness import EXAMPLE, TESTS, Site, is_example, until, vhost
-from tools.node import Node
+from workqueue.dev.node import Node
 
 pytestmark = [pytest.mark.example] if is_example() else []
 simulate = example.simulate if is_example() else harness.simulate

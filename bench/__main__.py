@@ -19,9 +19,9 @@ from bench import report
 from bench.contenders import CONTENDERS, Contender
 from bench.scenarios import ON_CLASSIC_TOO, QUICK, SCENARIOS, Scale
 from bench.stage import Failed, Stage
-from tools.broker import ensure_installed
-from tools.node import BrokerError, Node
-from tools.project import ROOT
+from workqueue.dev.broker import ensure_installed
+from workqueue.dev.node import BrokerError, Node
+from workqueue.testing.project import ROOT
 
 
 def main() -> int:

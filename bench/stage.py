@@ -23,9 +23,9 @@ from aio_pika.exceptions import AMQPError
 
 from bench.contenders import Contender
 from bench.protocol import RECORD
-from tools.broker import install
-from tools.node import BrokerError, Node, uninterrupted
-from tools.project import ROOT, copy_project
+from workqueue.dev.broker import install
+from workqueue.dev.node import BrokerError, Node, uninterrupted
+from workqueue.testing.project import ROOT, copy_project
 
 START_S = 60.0  # from the start of workers to their first task; generous, like all of these
 SEND_S = 60.0

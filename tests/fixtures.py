@@ -13,10 +13,10 @@ import pytest
 
 from tests.given import Broker, given_broker
 from tests.harness import EXAMPLE, TESTS, Scripts, Site, fast_copy, is_example, vhost
-from tools.broker import ensure_installed
-from tools.node import Node
-from tools.postgres import Postgres
-from tools.project import ROOT
+from workqueue.dev.broker import ensure_installed
+from workqueue.dev.node import Node
+from workqueue.dev.postgres import Postgres
+from workqueue.testing.project import ROOT
 
 STARTING = {"node", "spare_node", "fast_project", "fast_example", "postgres", "site", "fast", "installed", "python"}
 

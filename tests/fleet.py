@@ -15,8 +15,8 @@ from tests.account import Evidence, Letter, Span
 from tests.harness import Note, Site, fast_copy, simulate
 from tests.hosts import Broker, Database, Network, start_cluster
 from tests.kept import Kept, KeptProducer, KeptWorker
-from tools.node import BrokerError, until
-from tools.project import ROOT
+from workqueue.dev.node import BrokerError, until
+from workqueue.testing.project import ROOT
 
 BROKERS = WORKERS = 3
 PRODUCERS = 2

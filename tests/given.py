@@ -12,7 +12,7 @@ import shlex
 
 from yarl import URL
 
-from tools.node import BrokerError, Node, run
+from workqueue.dev.node import BrokerError, Node, run
 
 LASTING = {"add_vhost": "delete_vhost", "add_user": "delete_user"}
 

@@ -30,9 +30,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from tests.given import Broker
-from tools.node import Node
-from tools.project import ROOT, copy_project, hurried
 from workqueue import contract
+from workqueue.dev.node import Node
+from workqueue.testing.project import ROOT, copy_project, hurried
 
 RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
 PRODUCER_S = 220.0  # below the time limit of a test, so that what was running is stopped

@@ -1,4 +1,4 @@
-"""What tools/broker.py promises."""
+"""What workqueue/dev/broker.py promises."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tools import broker, node
-from tools.broker import BrokerError, Node, Record
+from workqueue.dev import broker, node
+from workqueue.dev.broker import BrokerError, Node, Record
 
 NOWHERE = "amqp://127.0.0.1:1/"
 CONNECTION_START = b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x0a"
@@ -50,7 +50,7 @@ def listener(greeting: bytes) -> Iterator[int]:
 
 def command(verb: str, folder: Path, amqp_uri: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tools.broker", verb, "--folder", str(folder)],
+        [sys.executable, "-m", "workqueue", "broker", verb, "--folder", str(folder)],
         cwd=Path(broker.__file__).parent.parent,
         env=os.environ | {"AMQP_URI": amqp_uri},
         capture_output=True,
@@ -101,7 +101,7 @@ def test_without_a_broker_uri_ends_with_3_and_says_what_helps(
     monkeypatch.delenv("AMQP_URI", raising=False)
     monkeypatch.setattr(broker, "DEFAULT_URI", NOWHERE)
     assert broker.main(["uri", "--folder", str(tmp_path / "none")]) == 3
-    assert capsys.readouterr().err == "broker: no broker answers: `python -m tools.broker start` brings one up\n"
+    assert capsys.readouterr().err == "broker: no broker answers: `workqueue broker start` brings one up\n"
 
 
 def test_a_uri_that_is_none_ends_with_2_and_keeps_the_password_to_itself(tmp_path: Path) -> None:

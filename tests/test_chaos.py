@@ -24,12 +24,12 @@ from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, us
 from tests.chaos.run import Chaos, queued_s
 from tests.harness import TESTS, WAIT_S, Note, Scripts
 from tests.workers.main import ODD
-from tools.broker import ensure_installed
-from tools.node import BrokerError
-from tools.project import ROOT, copy_project, hurried
+from workqueue.dev.broker import ensure_installed
+from workqueue.dev.node import BrokerError
 from workqueue.observe.lines import JsonLines, TextLines
 from workqueue.tasks import events
 from workqueue.tasks.events import Event
+from workqueue.testing.project import ROOT, copy_project, hurried
 
 SEED = 7
 

@@ -10,8 +10,8 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from tests.harness import Site, simulate, task, until
-from tools.project import ROOT
 from workqueue.tasks.processor import RETURNS_AT_ONCE
+from workqueue.testing.project import ROOT
 
 MOODY = str(ROOT / "tests" / "workers" / "moody.py")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.test_lint import PRINT, at, changed, project
-from tools.project import ROOT
-from tools.samples import matching
+from workqueue.compiler.samples import matching
+from workqueue.testing.project import ROOT
 
 IMPORTED = """
 import signal
 before = signal.getsignal(signal.SIGINT)
-import tools.generate
+import workqueue.compiler.generate
 assert signal.getsignal(signal.SIGINT) is before, signal.getsignal(signal.SIGINT)
 """
 pytestmark = pytest.mark.compiler
@@ -32,7 +32,7 @@ def test_no_warning_of_a_pattern_reaches_the_terminal(tmp_path: Path) -> None:
             at(f"{PRINT}/properties/p{number}", {"type": "string", "pattern": pattern})(document)
 
     folder = project(tmp_path, changed(add))
-    command = [sys.executable, "tools/generate.py", str(folder)]
+    command = [sys.executable, "-m", "workqueue", "generate", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

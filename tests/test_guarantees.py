@@ -17,8 +17,8 @@ import pytest
 
 from tests.given import Broker
 from tests.harness import QUEUE, Site, Worker, simulate, task, until, vhost
-from tools.postgres import Postgres
-from tools.project import ROOT
+from workqueue.dev.postgres import Postgres
+from workqueue.testing.project import ROOT
 
 LARGEST = 16_000_000  # bytes of a body: RabbitMQ 4 itself refuses one of more than 16 MiB
 WORKERS = ROOT / "tests" / "workers"

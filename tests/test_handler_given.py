@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.harness import RECEIVE
-from tools.project import ROOT
 from workqueue.errors import HandlerInvalid, HandlersInvalid
 from workqueue.tasks.attempt import check_handler
+from workqueue.testing.project import ROOT
 from workqueue.worker import _check
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.harness import until
 from tests.proxy import Proxy
-from tools.postgres import Postgres
+from workqueue.dev.postgres import Postgres
 from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken, postgres_server
 from workqueue.ledger.postgres import PostgresLedger

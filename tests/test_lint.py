@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-from tools import generate as script
-from tools import lint
-from tools.generator import CodeGenerator
-from tools.project import ROOT
-from tools.resolve import resolve
 from workqueue import contract
+from workqueue.compiler import generate as script
+from workqueue.compiler import lint
+from workqueue.compiler.generator import CodeGenerator
+from workqueue.compiler.resolve import resolve
+from workqueue.testing.project import ROOT
 
 # What the generator uses is deprecated here and there. Python says so by default in no program, but in every test.
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -562,13 +562,17 @@ def test_a_channel_may_be_in_another_file_and_behind_another_reference(tmp_path:
 @pytest.mark.broker
 def test_the_script_says_it_in_one_line_each_with_exit_code_2_and_changes_nothing(tmp_path: Path) -> None:
     project(tmp_path, changed(at("operations/bill/x-lease-s", "abc")))
-    for name in ("tools", "workqueue"):
+    for name in ("workqueue",):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "generated").mkdir()
     (tmp_path / "generated" / "kept").touch()
     for arguments in ([], ["--check"]):
         ended = subprocess.run(
-            [sys.executable, "tools/generate.py", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "workqueue", "generate", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert ended.returncode == 2
         assert ended.stdout == ""
@@ -597,11 +601,11 @@ def test_what_the_generator_refuses_is_one_line(tmp_path: Path, monkeypatch: pyt
 @compiles
 def test_two_at_once_leave_one_whole_result(tmp_path: Path) -> None:
     project(tmp_path)
-    for name in ("tools", "workqueue"):
+    for name in ("workqueue",):
         shutil.copytree(ROOT / name, tmp_path / name)
-    running = [subprocess.Popen([sys.executable, "tools/generate.py"], cwd=tmp_path) for _ in range(4)]
+    running = [subprocess.Popen([sys.executable, "-m", "workqueue", "generate"], cwd=tmp_path) for _ in range(4)]
     assert [process.wait(100) for process in running] == [0, 0, 0, 0]
-    assert script.main(["--check"], tmp_path) == 0
+    assert script.main(["--check", str(tmp_path)]) == 0
     assert not list(tmp_path.glob(".generate-*"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.test_values import TEXT, compiled, kind, union
-from tools import generate
+from workqueue.compiler import generate
 
 pytestmark = pytest.mark.compiler
 

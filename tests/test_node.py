@@ -1,4 +1,4 @@
-"""What tools/node.py promises, most of it with a real node."""
+"""What workqueue/dev/node.py promises, most of it with a real node."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tools import node as module
-from tools.node import BrokerError, Node, epmd, find_server, speaks_amqp, until
-from tools.project import ROOT
+from workqueue.dev import node as module
+from workqueue.dev.node import BrokerError, Node, epmd, find_server, speaks_amqp, until
+from workqueue.testing.project import ROOT
 
 pytestmark = pytest.mark.broker
 HOST = "127.0.0.1"
@@ -117,7 +117,8 @@ def test_nodes_of_one_cookie_and_epmd_form_a_cluster_and_the_last_one_ends_the_e
 @needs_server
 def test_starts_at_once_on_one_folder_make_one_node_after_half_a_first_boot(tmp_path: Path) -> None:
     (tmp_path / "data" / "half a first boot").mkdir(parents=True)
-    script = "import sys, pathlib, tools.node as n; m = n.Node(pathlib.Path(sys.argv[1])); m.start(); print(m.pid)"
+    script = "import sys, pathlib; from workqueue.dev.node import Node; m = Node(pathlib.Path(sys.argv[1])); "
+    script += "m.start(); print(m.pid)"
     command = [sys.executable, "-c", script, str(tmp_path)]
     starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness import Site, Worker, simulate, task, until
-from tools.project import ROOT
+from workqueue.testing.project import ROOT
 
 ODD = str(ROOT / "tests" / "workers" / "odd.py")
 ENDS_S = 20.0  # generous, for a drain of less than a second and what follows it

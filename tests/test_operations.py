@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.harness import TESTS, Site, simulate, until
-from tools.project import copy_project
+from workqueue.testing.project import copy_project
 
 QUEUES = ("errands", "chores")
 WORKER = '''"""A worker of two operations, which share a resource."""

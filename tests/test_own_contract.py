@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from tests.harness import EXAMPLE, fast_copy
-from tools.project import ROOT
+from workqueue.testing.project import ROOT
 
-PARTS = ("spec", "tests", "tools", "workqueue", "pyproject.toml", "main-worker.py", "main-producer.py")
+PARTS = ("spec", "tests", "workqueue", "pyproject.toml", "main-worker.py", "main-producer.py")
 OF_EVERY_CONTRACT = ("tests/test_contract.py", "tests/test_processor.py", "tests/test_policy.py")
 
 
@@ -43,7 +43,7 @@ def compile_changed(copy: Path, change: Callable[[dict[str, Any]], None]) -> Non
     common = yaml.safe_load(document.read_text())
     change(common)
     document.write_text(yaml.safe_dump(common, sort_keys=False))
-    run(copy, "tools/generate.py")
+    run(copy, "-m", "workqueue", "generate")
 
 
 def recipe() -> dict[str, Any]:
@@ -105,7 +105,9 @@ def test_without_the_examples_kinds_its_tests_are_left_out_all_others_stay_and_t
     assert collected.returncode == 0, collected.stdout[-3000:]
     assert "tests/example" not in collected.stdout
     assert "test_workqueue.py" in collected.stdout
-    demo = subprocess.run([sys.executable, "-m", "tools.demo"], cwd=copy, capture_output=True, text=True, check=False)
+    demo = subprocess.run(
+        [sys.executable, "-m", "workqueue", "demo"], cwd=copy, capture_output=True, text=True, check=False
+    )
     assert demo.returncode == 2
     makes = subprocess.run(["make", "--dry-run", "producer"], cwd=ROOT, capture_output=True, text=True, check=True)
     asks = next(line for line in makes.stdout.splitlines() if line.startswith("grep "))

@@ -21,7 +21,7 @@ from tests.hosts import lacking
 from tests.network import Wires, packed
 from tests.outage import Effects, Line, Outage, done_twice, effects, log_lines, longest_gap, started_twice
 from tests.partition import KINDS, plan
-from tools.project import ROOT
+from workqueue.testing.project import ROOT
 
 NEAR, FAR = packed("10.203.0.11"), packed("10.203.0.12")
 AN_OUTAGE = Outage("broker vanishes", "rabbit1", began=100.0, healed=130.0, settled=140.0)

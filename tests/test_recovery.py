@@ -14,15 +14,15 @@ import pytest
 from tests.given import Broker
 from tests.harness import QUEUE, WAIT_S, Site, Worker, simulate, until, vhost
 from tests.proxy import Proxy
-from tools.node import Node
-from tools.project import ROOT
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
 from workqueue.amqp.lane import Lane
 from workqueue.amqp.topology import Topology
 from workqueue.contract import load
+from workqueue.dev.node import Node
 from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
+from workqueue.testing.project import ROOT
 
 BACK_S = 10.0  # never alive and idle for longer than this once the broker is back
 

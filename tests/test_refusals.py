@@ -17,7 +17,6 @@ from yarl import URL
 
 from tests.given import Broker, given_broker
 from tests.harness import DEAD_QUEUE, QUEUE, WAIT_S, Site, simulate, task, until, vhost
-from tools.node import Node
 from workqueue.amqp import connection
 from workqueue.amqp.connection import Link
 from workqueue.amqp.copies import DROPPED, fitted
@@ -25,6 +24,7 @@ from workqueue.amqp.lane import Unroutable
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
 from workqueue.contract import Queue, load
+from workqueue.dev.node import Node
 from workqueue.errors import BrokerRefused, BrokerUnreachable, NotSent
 from workqueue.settings import Settings
 

@@ -15,7 +15,6 @@ import pytest
 from tests.given import Broker
 from tests.harness import Site, simulate, until, vhost
 from tests.proxy import Proxy
-from tools.node import Node
 from workqueue.amqp import connection, consumer, watch
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer, Incoming
@@ -25,6 +24,7 @@ from workqueue.amqp.topology import Topology
 from workqueue.amqp.watch import Patience
 from workqueue.contract import load
 from workqueue.delivery import current
+from workqueue.dev.node import Node
 from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
 

@@ -19,9 +19,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from tools import generate, roundtrip
 from workqueue import contract, kinds
 from workqueue.codec import ModelCodec, ResultCodec, Undecodable, digest
+from workqueue.compiler import generate, roundtrip
 from workqueue.errors import NotSent
 
 pytestmark = pytest.mark.compiler

@@ -11,8 +11,8 @@ import pytest
 from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate, until
 from tests.test_follow import Told, send, tasks
 from tests.test_refusals import user_of
-from tools.node import Node
 from workqueue import follow
+from workqueue.dev.node import Node
 from workqueue.follow import Follower
 from workqueue.ledger import LedgerBusy
 

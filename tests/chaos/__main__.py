@@ -36,10 +36,10 @@ from tests.account import Account
 from tests.chaos.plan import ALL, HOSTS, KINDS, usable
 from tests.chaos.run import Chaos
 from tests.harness import EXAMPLE, TESTS, Scripts
-from tools.broker import ensure_installed
-from tools.node import BrokerError
-from tools.postgres import PostgresError
-from tools.project import ROOT, copy_project, hurried
+from workqueue.dev.broker import ensure_installed
+from workqueue.dev.node import BrokerError
+from workqueue.dev.postgres import PostgresError
+from workqueue.testing.project import ROOT, copy_project, hurried
 
 HURRIED_LEASE_S = 10
 

@@ -27,9 +27,9 @@ from tests.chaos.load import EXAMPLES_NAP, NAP, Task, make_tasks
 from tests.chaos.plan import KINDS, Fault, plan, usable
 from tests.harness import TESTS, Scripts, Site, Worker, until
 from tests.proxy import Proxy
-from tools.node import Node
-from tools.postgres import Postgres
-from tools.project import ROOT
+from workqueue.dev.node import Node
+from workqueue.dev.postgres import Postgres
+from workqueue.testing.project import ROOT
 
 WORKERS = 3
 PATIENCE_S = 60.0  # without anything ending, and beyond the longest delay, before the rest is called lost

@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from tests.harness import task
-from tools.project import ROOT
+from workqueue.testing.project import ROOT
 
 # By name, so that no type checker misses them where they are gone.
 models: Any = import_module("generated.producer.messages.json")

@@ -1,6 +1,6 @@
 """Faults put into the code on purpose, one at a time, to see whether a test notices.
 
-    python -m tools.mutate --seed N --count N [--tests FILE ...] MODULE ...
+    python -m tests.mutate --seed N --count N [--tests FILE ...] MODULE ...
 
 From all places in MODULEs where a small change is possible (a comparison turned round, a condition negated, a number
 one larger, a statement left out, ...) it draws some, makes each in a copy of the project, and runs the tests there
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.project import ROOT
+from workqueue.testing.project import ROOT
 
 TIME_S = 600.0  # a change that makes the tests hang has been noticed
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {

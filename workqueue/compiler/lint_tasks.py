@@ -6,8 +6,8 @@ from typing import Any
 
 import jsonschema_rs
 
-from tools.findings import Findings, channel_of, mapping, shown
-from tools.lint_schemas import Path, every
+from workqueue.compiler.findings import Findings, channel_of, mapping, shown
+from workqueue.compiler.lint_schemas import Path, every
 
 ENVELOPE = ("id", "created_at", "payload")
 """What the runtime gives each task, and what it can fill."""

@@ -1,13 +1,13 @@
 """Compiles the contract: spec/ to generated/.
 
-    python tools/generate.py            delete generated/ and build it anew
-    python tools/generate.py --check    exit 1 and name the files when generated/ is not what spec/ makes
-    python tools/generate.py FOLDER     the same for the spec/ and generated/ of another folder, such as tests
+    workqueue generate            delete generated/ and build it anew
+    workqueue generate --check    exit 1 and name the files when generated/ is not what spec/ makes
+    workqueue generate FOLDER     the same for the spec/ and generated/ of another folder than the current one
 
 Exit code 2 and a line for each problem when the contract can't be compiled, or could be and not be kept; then nothing
 is changed. For each application document (one of `spec/` with operations) the asyncapi-python generator writes the
 package `generated/<app>`. It knows of no `x-` key, no trait and not of every reference, so it is given the resolved
-document, and beside its modules this script puts the same document as `contract.json`, which the runtime reads.
+document, and beside its modules the compiler puts the same document as `contract.json`, which the runtime reads.
 """
 
 import argparse
@@ -31,16 +31,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # run as a script: its own folder stands there, which is no place to import from
+from workqueue import contract
+from workqueue.compiler import lint, lint_schemas, roundtrip
+from workqueue.compiler.generator import CodeGenerator
+from workqueue.compiler.resolve import Resolved, resolve
+from workqueue.errors import ContractInvalid
 
-from tools import lint, lint_schemas, roundtrip  # noqa: E402
-from tools.generator import CodeGenerator  # noqa: E402
-from tools.resolve import Resolved, resolve  # noqa: E402
-from workqueue import contract  # noqa: E402
-from workqueue.errors import ContractInvalid  # noqa: E402
-
+OPTIONS = Path(__file__).parent / "codegen"  # where the generator of the models finds its options
 SUFFIX = re.compile(r"\.asyncapi\.(yaml|yml|json)$")
 
 
@@ -246,17 +243,16 @@ def replace(target: Path, fresh: Path) -> None:
                 raise
 
 
-def main(arguments: list[str], root: Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(prog="generate", description="Compile spec/ into generated/.")
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="workqueue generate", description="Compile spec/ into generated/.")
     parser.add_argument("--check", action="store_true", help="only say whether generated/ is what spec/ makes")
-    parser.add_argument("folder", nargs="?", type=Path, default=root, help="whose spec/ and generated/ (default: ours)")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="whose spec/ and generated/ (default: .)")
     given = parser.parse_args(arguments)
     check, home = given.check, given.folder.resolve()
     generated = home / "generated"
-    # Beside its target, so that it can be moved there in one step; the generator takes its options from the
-    # pyproject.toml of the current folder.
     with (
-        contextlib.chdir(root),
+        contextlib.chdir(OPTIONS),
+        # Beside its target, so that it can be moved there in one step.
         tempfile.TemporaryDirectory(prefix=".generate-", dir=None if check else home) as folder,
     ):
         fresh = Path(folder) / "generated"
@@ -273,7 +269,3 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
         for name in stale:
             print(f"generated/{name} is not what spec/ makes; run `make generate`", file=sys.stderr)
         return 1 if stale else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = "spec/workqueue.schema.json"  # the rules for the contract's own keys, which the compiler reads
 SCRIPTS = ("main-worker.py", "main-producer.py")
 
@@ -24,7 +24,7 @@ def copy_project(
     """Copy what runs into `folder`, which must not exist, with each document of the spec/ in `home` as `edit` returns
     it; compile it to the generated/ beside it. Returns the folder."""
     folder.mkdir(parents=True)
-    for name in ("workqueue", "tools", "pyproject.toml", KEYS, f"{home}/spec", *scripts):
+    for name in ("workqueue", "pyproject.toml", KEYS, f"{home}/spec", *scripts):
         source, copy = ROOT / name, folder / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
@@ -33,7 +33,7 @@ def copy_project(
             shutil.copy(source, copy)
     for document in (folder / home / "spec").glob("*.yaml"):
         document.write_text(edit(document.read_text()))
-    subprocess.run([sys.executable, "tools/generate.py", home], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "workqueue", "generate", home], cwd=folder, check=True)
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from tools.resolve import Resolved
+from workqueue.compiler.resolve import Resolved
 
 RENAMED = {  # an old or a likely name of ours, and what to say for it
     ("operation", "x-result"): "it is stated on the message now, so that senders have the result's model too",

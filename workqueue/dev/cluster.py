@@ -1,6 +1,6 @@
 """Three private RabbitMQ nodes on loopback that are one cluster: its quorum queues have three replicas.
 
-    python -m tools.cluster start|stop [--folder .cluster]
+    workqueue cluster start|stop [--folder .cluster]
 
 `start` prints on stdout the value for AMQP_URI: the three, to be tried in turn. Exit codes: 0 done, 2 wrong usage, 3 no
 cluster.
@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from tools.broker import ensure_installed
-from tools.node import BrokerError, Node
+from workqueue.dev.broker import ensure_installed
+from workqueue.dev.node import BrokerError, Node
 
 SIZE = 3  # the smallest of which one may be lost: a quorum queue goes on while more than half of its replicas do
 
@@ -72,11 +72,11 @@ class Cluster:
         self.stop()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser("python -m tools.cluster", description="Three private nodes as one cluster.")
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("workqueue cluster", description="Three private nodes as one cluster.")
     parser.add_argument("command", choices=["start", "stop"])
     parser.add_argument("--folder", type=Path, default=Path(".cluster"), help="where they live (%(default)s)")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         if given.command == "stop":
             Cluster(given.folder).stop()
@@ -92,7 +92,3 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from tools.findings import Findings, channel_at, channel_of, mapping, shown
+from workqueue.compiler.findings import Findings, channel_at, channel_of, mapping, shown
 
 LOOKS = 1_000_000  # deliveries that a dead letter must stand: each look is one
 MOVES = (

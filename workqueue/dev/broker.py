@@ -1,6 +1,6 @@
 """A RabbitMQ for development and tests: find one that answers, or run a private one that touches nobody else's.
 
-    python -m tools.broker start|stop|uri [--folder .broker]
+    workqueue broker start|stop|uri [--folder .broker]
 
 `start` takes the first of: the broker of AMQP_URI, which if set must answer, or else the one at RabbitMQ's default
 address; the folder's own broker; a node of the installed server; a container; a node after installing Debian's
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tools.node import BrokerError, Node, Record, find_server, locked, run, speaks_amqp, until
+from workqueue.dev.node import BrokerError, Node, Record, find_server, locked, run, speaks_amqp, until
 
 __all__ = ["BrokerError", "Node", "Record", "ensure_installed", "find", "find_server", "start_private", "stop_private"]
 
@@ -180,9 +180,9 @@ def say(text: str) -> None:
     print(f"broker: {text}", file=sys.stderr, flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        "python -m tools.broker", description="Find a RabbitMQ, or run a private one.", epilog=EXIT_CODES
+        "workqueue broker", description="Find a RabbitMQ, or run a private one.", epilog=EXIT_CODES
     )
     parser.add_argument("command", choices=["start", "stop", "uri"])
     parser.add_argument("--folder", type=Path, default=Path(".broker"), help="of the private one (%(default)s)")
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         found = find(given.folder)
         if found is None and given.command == "uri":
-            raise BrokerError("no broker answers: `python -m tools.broker start` brings one up")
+            raise BrokerError("no broker answers: `workqueue broker start` brings one up")
         uri, whose = found or (start_private(given.folder), f"the private broker in {given.folder}")
         say(f"using {whose}")
         print(uri)
@@ -203,7 +203,3 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,13 @@
 """The whole pattern at work: a private broker, three workers, and a task for each file of Python's own library.
 
-    python -m tools.demo
+    workqueue demo
 
 Ends with the table of who did what and with checksums that `sha256sum -c` accepts, in .demo/. Nothing that it
 started is left running, however it ends. Exit codes: those of main-producer.py; 1 also for a wrong checksum, 2 also
 where the contract has other kinds than the example.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -17,22 +18,21 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
-from tools.broker import BrokerError, start_private, stop_private
-from tools.project import ROOT
+from workqueue.dev.broker import BrokerError, start_private, stop_private
 
-FOLDER = ROOT / ".demo"
+FOLDER = Path(".demo")
 LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}  # not its own files, or changing while it is used
 READY_S = 30.0
 STOP_S = 40.0
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
+    argparse.ArgumentParser("workqueue demo", description=__doc__).parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not hasattr(import_module("generated.producer.messages.json"), "Checksum"):
+    if "Checksum" not in json.loads(Path("generated/producer/contract.json").read_bytes())["components"]["schemas"]:
         print(
             "demo: it has files checksummed, and the contract in spec/ has no kind Checksum; to see your own kinds at "
             "work: make worker1, and make producer ARGS='--jsonl FILE --wait'",
@@ -49,7 +49,7 @@ def main() -> int:
             print(f"3. {count} tasks, one for each file of {LIBRARY}", flush=True)
             producer = [sys.executable, "main-producer.py", "--jsonl", str(tasks), "--wait"]
             producer += ["--results", str(FOLDER / "results.jsonl")]
-            code = subprocess.run(producer, cwd=ROOT, env=environment, check=False).returncode
+            code = subprocess.run(producer, env=environment, check=False).returncode
             if code == 0:
                 code = check()
     except BrokerError as error:
@@ -81,7 +81,7 @@ def workers(uri: str) -> Iterator[dict[str, str]]:
             with (FOLDER / f"{name}.log").open("w") as log:
                 command = [sys.executable, "main-worker.py", name]
                 # A session of its own: Ctrl-C is for this process, which then stops the workers in order.
-                started = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log, start_new_session=True)
+                started = subprocess.Popen(command, env=environment, stderr=log, start_new_session=True)
                 running.append(started)
         for name in ("worker1", "worker2", "worker3"):
             await_ready(FOLDER / f"{name}.log")
@@ -127,7 +127,3 @@ def check() -> int:
     code = subprocess.run([*tool, "--check", "--quiet", str(sums)], check=False).returncode
     print(f"4. sha256sum --check {FOLDER.name}/SHA256SUMS: {'all correct' if code == 0 else 'WRONG'}", flush=True)
     return 1 if code else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

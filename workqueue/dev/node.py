@@ -255,7 +255,7 @@ def find_server() -> Path | None:
 def installed(program: str) -> str:
     server = find_server()
     if server is None:
-        raise BrokerError("no RabbitMQ is installed here: `python -m tools.broker start` helps, or says what does")
+        raise BrokerError("no RabbitMQ is installed here: `make broker` helps, or says what does")
     return str(server.with_name(program))
 
 

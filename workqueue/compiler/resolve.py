@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from tools import documents
+from workqueue.compiler import documents
 
 Place = tuple[Path, tuple[str, ...]]
 """A document, and where in it."""

@@ -8,21 +8,20 @@ applies the first, and finds `x-` keys that would be passed over in silence.
 import json
 import keyword
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from asyncapi_python.utils import snake_case
 
-from tools import lint_queues, lint_schemas, lint_tasks
-from tools.findings import RENAMED, Findings, channel_of, mapping, nearest, shown
-from tools.resolve import Resolved
+from workqueue.compiler import example, lint_queues, lint_schemas, lint_tasks
+from workqueue.compiler.findings import RENAMED, Findings, channel_of, mapping, nearest, shown
+from workqueue.compiler.resolve import Resolved
 
-SCHEMA = Path("spec/workqueue.schema.json")
+SCHEMA = "spec/workqueue.schema.json"
 
 
 def problems(resolved: Resolved) -> list[str]:
     """Why the document can't be run: lines of place, value and way out. Empty if it can."""
-    rules = json.loads((Path(__file__).parent.parent / SCHEMA).read_text(encoding="utf-8"))
+    rules = json.loads((example.FOLDER / SCHEMA).read_text(encoding="utf-8"))
     found = Findings(resolved, rules)
     _document(found)
     for key, channel in mapping(found.document.get("channels")).items():

@@ -14,8 +14,8 @@ from typing import Self
 
 import psycopg
 
-from tools.broker import install
-from tools.node import START_S, free_port
+from workqueue.dev.broker import install
+from workqueue.dev.node import START_S, free_port
 
 PORTS = range(16_000, 20_000)  # below the ephemeral ports, for the reason that those of a node are
 STOP_S = 30.0

@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
-from tools.samples import Maker
 from workqueue import contract, kinds
 from workqueue.codec import ModelCodec, ResultCodec, Undecodable
 from workqueue.codec.values import change
+from workqueue.compiler.samples import Maker
 from workqueue.errors import ContractInvalid, NotSent
 
 

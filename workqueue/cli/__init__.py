@@ -1,0 +1,44 @@
+"""`workqueue COMMAND`, which is `python -m workqueue COMMAND`: what is done to a project, and not by it.
+
+A command's module is imported when it is called, so that each needs only the extras of its own.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "init": ("workqueue.cli.init", "lay down the example as a project of your own"),
+    "generate": ("workqueue.compiler.generate", "compile spec/ into generated/, or check that it is compiled"),
+    "broker": ("workqueue.dev.broker", "find a RabbitMQ, or run a private one in .broker"),
+    "cluster": ("workqueue.dev.cluster", "run three private RabbitMQ nodes as one cluster in .cluster"),
+    "demo": ("workqueue.dev.demo", "the example at work: a private broker, three workers, thousands of tasks"),
+}
+EXTRAS = {"yaml": "generate", "asyncapi_python_codegen": "generate", "datamodel_code_generator": "generate"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command, and return its exit code: 2 for wrong usage, or where it needs an extra that is not installed."""
+    width = max(map(len, COMMANDS))
+    table = "\n".join(f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="workqueue", description="A RabbitMQ work queue whose contract is the program.",
+        epilog=f"commands:\n{table}\n\nworkqueue COMMAND --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)
+    parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER)
+    given = parser.parse_args(arguments)
+    try:
+        module = import_module(COMMANDS[given.command][0])
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"workqueue {given.command}: {error.name} is not installed; install asyncapi-workqueue[{extra}]",
+            file=sys.stderr,
+        )
+        return 2
+    code: int = module.main(given.arguments)
+    return code
