@@ -21,7 +21,6 @@ from bench.scenarios import ON_CLASSIC_TOO, QUICK, SCENARIOS, Scale
 from bench.stage import Failed, Stage
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import BrokerError, Node
-from workqueue.testing.project import ROOT
 
 
 def main() -> int:
@@ -33,7 +32,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, metavar="N", help="the size of the backlogs of the first two scenarios")
     parser.add_argument("--quick", action="store_true", help="one small round, to see that it works")
     parser.add_argument("--seed", type=int, help="of the order in which contenders are on")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
     given = parser.parse_args()
     if unknown := set(given.only.split(",")) - SCENARIOS.keys():
         parser.error(f"no such scenario: {', '.join(unknown)}")

@@ -25,7 +25,9 @@ from bench.contenders import Contender
 from bench.protocol import RECORD
 from workqueue.dev.broker import install
 from workqueue.dev.node import BrokerError, Node, uninterrupted
-from workqueue.testing.project import ROOT, copy_project
+from workqueue.testing.project import copy_project
+
+ROOT = Path(__file__).resolve().parent.parent
 
 START_S = 60.0  # from the start of workers to their first task; generous, like all of these
 SEND_S = 60.0
@@ -94,7 +96,7 @@ class Site:
         name = re.sub(r"\W+", "-", f"{contender.name} {queue_type}")
         self.folder = stage.folder / name
         if contender.name.startswith("ours"):
-            copy_project(self.folder, as_classic if queue_type == "classic" else str)
+            copy_project(ROOT, self.folder, as_classic if queue_type == "classic" else str)
         else:
             self.folder.mkdir()
         self._url = stage.node.add_vhost(name, "--default-queue-type", queue_type)

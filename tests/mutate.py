@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workqueue.testing.project import ROOT
+from tests.harness import ROOT
 
 TIME_S = 600.0  # a change that makes the tests hang has been noticed
 COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {

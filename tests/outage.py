@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from tests.account import Life
-from tests.harness import Note
+from workqueue.testing import Note
 
 STRETCH_S = 15.0  # without a task done, while most brokers and the ledger can be reached
 BACK_S = 20.0  # until who was cut off from one of several brokers works again

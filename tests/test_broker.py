@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import ROOT
 from workqueue.dev import broker, node
 from workqueue.dev.broker import BrokerError, Node, Record
 
@@ -51,7 +52,7 @@ def listener(greeting: bytes) -> Iterator[int]:
 def command(verb: str, folder: Path, amqp_uri: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "workqueue", "broker", verb, "--folder", str(folder)],
-        cwd=Path(broker.__file__).parent.parent,
+        cwd=ROOT,
         env=os.environ | {"AMQP_URI": amqp_uri},
         capture_output=True,
         text=True,

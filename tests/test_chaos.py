@@ -22,14 +22,14 @@ from tests.chaos.__main__ import parse as parse_flags
 from tests.chaos.faults import ODD_WAYS, Faults
 from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
 from tests.chaos.run import Chaos, queued_s
-from tests.harness import TESTS, WAIT_S, Note, Scripts
+from tests.harness import ROOT, TESTS
 from tests.workers.main import ODD
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import BrokerError
 from workqueue.observe.lines import JsonLines, TextLines
 from workqueue.tasks import events
 from workqueue.tasks.events import Event
-from workqueue.testing.project import ROOT, copy_project, hurried
+from workqueue.testing import WAIT_S, Note, Scripts, copy_project, hurried
 
 SEED = 7
 
@@ -353,7 +353,7 @@ def users_project(folder: Path) -> Path:
 
     spec = tmp_spec(folder.with_name("spec"), theirs)
     hurry = hurried(spec, lease_s=10)
-    copy_project(folder, lambda text: hurry(theirs(text)), scripts=())
+    copy_project(ROOT, folder, lambda text: hurry(theirs(text)))
     (folder / "my-worker.py").write_text(THEIR_WORKER)
     (folder / "mending.py").write_text("def polished(shine):\n    return shine / 2\n")
     (folder / "main-producer.py").write_text(THEIR_PRODUCER)

@@ -29,7 +29,7 @@ def in_child(look: Callable[[], bool]) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def installed() -> None:
+def guarded() -> None:
     children.install()
 
 

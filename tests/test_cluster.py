@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import QUEUE, Site, simulate, until
+from tests.harness import QUEUE, Site, simulate
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.cluster import SIZE, Cluster
 from workqueue.dev.node import Node
+from workqueue.testing import until
 
 ON_AGAIN_S = 15.0
 BACK_S = 40.0  # 20 s, and the start of a worker on a busy machine

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.harness import ROOT
 from workqueue import contract
 from workqueue.contract import Queue
 from workqueue.errors import ContractInvalid
-from workqueue.testing.project import ROOT
 
 COMMON = yaml.safe_load((ROOT / "tests/spec/common.asyncapi.yaml").read_text())
 WORKER_SPEC = yaml.safe_load((ROOT / "tests/spec/worker.asyncapi.yaml").read_text())

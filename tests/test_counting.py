@@ -11,12 +11,13 @@ from uuid import UUID
 
 import pytest
 
-from tests.harness import Site, simulate, until
+from tests.harness import Site, simulate
 from tests.test_guarantees import WORKERS, keep_alive
 from workqueue import codec
 from workqueue.ledger import Claimed
 from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.signals import SAME_S
+from workqueue.testing import until
 
 KILLER = str(WORKERS / "killer.py")
 

@@ -9,9 +9,9 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
-from tests.harness import Site, simulate, task, until
+from tests.harness import ROOT, Site, simulate, task
 from workqueue.tasks.processor import RETURNS_AT_ONCE
-from workqueue.testing.project import ROOT
+from workqueue.testing import until
 
 MOODY = str(ROOT / "tests" / "workers" / "moody.py")
 

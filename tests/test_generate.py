@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import ROOT
 from workqueue.compiler import generate as script
-from workqueue.testing.project import ROOT
 
 COMMON, WORKER = "spec/common.asyncapi.yaml", "spec/worker.asyncapi.yaml"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import ROOT
 from tests.test_lint import PRINT, at, changed, project
 from workqueue.compiler.samples import matching
-from workqueue.testing.project import ROOT
 
 IMPORTED = """
 import signal

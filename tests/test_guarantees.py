@@ -15,10 +15,10 @@ import aio_pika
 import psycopg
 import pytest
 
-from tests.given import Broker
-from tests.harness import QUEUE, Site, Worker, simulate, task, until, vhost
+from tests.harness import QUEUE, ROOT, Site, simulate, task
 from workqueue.dev.postgres import Postgres
-from workqueue.testing.project import ROOT
+from workqueue.testing import Worker, until, vhost
+from workqueue.testing.given import Broker
 
 LARGEST = 16_000_000  # bytes of a body: RabbitMQ 4 itself refuses one of more than 16 MiB
 WORKERS = ROOT / "tests" / "workers"

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness import RECEIVE
+from tests.harness import RECEIVE, ROOT
 from workqueue.errors import HandlerInvalid, HandlersInvalid
 from workqueue.tasks.attempt import check_handler
-from workqueue.testing.project import ROOT
 from workqueue.worker import _check
 
 

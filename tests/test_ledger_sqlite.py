@@ -18,13 +18,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from tests.harness import ROOT
 from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import Claimed, Finished, LedgerBusy, Outcome, Taken, clock, open_ledger, sqlite_file
 from workqueue.ledger import sqlite as store
 from workqueue.ledger.clock import LastLook
 from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.settings import Settings
-from workqueue.testing.project import ROOT
 
 LONG_S = 3600.0
 ASKED: dict[str, Any] = {"kind": "simulate", "digest": b"one", "alone": False}

@@ -9,11 +9,11 @@ from typing import Any, get_args
 
 import pytest
 
+from tests.harness import ROOT
 from workqueue.observe.lines import NAMES, JsonFormat, JsonLines, TextLines, fields, lines, listener, to_logging
 from workqueue.tasks import events
 from workqueue.tasks.events import Event, Told
 from workqueue.tasks.policy import Because, Reason
-from workqueue.testing.project import ROOT
 
 ID = "6a0e1c1e-3c53-4a3c-9c9b-2f2f4c9c0f01"
 

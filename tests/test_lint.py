@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
+from tests.harness import ROOT
 from workqueue import contract
 from workqueue.compiler import generate as script
 from workqueue.compiler import lint
 from workqueue.compiler.generator import CodeGenerator
 from workqueue.compiler.resolve import resolve
-from workqueue.testing.project import ROOT
 
 # What the generator uses is deprecated here and there. Python says so by default in no program, but in every test.
 Test = TypeVar("Test", bound=Callable[..., None])

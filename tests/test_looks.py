@@ -5,7 +5,8 @@ import os
 import aio_pika
 from aio_pika.abc import AbstractConnection
 
-from tests.harness import Site, until
+from tests.harness import Site
+from workqueue.testing import until
 
 LETTERS = int(os.environ.get("LETTERS", "3"))
 LOOKS = int(os.environ.get("LOOKS", "30"))  # RabbitMQ 4 by itself drops what was delivered 20 times

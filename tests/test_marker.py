@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import aio_pika
 import pytest
 
-from tests.given import Broker
-from tests.harness import until, vhost
 from tests.test_refusals import queue, user_of
 from workqueue.amqp.connection import Link
 from workqueue.amqp.marker import Marker
 from workqueue.amqp.topology import Topology
 from workqueue.errors import LedgerDiffers
 from workqueue.settings import Settings
+from workqueue.testing import until, vhost
+from workqueue.testing.given import Broker
 
 
 @asynccontextmanager

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 
-from tests.harness import DEAD_QUEUE, QUEUE
+from tests.harness import DEAD_QUEUE, QUEUE, ROOT
 from workqueue import contract, producer
 from workqueue.amqp.look import Depth
 from workqueue.ledger.none import NoLedger
 from workqueue.settings import Settings
-from workqueue.testing.project import ROOT
 
 SAID = {
     (1, 1, 1): [f"1 waits in {QUEUE}, and its consumer is busy", f"1 lies in {DEAD_QUEUE}: "],

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import ROOT
 from workqueue.dev import node as module
 from workqueue.dev.node import BrokerError, Node, epmd, find_server, speaks_amqp, until
-from workqueue.testing.project import ROOT
 
 pytestmark = pytest.mark.broker
 HOST = "127.0.0.1"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Site, Worker, simulate, task, until
-from workqueue.testing.project import ROOT
+from tests.harness import ROOT, Site, simulate, task
+from workqueue.testing import Worker, until
 
 ODD = str(ROOT / "tests" / "workers" / "odd.py")
 ENDS_S = 20.0  # generous, for a drain of less than a second and what follows it

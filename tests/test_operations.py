@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.harness import TESTS, Site, simulate, until
-from workqueue.testing.project import copy_project
+from tests.harness import ROOT, TESTS, Site, simulate
+from workqueue.testing import copy_project, until
 
 QUEUES = ("errands", "chores")
 WORKER = '''"""A worker of two operations, which share a resource."""
@@ -116,7 +116,7 @@ def second(channel: str) -> str:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two") / "project"
-    copy_project(folder, doubled, home="tests", scripts=("tests/__init__.py", "tests/workers"))
+    copy_project(ROOT, folder, doubled, home="tests")
     (folder / "two.py").write_text(WORKER)
     return folder
 

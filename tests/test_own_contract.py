@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.harness import EXAMPLE, fast_copy
-from workqueue.testing.project import ROOT
+from tests.harness import EXAMPLE, ROOT, fast_copy
 
 PARTS = ("spec", "tests", "workqueue", "pyproject.toml", "main-worker.py", "main-producer.py")
 OF_EVERY_CONTRACT = ("tests/test_contract.py", "tests/test_processor.py", "tests/test_policy.py")

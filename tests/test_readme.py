@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from workqueue.testing.project import ROOT
+from tests.harness import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.given import Broker
-from tests.harness import QUEUE, WAIT_S, Site, Worker, simulate, until, vhost
+from tests.harness import QUEUE, ROOT, Site, simulate
 from tests.proxy import Proxy
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
@@ -22,7 +21,8 @@ from workqueue.contract import load
 from workqueue.dev.node import Node
 from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
-from workqueue.testing.project import ROOT
+from workqueue.testing import WAIT_S, Worker, until, vhost
+from workqueue.testing.given import Broker
 
 BACK_S = 10.0  # never alive and idle for longer than this once the broker is back
 

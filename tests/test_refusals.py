@@ -15,8 +15,7 @@ import pytest
 from pamqp.commands import Basic
 from yarl import URL
 
-from tests.given import Broker, given_broker
-from tests.harness import DEAD_QUEUE, QUEUE, WAIT_S, Site, simulate, task, until, vhost
+from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate, task
 from workqueue.amqp import connection
 from workqueue.amqp.connection import Link
 from workqueue.amqp.copies import DROPPED, fitted
@@ -27,6 +26,8 @@ from workqueue.contract import Queue, load
 from workqueue.dev.node import Node
 from workqueue.errors import BrokerRefused, BrokerUnreachable, NotSent
 from workqueue.settings import Settings
+from workqueue.testing import WAIT_S, until, vhost
+from workqueue.testing.given import Broker, given_broker
 
 (RECEIVE,) = load("tests.generated.worker").receives.values()
 RETRY_QUEUE = RECEIVE.rungs[0].queue.name

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests import example
-from tests.harness import WAIT_S, Site, simulate, until
+from tests.harness import Site, simulate
 from workqueue.signals import ENDING, SAME_S
+from workqueue.testing import WAIT_S, until
 
 pytestmark = pytest.mark.broker
 

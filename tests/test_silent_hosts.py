@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.given import Broker
-from tests.harness import Site, simulate, until, vhost
+from tests.harness import Site, simulate
 from tests.proxy import Proxy
 from workqueue.amqp import connection, consumer, watch
 from workqueue.amqp.connection import Link
@@ -27,6 +26,8 @@ from workqueue.delivery import current
 from workqueue.dev.node import Node
 from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
+from workqueue.testing import until, vhost
+from workqueue.testing.given import Broker
 
 LOADED = load("tests.generated.worker")
 (RECEIVE,) = LOADED.receives.values()

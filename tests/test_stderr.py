@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from tests.harness import RECORDING_WORKER, Site, simulate, until
+from tests.harness import Site, simulate
 from workqueue import stderr
 from workqueue.stderr import KEPT_BYTES, Stderr
+from workqueue.testing import RECORDER, until
 
 LINE = "x" * 99 + "\n"
 SLOW_S = 10.0  # nobody reads: a write that blocks would never return
@@ -168,7 +169,7 @@ def test_it_is_a_text_stream_like_the_interpreters_own(tmp_path: Path) -> None:
 
 
 async def test_a_worker_whose_log_nobody_reads_does_its_tasks_once_keeps_its_claims_and_ends(fast: Site) -> None:
-    command, environment = [sys.executable, RECORDING_WORKER, fast.scripts.worker, "unread"], fast._environment({})
+    command, environment = [sys.executable, RECORDER, fast.scripts.worker, "unread"], fast._environment({})
     reading, writing = os.pipe()
     while True:  # full from the start
         os.set_blocking(writing, False)

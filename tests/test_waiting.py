@@ -8,13 +8,14 @@ from asyncio.subprocess import PIPE
 
 import pytest
 
-from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate, until
+from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate
 from tests.test_follow import Told, send, tasks
 from tests.test_refusals import user_of
 from workqueue import follow
 from workqueue.dev.node import Node
 from workqueue.follow import Follower
 from workqueue.ledger import LedgerBusy
+from workqueue.testing import until
 
 
 def lines(count: int) -> str:

@@ -35,11 +35,11 @@ import yaml
 from tests.account import Account
 from tests.chaos.plan import ALL, HOSTS, KINDS, usable
 from tests.chaos.run import Chaos
-from tests.harness import EXAMPLE, TESTS, Scripts
+from tests.harness import EXAMPLE, ROOT, TESTS
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import BrokerError
 from workqueue.dev.postgres import PostgresError
-from workqueue.testing.project import ROOT, copy_project, hurried
+from workqueue.testing import Scripts, copy_project, hurried
 
 HURRIED_LEASE_S = 10
 
@@ -95,7 +95,7 @@ def prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Scripts]:
     """The project that is run and its scripts: the tests' own, or the user's, in place or as a hurried copy."""
     if given.old:
         hurry = hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)
-        return copy_project(folder / "project", hurry), EXAMPLE
+        return copy_project(ROOT, folder / "project", hurry), EXAMPLE
     if not given.payloads:
         return ROOT, TESTS
     worker = str(Path(given.handler).resolve()) if given.handler else EXAMPLE.worker
@@ -104,7 +104,7 @@ def prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Scripts]:
         delays = [f"{rung.delay_s:g}" for rung in scripts.receive(ROOT).rungs]
         print(f"chaos: delays of {', '.join(delays)} s, as the contract says; with HURRY=1 they are short")
         return ROOT, scripts
-    return copy_project(folder / "project", hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)), scripts
+    return copy_project(ROOT, folder / "project", hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)), scripts
 
 
 def check_out(revision: str, folder: Path) -> Path:

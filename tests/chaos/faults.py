@@ -19,9 +19,9 @@ from tests.account import Letter
 from tests.chaos.load import ALWAYS, make_task, nap, poison
 from tests.chaos.plan import PROVOKED, Fault
 from tests.generated.worker.messages.json import Odd
-from tests.harness import Note, until
 from tests.proxy import Direction, Flow, Proxy
 from workqueue.contract import Queue
+from workqueue.testing import Note, until
 
 if TYPE_CHECKING:
     from tests.chaos.run import Chaos

@@ -25,11 +25,11 @@ from tests.account import Account, Evidence, Letter, Life, Span, account, trail
 from tests.chaos.faults import SETTLE_S, Faults
 from tests.chaos.load import EXAMPLES_NAP, NAP, Task, make_tasks
 from tests.chaos.plan import KINDS, Fault, plan, usable
-from tests.harness import TESTS, Scripts, Site, Worker, until
+from tests.harness import ROOT, TESTS, Site
 from tests.proxy import Proxy
 from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
-from workqueue.testing.project import ROOT
+from workqueue.testing import Scripts, Worker, until
 
 WORKERS = 3
 PATIENCE_S = 60.0  # without anything ending, and beyond the longest delay, before the rest is called lost

@@ -5,8 +5,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 from typing import Any
 
-from tests.harness import task
-from workqueue.testing.project import ROOT
+from tests.harness import ROOT, task
 
 # By name, so that no type checker misses them where they are gone.
 models: Any = import_module("generated.producer.messages.json")

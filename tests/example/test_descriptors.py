@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.example import simulate
-from tests.harness import EXAMPLE, Site, until
+from tests.harness import EXAMPLE, Site
+from workqueue.testing import until
 
 pytestmark = [pytest.mark.example, pytest.mark.broker]  # the example is what the commands start
 

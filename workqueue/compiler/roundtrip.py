@@ -93,7 +93,7 @@ class _Trial:
         self._tag = kinds.payload_tag(receive.result_schema["allOf"][0], self._schemas)
         codec = ResultCodec(receive)
         for path in kinds.alternatives(receive.result_schema["allOf"][0], self._schemas):
-            candidates = _models_of(path, models, self._schemas)
+            candidates = models_of(path, models, self._schemas)
             for value in Maker(self._schemas).values({"allOf": list(path)}) if candidates else ():
                 # A payload may have the same constant and properties as a result: one of the models is the right one.
                 told = [self._of_result(codec, model, value) for model in candidates]
@@ -142,7 +142,7 @@ class _Trial:
             )
 
 
-def _models_of(path: tuple[Mapping[str, Any], ...], models: ModuleType, schemas: Mapping[str, Any]) -> list[Any]:
+def models_of(path: tuple[Mapping[str, Any], ...], models: ModuleType, schemas: Mapping[str, Any]) -> list[Any]:
     """The generated models of an alternative: those with its properties and its constants."""
     properties = {name for part in path for name in part.get("properties", {})}
     constants = kinds.merged(path, schemas)

@@ -1,6 +1,6 @@
 """The private brokers that tests run on. Each is started by the run that uses it, on loopback, and ended with it.
 
-To run what needs no node of its own on another broker, say of another version, name one: see tests/given.py.
+To run what needs no node of its own on another broker, say of another version, name one: see `given`.
 """
 
 import os
@@ -11,21 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.given import Broker, given_broker
-from tests.harness import EXAMPLE, TESTS, Scripts, Site, fast_copy, is_example, vhost
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
-from workqueue.testing.project import ROOT
+from workqueue.testing.given import Broker, given_broker
+from workqueue.testing.project import copy_project, hurried
+from workqueue.testing.site import MAIN, Scripts, Site
+from workqueue.testing.vhosts import vhost
 
-STARTING = {"node", "spare_node", "fast_project", "fast_example", "postgres", "site", "fast", "installed", "python"}
+FAST_LEASE_S, FAST_LIMIT_S = 2, 6
+STARTING = {"node", "spare_node", "fast_project", "postgres", "site", "fast"}
+"""Fixtures that start processes: what stands on one has the marker `broker`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """A run that is told to end takes down what it started, as it does after Ctrl-C."""
-    config.addinivalue_line("markers", "example: `site` and `fast` run the example, not the tests' own contract")
-    config.addinivalue_line("markers", "broker: needs a broker, a database or processes; not for `make test-unit`")
-    config.addinivalue_line("markers", "compiler: runs the generator, a second or more; not for `make test-unit`")
+    config.addinivalue_line("markers", "broker: needs a broker, a database or processes")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -38,16 +39,9 @@ def pytest_keyboard_interrupt() -> None:
                 os.kill(int(pid), signal.SIGTERM)
 
 
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """The tests of the example end where somebody's own kinds take the place of its kinds."""
-    return True if collection_path == ROOT / "tests" / "example" and not is_example() else None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What stands on one of the fixtures below needs more than this process."""
     for item in items:
-        if item.get_closest_marker("example") and not is_example():
-            item.add_marker(pytest.mark.skip(reason="the contract in spec/ has other kinds than the example"))
         if not STARTING.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.broker)
 
@@ -84,21 +78,18 @@ def own_node(spare_node: Node) -> Node:
 
 
 @pytest.fixture(scope="session")
-def fast_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tests' contract with a short lease and short time limits: what happens at their end, in seconds."""
-    return fast_copy(tmp_path_factory.mktemp("fast") / "project", lease_s=2, limit_s=6)
+def scripts() -> Scripts:
+    """What a site runs; override it for scripts of other names."""
+    return MAIN
 
 
 @pytest.fixture(scope="session")
-def fast_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of the example's contract, with short delays too."""
-    return fast_copy(tmp_path_factory.mktemp("fast-example") / "project", lease_s=2, limit_s=6, scripts=EXAMPLE)
-
-
-@pytest.fixture
-def scripts(request: pytest.FixtureRequest) -> Scripts:
-    """What a site runs: the example where a test is marked so, else the tests' own contract."""
-    return EXAMPLE if request.node.get_closest_marker("example") else TESTS
+def fast_project(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with short delays, a short lease and short time limits: what happens at their end, in
+    seconds."""
+    project = pytestconfig.rootpath
+    edit = hurried(project / "spec", lease_s=FAST_LEASE_S, limit_s=FAST_LIMIT_S)
+    return copy_project(project, tmp_path_factory.mktemp("fast") / "project", edit)
 
 
 @pytest.fixture(scope="session")
@@ -109,19 +100,16 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def site(node: Broker, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
+def site(node: Broker, tmp_path: Path, scripts: Scripts, pytestconfig: pytest.Config) -> Iterator[Site]:
     """A vhost of the shared node, a folder and a ledger for one test; its processes end with it."""
-    here = Site(tmp_path, vhost(node), scripts=scripts)
+    here = Site(tmp_path, vhost(node), pytestconfig.rootpath, scripts=scripts)
     yield here
     here.stop()
     here.tell()
 
 
 @pytest.fixture
-def fast(node: Broker, tmp_path: Path, scripts: Scripts, request: pytest.FixtureRequest) -> Iterator[Site]:
-    """A site of the contract with short delays, a short lease and short time limits."""
-    project = request.getfixturevalue("fast_example" if scripts == EXAMPLE else "fast_project")
-    here = Site(tmp_path, vhost(node), project, scripts=scripts)
-    yield here
-    here.stop()
-    here.tell()
+def fast(site: Site, fast_project: Path) -> Site:
+    """The same with the contract that has short delays, a short lease and short time limits."""
+    site.project = fast_project
+    return site

@@ -61,5 +61,5 @@ def given_broker() -> Given | None:
     if not uri and not command:
         return None
     if not re.match("amqps?://", uri) or not command:
-        raise BrokerError("a broker is given to tests by both, TEST_AMQP_URI and TEST_RABBITMQCTL: see tests/given.py")
+        raise BrokerError("a broker is given to tests by both, TEST_AMQP_URI and TEST_RABBITMQCTL")
     return Given(uri, command)

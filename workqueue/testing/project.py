@@ -1,43 +1,53 @@
-"""A copy of the project whose contract says something else, for tests and the bench."""
+"""A copy of a project whose contract says something else: shorter delays, for one."""
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-KEYS = "spec/workqueue.schema.json"  # the rules for the contract's own keys, which the compiler reads
-SCRIPTS = ("main-worker.py", "main-producer.py")
+Edit = Callable[[str], str]
 
 
-def copy_project(
-    folder: Path,
-    edit: Callable[[str], str] = str,
-    *,
-    home: str = ".",
-    scripts: tuple[str, ...] = SCRIPTS,
-) -> Path:
-    """Copy what runs into `folder`, which must not exist, with each document of the spec/ in `home` as `edit` returns
-    it; compile it to the generated/ beside it. Returns the folder."""
-    folder.mkdir(parents=True)
-    for name in ("workqueue", "pyproject.toml", KEYS, f"{home}/spec", *scripts):
-        source, copy = ROOT / name, folder / name
+def copy_project(source: Path, folder: Path, edit: Edit = str, *, home: str = ".") -> Path:
+    """Copy a project into `folder`, which must not exist, with each document of the spec/ in its folder `home` as
+    `edit` returns it; compile that to the generated/ beside it. Returns the folder.
+
+    Files are copied and folders are linked to, hidden ones left out: a project may have gigabytes of its own.
+    """
+    _mirror(source, folder, {"spec", "generated"} if home == "." else {home})
+    if home != ".":
+        _mirror(source / home, folder / home, {"spec", "generated"})
+    for document in _files(source / home / "spec"):
+        copy = folder / home / "spec" / document.relative_to(source / home / "spec")
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-        else:
-            shutil.copy(source, copy)
-    for document in (folder / home / "spec").glob("*.yaml"):
-        document.write_text(edit(document.read_text()))
+        copy.write_text(edit(document.read_text()) if _is_document(document) else document.read_text())
     subprocess.run([sys.executable, "-m", "workqueue", "generate", home], cwd=folder, check=True)
     return folder
 
 
-def by_key(change: Callable[[str, Any], Any]) -> Callable[[str], str]:
+def _mirror(source: Path, folder: Path, but: set[str]) -> None:
+    folder.mkdir(parents=True)
+    for entry in source.iterdir():
+        if entry.name in but or entry.name.startswith((".", "__pycache__")):
+            continue
+        if entry.is_dir():
+            (folder / entry.name).symlink_to(entry.resolve())
+        elif entry.is_file():
+            (folder / entry.name).write_bytes(entry.read_bytes())
+
+
+def _files(spec: Path) -> Iterator[Path]:
+    return (path for path in sorted(spec.rglob("*")) if path.is_file())
+
+
+def _is_document(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml")
+
+
+def by_key(change: Callable[[str, Any], Any]) -> Edit:
     """An edit of a document that replaces each value below each key by what `change` makes of key and value."""
 
     def changed(node: Any) -> Any:
@@ -51,8 +61,8 @@ def by_key(change: Callable[[str, Any], Any]) -> Callable[[str], str]:
     return lambda text: yaml.safe_dump(changed(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
 
 
-def hurried(folder: Path, *, lease_s: int, limit_s: int | None = None) -> Callable[[str], str]:
-    """An edit of the documents in `folder` for whoever can't wait: the same delay queues with delays of 100, 150, 200
+def hurried(spec: Path, *, lease_s: int, limit_s: int | None = None) -> Edit:
+    """An edit of the documents in `spec` for whoever can't wait: the same delay queues with delays of 100, 150, 200
     ... milliseconds, the shortest first; this lease; and this time limit for every kind, if it is given."""
     delays_ms: set[int] = set()
 
@@ -61,7 +71,7 @@ def hurried(folder: Path, *, lease_s: int, limit_s: int | None = None) -> Callab
             delays_ms.add(value)
         return value
 
-    for document in folder.glob("*.yaml"):
+    for document in filter(_is_document, _files(spec)):
         by_key(note)(document.read_text())
     short_ms = {delay_ms: 100 + 50 * rank for rank, delay_ms in enumerate(sorted(delays_ms))}
 

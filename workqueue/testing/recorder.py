@@ -1,6 +1,8 @@
 """A worker script, with every start and end of its handler written to the file RECORD by nobody but the handler.
 
-    recording_worker.py SCRIPT ID [FLAGS]     SCRIPT is one like main-worker.py, run from the project's folder
+    recorder.py SCRIPT ID [FLAGS]     SCRIPT is one like main-worker.py, run from the project's folder
+
+With STAND_IN, a folder, stand-ins take the place of the script's handlers and of its lifespan; see `stand_in`.
 
 A line is `start|end id worker pid time`; an attempt that fails has no end. Appends of a line are atomic, so many
 workers share the file, and one that is killed loses nothing that it wrote.
@@ -17,7 +19,7 @@ from typing import Any
 
 script = Path(sys.argv[1])
 # The project's own modules come first, as a copy of it may have another contract; then what lies beside the script.
-sys.path[:0] = [os.getcwd(), str(script.resolve().parent)]
+sys.path[:1] = [os.getcwd(), str(script.resolve().parent)]
 
 from workqueue import worker  # noqa: E402
 
@@ -57,6 +59,11 @@ def recorded(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_recorded(application: type[Any], handlers: Mapping[str, Any], **options: Any) -> int:
+    if folder := os.environ.get("STAND_IN"):
+        from workqueue.testing import stand_in
+
+        handlers = stand_in.handlers(application, handlers, Path(folder))
+        options.pop("lifespan", None)
     return run_worker(application, {name: recorded(handler) for name, handler in handlers.items()}, **options)
 
 

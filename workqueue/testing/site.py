@@ -1,8 +1,7 @@
-"""What the tests with a broker stand on: a site with a vhost, a ledger and processes of its own.
+"""What tests with a broker stand on: a site with a vhost, a ledger and processes of its own.
 
-A site runs real scripts as real processes, from the project's folder or from a copy with another contract: those of
-the tests' own contract (tests/spec), or the example's. It looks at the broker through a connection of its own, by the
-plain AMQP client, so that nothing of ours is between.
+A site runs the project's real scripts as real processes, from its folder or from a copy with another contract. It looks
+at the broker through a connection of its own, by the plain AMQP client, so that nothing of ours is between.
 """
 
 import asyncio
@@ -16,31 +15,25 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from importlib import import_module
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from tests.given import Broker
 from workqueue import contract
-from workqueue.dev.node import Node
-from workqueue.testing.project import ROOT, copy_project, hurried
+from workqueue.testing.stand_in import StandIn
 
-RECORDING_WORKER = str(ROOT / "tests" / "recording_worker.py")
+RECORDER = str(Path(__file__).with_name("recorder.py"))
 PRODUCER_S = 220.0  # below the time limit of a test, so that what was running is stopped
 PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
 WAIT_S = 60.0  # generous: a deadline, not a time
 LAST_LINES = 40  # of what a worker said, shown where its test fails
-VHOSTS_AT_ONCE = 16
-OWN_VHOSTS = 2  # the most that one test uses
 
 
 @dataclass(frozen=True)
@@ -52,23 +45,24 @@ class Scripts:
     producer: tuple[str, ...]
 
     def receive(self, project: Path) -> contract.Receive:
-        """What the compiled contract in this project says of the worker's operation."""
-        document = json.loads((project / self.generated / "worker" / "contract.json").read_bytes())
-        (receive,) = contract.read(document).receives.values()
-        return receive
+        """The first receive operation of this project's compiled contract."""
+        return next(receive for loaded in self._contracts(project) for receive in loaded.receives.values())
+
+    def to(self, project: Path) -> tuple[str, ...]:
+        """The flags that the producer needs to send to that operation, where it could send to others too."""
+        queue = self.receive(project).queue.name
+        for loaded in self._contracts(project):
+            if queue in loaded.sends and len(loaded.sends) > 1:
+                return "--to", loaded.sends[queue].operation
+        return ()
+
+    def _contracts(self, project: Path) -> Iterator[contract.Contract]:
+        for document in sorted((project / self.generated).glob("*/contract.json")):
+            yield contract.read(json.loads(document.read_bytes()))
 
 
-TESTS = Scripts("tests/generated", "tests/workers/main.py", ("-m", "tests.workers.producer"))
-EXAMPLE = Scripts("generated", "main-worker.py", ("main-producer.py",))
-RECEIVE = TESTS.receive(ROOT)
-QUEUE, DEAD_QUEUE = RECEIVE.queue.name, RECEIVE.dead.name
-
-
-@cache
-def is_example() -> bool:
-    """Whether the contract in spec/ has the example's kinds still, and not an owner's in their place."""
-    models = import_module("generated.worker.messages.json")
-    return hasattr(models, "Checksum") and hasattr(models, "Simulate")
+MAIN = Scripts("generated", "main-worker.py", ("main-producer.py",))
+"""Those of a project like the example."""
 
 
 async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
@@ -145,11 +139,13 @@ class Site:
 
     folder: Path
     uri: str
-    project: Path = ROOT
+    project: Path = field(default_factory=Path.cwd)
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
-    scripts: Scripts = TESTS
-    recorder: str = RECORDING_WORKER
+    scripts: Scripts = MAIN
+    stand_in: bool = False
+    """Its workers have stand-ins for their handlers, which do the tasks of `tasks` as those say; see `StandIn`."""
+    recorder: str = RECORDER
     piped: bool = False
     """Its workers write to pipes, each of which is read to the log's file as long as the worker's `read` is set."""
 
@@ -170,10 +166,18 @@ class Site:
     def ledger_url(self) -> str:
         return self.environment.get("LEDGER_URL", f"sqlite:{self.folder / 'ledger.db'}")
 
+    @cached_property
+    def _stand_in(self) -> StandIn:
+        return StandIn(self.folder / "stand-in", self.receive)
+
+    def tasks(self, count: int, seconds: float = 0.0, failures: int = 0) -> list[dict[str, Any]]:
+        """Whole tasks, of the contract's kinds in turn, that stand-ins take so long for, after so many failures."""
+        return self._stand_in.tasks(count, seconds, failures)
+
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
         own = {"AMQP_URI": self.uri, "LEDGER_URL": self.ledger_url, "RECORD": str(self.folder / "record")}
-        if self.scripts == EXAMPLE:  # a variable of its own
-            own["WORKQUEUE_ROOT"] = str(self.folder)
+        if self.stand_in:
+            own["STAND_IN"] = str(self._stand_in.folder)
         return {**os.environ, **own, **self.environment, **more}
 
     async def worker(
@@ -232,7 +236,8 @@ class Site:
     async def send(self, payloads: list[dict[str, Any]], *flags: str, **environment: str) -> Produced:
         """Send these payloads, or whole tasks, with a producer that must succeed."""
         text = "".join(json.dumps(payload) + "\n" for payload in payloads)
-        produced = await self.producer("--jsonl", "-", *flags, lines=text, **environment)
+        to = () if "--to" in flags else self.scripts.to(self.project)
+        produced = await self.producer("--jsonl", "-", *to, *flags, lines=text, **environment)
         assert produced.code == 0, produced.err
         return produced
 
@@ -240,7 +245,7 @@ class Site:
         """Send these, wait until all are finished, and return the lines of the results file."""
         results = self.folder / f"results-{secrets.token_hex(2)}.jsonl"
         text = "".join(json.dumps(payload) + "\n" for payload in payloads)
-        flags = ("--jsonl", "-", "--wait", "--results", str(results))
+        flags = ("--jsonl", "-", "--wait", "--results", str(results), *self.scripts.to(self.project))
         produced = await self.producer(*flags, lines=text, **environment)
         print(f"the producer ended with {produced.code} and said:\n{produced.err}")  # shown where the test fails
         assert produced.code in (0, 1)  # 1: some of them died
@@ -331,57 +336,3 @@ def _drain(worker: Worker) -> None:
             file.write(data)
             file.flush()
             worker.read.wait()
-
-
-_vhosts: dict[Path, list[str]] = {}  # made and not used yet, by their node's folder
-_used: dict[Path, list[str]] = {}
-
-
-def task(payload: dict[str, Any]) -> dict[str, Any]:
-    """A whole task, as a foreign client would make it."""
-    return {"id": str(uuid4()), "created_at": "2026-11-25T09:30:00Z", "payload": payload}
-
-
-def simulate(count: int, seconds: float = 0.0, failures: int = 0) -> list[dict[str, Any]]:
-    """Tasks of the tests' own contract that take so long, after so many failures."""
-    payload = {"kind": "nap", "seconds": seconds, "failures": failures}
-    return [task(payload) for _ in range(count)]
-
-
-def vhost(node: Broker) -> str:
-    """A vhost of its own, and so queues of its own, on this node; its URI."""
-    if not isinstance(node, Node):  # one that was given, and is controlled by somebody else's command
-        return node.add_vhost(secrets.token_hex(4))
-    used = _used.setdefault(node.folder, [])
-    if not (stock := _vhosts.setdefault(node.folder, [])):
-        over = used[:-OWN_VHOSTS]
-        stock += new_vhosts(node, VHOSTS_AT_ONCE, over)
-        del used[: len(over)]
-    used.append(stock.pop())
-    return node.uri + used[-1]
-
-
-def new_vhosts(node: Node, count: int, over: list[str]) -> list[str]:
-    """Make so many vhosts that the node's user may use, and delete those that are `over`: a thousand quorum queues
-    that nobody uses take a fifth of a processor. A rabbitmqctl takes most of a second, so it is one for all."""
-    user, names = node.record.user, [secrets.token_hex(4) for _ in range(count)]
-    made = [
-        f'rabbit_vhost:add(<<"{name}">>, <<"{user}">>), rabbit_auth_backend_internal:set_permissions('
-        f'<<"{user}">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"{user}">>)'
-        for name in names
-    ]
-    gone = [f'rabbit_vhost:delete(<<"{name}">>, <<"{user}">>)' for name in over]
-    node.ctl("eval", ", ".join(made + gone) + ".")
-    return names
-
-
-def fast_copy(folder: Path, lease_s: int, limit_s: int, scripts: Scripts = TESTS) -> Path:
-    """A copy of the project whose contract has short delays, this lease, and this time limit for every kind."""
-    if scripts == EXAMPLE:
-        return copy_project(folder, hurried(ROOT / "spec", lease_s=lease_s, limit_s=limit_s))
-    return copy_project(
-        folder,
-        hurried(ROOT / "tests" / "spec", lease_s=lease_s, limit_s=limit_s),
-        home="tests",
-        scripts=("tests/__init__.py", "tests/workers"),
-    )
