@@ -4,23 +4,26 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 SET_UP := $(VENV)/installed
-# The peers that `make bench` measures need packages of their own.
-BENCH := .bench
 PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
 MODULES := generated/__init__.py
 # With the blanks of their names as make wants them.
 SOURCES := $(shell find spec -type f | sed 's/ /\\ /g')
-COMPILER := $(wildcard workqueue/compiler/*.py workqueue/compiler/*/pyproject.toml)
+# Compiled anew when these change; whose spec/ is compiled; and what `make check` makes.
+COMPILER := requirements.txt
+HOMES := .
+CHECKS := verify types test-workqueue
 # Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
 # Flags for the script that a target runs, such as: make producer ARGS='--simulate 100 --seconds 0.5 --wait'
 ARGS ?=
-# Tests wait more than they work; one more than there are processors keeps those busy.
-JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 .DEFAULT_GOAL := help
+
+# What develops the library itself, in its own repository.
+-include tests/development.mk
+
 .PHONY: help venv install generate verify broker broker-stop cluster cluster-stop worker1 worker2 worker3 producer demo \
-        test-workqueue test-unit test chaos partition bench lint types check clean
+        test-workqueue types check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,12 +33,10 @@ help: ## this list
 venv: $(PY) ## a virtual environment in .venv
 install: $(SET_UP) ## the pinned packages of requirements.txt, in it
 generate: $(SET_UP) ## build generated/ from spec/ anew
-	@$(ONE_AT_A_TIME) $(PY) -m workqueue generate
-	@$(ONE_AT_A_TIME) $(PY) -m workqueue generate tests
+	@set -e; for home in $(HOMES); do $(ONE_AT_A_TIME) $(PY) -m workqueue generate $$home; done
 
 verify: $(SET_UP) ## fail when generated/ is not what spec/ makes
-	@$(PY) -m workqueue generate --check
-	@$(PY) -m workqueue generate --check tests
+	@set -e; for home in $(HOMES); do $(PY) -m workqueue generate --check $$home; done
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -49,7 +50,7 @@ $(SET_UP): requirements.txt | $(PY)
 	@touch $@
 
 # A changed contract is compiled before anything runs on it.
-$(MODULES): $(SOURCES) $(COMPILER) pyproject.toml | $(SET_UP)
+$(MODULES): $(SOURCES) $(COMPILER) | $(SET_UP)
 	@$(ONE_AT_A_TIME) $(PY) -m workqueue generate && touch $@
 
 # --- the queue ------------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ worker1 worker2 worker3: $(MODULES) ## a worker of this name, until Ctrl-C
 producer: $(MODULES) ## send the project's own files to be checksummed, and wait (or ARGS='...')
 	@$(if $(ARGS),,grep -q '^class Checksum' generated/producer/messages/json/__init__.py || \
 	    { echo "spec/ has no kind Checksum; say what to send: make producer ARGS='--jsonl FILE --wait'" >&2; exit 2; })
-	@uri=$$($(PY) -m workqueue broker start) && AMQP_URI=$$uri exec $(PY) main-producer.py $(or $(ARGS),workqueue spec --wait)
+	@uri=$$($(PY) -m workqueue broker start) && AMQP_URI=$$uri exec $(PY) main-producer.py $(or $(ARGS),spec generated --wait)
 
 demo: $(MODULES) ## all of it at once: a private broker, three workers, every file of Python's library
 	@exec $(PY) -m workqueue demo
@@ -82,42 +83,14 @@ demo: $(MODULES) ## all of it at once: a private broker, three workers, every fi
 test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker with real processes
 	@$(PY) -m pytest test_workqueue.py $(ARGS)
 
-test-unit: $(MODULES) ## the tests that need no broker, no database, no worker and no generator, in half a minute
-	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not broker and not compiler" $(ARGS)
-
-test: $(MODULES) ## all tests, some at a time (JOBS=)
-	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
-
-lint: $(SET_UP)
-	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/lint-imports
-
-chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= LEDGER= CONCURRENCY= OLD=; yours: PAYLOADS= HANDLER= HURRY=1)
-	@exec $(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
-	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LEDGER),--ledger $(LEDGER)) \
-	    $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) \
-	    $(if $(HANDLER),--handler $(HANDLER)) $(if $(HURRY),--hurry) $(if $(OLD),--old $(OLD)) $(ARGS)
-
-partition: $(MODULES) ## tasks while hosts fall silent, in network namespaces; as root (SEED= SECONDS= TASKS=)
-	@exec $(PY) -m tests.partition $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \
-	    $(if $(TASKS),--tasks $(TASKS)) $(ARGS)
-
-bench: $(BENCH)/installed ## measure this beside Celery, Dramatiq, Taskiq, FastStream and raw AMQP (ARGS='--quick')
-	@exec $(BENCH)/bin/python -m bench $(ARGS)
-
-$(BENCH)/installed: requirements.txt bench/requirements.txt | $(PY)
-	@echo "installing the packages of bench/requirements.txt in $(BENCH) ..." >&2
-	@$(ONE_AT_A_TIME) sh -c 'test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)'
-	@$(ONE_AT_A_TIME) $(BENCH)/bin/python $(PIP) -r bench/requirements.txt
-	@touch $@
-
-types: $(SET_UP)
+types: $(SET_UP) ## mypy, which names a kind that no handler does
 	@$(VENV)/bin/mypy
 
-check: verify lint types test ## everything that must hold: verify, lint, types, import direction, tests
+check: $(CHECKS) ## everything that must hold
 
 clean: ## remove all that was made here; what is queued in .broker too
 	@if [ -x $(PY) ] && [ -d .broker ]; then $(PY) -m workqueue broker stop; fi
 	@if [ -x $(PY) ] && [ -d .cluster ]; then $(PY) -m workqueue cluster stop; fi
-	rm -rf $(VENV) $(BENCH) .broker .cluster .workqueue .demo .lock
+	rm -rf $(VENV) .bench .broker .cluster .workqueue .demo .lock
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

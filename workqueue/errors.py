@@ -28,6 +28,16 @@ class SettingInvalid(WorkQueueError):
         self.name, self.value, self.way_out = name, value, way_out
 
 
+class ExtraMissing(WorkQueueError):
+    """What was asked for needs an extra of this package that is not installed."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, module: str, extra: str) -> None:
+        super().__init__(f"{what}: needs {module}, which is not installed; install asyncapi-workqueue[{extra}]")
+        self.what, self.module, self.extra = what, module, extra
+
+
 class UsageInvalid(WorkQueueError):
     """The flags do not say what to do."""
 

@@ -22,6 +22,7 @@ from workqueue.errors import (
     UsageInvalid,
     WorkQueueError,
 )
+from workqueue.extras import needed
 from workqueue.ledger import Ledger, open_ledger
 from workqueue.lifecycle import Flags, load_settings, on_signals, operation_of, package_of, prepare, run, say, seconds
 from workqueue.settings import Settings
@@ -192,7 +193,8 @@ async def _ledger(settings: Settings, closing: AsyncExitStack) -> Ledger:
 def _follower(
     ledger: Ledger, results: str | None, matter: Callable[[], Awaitable[str]], closing: AsyncExitStack
 ) -> "Follower":
-    from workqueue.follow import Follower  # with rich, which takes a while to import
+    with needed("--wait"):
+        from workqueue.follow import Follower  # with rich, which takes a while to import
 
     file = closing.enter_context(Results(results)) if results else None
     return Follower(ledger, file, matter)

@@ -7,6 +7,9 @@ import argparse
 import sys
 from importlib import import_module
 
+from workqueue.errors import ExtraMissing
+from workqueue.extras import needed
+
 COMMANDS = {
     "init": ("workqueue.cli.init", "lay down the example as a project of your own"),
     "generate": ("workqueue.compiler.generate", "compile spec/ into generated/, or check that it is compiled"),
@@ -14,7 +17,6 @@ COMMANDS = {
     "cluster": ("workqueue.dev.cluster", "run three private RabbitMQ nodes as one cluster in .cluster"),
     "demo": ("workqueue.dev.demo", "the example at work: a private broker, three workers, thousands of tasks"),
 }
-EXTRAS = {"yaml": "generate", "asyncapi_python_codegen": "generate", "datamodel_code_generator": "generate"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,15 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER)
     given = parser.parse_args(arguments)
     try:
-        module = import_module(COMMANDS[given.command][0])
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        print(
-            f"workqueue {given.command}: {error.name} is not installed; install asyncapi-workqueue[{extra}]",
-            file=sys.stderr,
-        )
-        return 2
+        with needed(f"workqueue {given.command}"):
+            module = import_module(COMMANDS[given.command][0])
+    except ExtraMissing as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     code: int = module.main(given.arguments)
     return code

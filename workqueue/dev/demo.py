@@ -32,7 +32,11 @@ STOP_S = 40.0
 def main(arguments: list[str]) -> int:
     argparse.ArgumentParser("workqueue demo", description=__doc__).parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if "Checksum" not in json.loads(Path("generated/producer/contract.json").read_bytes())["components"]["schemas"]:
+    compiled = Path("generated/producer/contract.json")
+    if not compiled.is_file() or not Path("main-worker.py").is_file():
+        print("demo: this is no project's folder; go to one, or make one: workqueue init FOLDER", file=sys.stderr)
+        return 2
+    if "Checksum" not in json.loads(compiled.read_bytes())["components"]["schemas"]:
         print(
             "demo: it has files checksummed, and the contract in spec/ has no kind Checksum; to see your own kinds at "
             "work: make worker1, and make producer ARGS='--jsonl FILE --wait'",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 from uuid import UUID
 
+from workqueue.extras import needed
 from workqueue.ledger.transaction import Rows, Transaction
 from workqueue.settings import Settings
 
@@ -182,14 +183,15 @@ class Ledger(Protocol):
 
 
 async def open_ledger(settings: Settings) -> Ledger:
-    """The ledger of LEDGER_URL. Raises LedgerUnreachable."""
+    """The ledger of LEDGER_URL. Raises LedgerUnreachable, ExtraMissing."""
     # A store is loaded only by those who use it.
     if settings.ledger_url == "none":
         from workqueue.ledger.none import NoLedger
 
         return NoLedger()
     if settings.ledger_url.startswith("postgresql:"):
-        from workqueue.ledger.postgres import PostgresLedger
+        with needed("LEDGER_URL=postgresql:"):
+            from workqueue.ledger.postgres import PostgresLedger
 
         return await PostgresLedger(settings.ledger_url).set_up()
     from workqueue.ledger.sqlite import SqliteLedger
