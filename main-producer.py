@@ -5,7 +5,7 @@ id again is safe, it is the same task: that is how a run that was interrupted is
 """
 
 if __name__ == "__main__":
-    from workqueue.signals import signals
+    from workqueue.process.signals import signals
 
     signals.listen()  # first: all other imports take half a second, in which SIGTERM would be a crash
 

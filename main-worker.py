@@ -4,7 +4,7 @@ Start as many as you like, anywhere, at any time; stop them with Ctrl-C or SIGTE
 """
 
 if __name__ == "__main__":
-    from workqueue.signals import signals
+    from workqueue.process.signals import signals
 
     signals.listen()  # first: all other imports take half a second, in which SIGTERM would be a crash
 

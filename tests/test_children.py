@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from workqueue import children
+from workqueue.process import children
 
 
 def in_child(look: Callable[[], bool]) -> bool:

@@ -342,7 +342,7 @@ def almost_tasks(draw: st.DrawFn) -> Any:
                 "seconds": st.floats(-1, 90000) | st.integers(-1, 90000),
                 "failures": st.integers(-1, 101) | st.sampled_from([1.0, 100.0, 1e2, 0.1, -0.0]),
             }.get(name, json_values)
-            | (json_values if name != "payload" else st.just(value["payload"]))
+            | (json_values if name != "payload" else st.just(deepcopy(value["payload"])))
         )
         if not isinstance(value["payload"], dict):
             break

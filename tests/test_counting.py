@@ -16,7 +16,7 @@ from tests.test_guarantees import WORKERS, keep_alive
 from workqueue import codec
 from workqueue.ledger import Claimed
 from workqueue.ledger.sqlite import SqliteLedger
-from workqueue.signals import SAME_S
+from workqueue.process.signals import SAME_S
 from workqueue.testing import until
 
 KILLER = str(WORKERS / "killer.py")

@@ -10,12 +10,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from workqueue import codec, follow
+from workqueue import codec
 from workqueue.codec import Body
 from workqueue.errors import InputInvalid, NotSent
-from workqueue.follow import Follower
 from workqueue.ledger import LedgerBusy, Outcome
 from workqueue.ledger.none import NoLedger
+from workqueue.producer import follow
+from workqueue.producer.follow import Follower
 
 
 class Told(NoLedger):

@@ -16,7 +16,7 @@ import pytest
 
 from tests import example
 from tests.harness import Site, simulate
-from workqueue.signals import ENDING, SAME_S
+from workqueue.process.signals import ENDING, SAME_S
 from workqueue.testing import WAIT_S, until
 
 pytestmark = pytest.mark.broker

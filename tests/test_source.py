@@ -15,10 +15,10 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tests.generated.producer.messages.json import Nap, Task
-from workqueue import source
 from workqueue.codec import Undecodable
 from workqueue.errors import InputInvalid
-from workqueue.source import envelope, lines
+from workqueue.producer import source
+from workqueue.producer.source import envelope, lines
 
 NAP = {"kind": "nap", "seconds": 0.5}
 WHOLE = {

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from tests.harness import Site, simulate
-from workqueue import stderr
-from workqueue.stderr import KEPT_BYTES, Stderr
+from workqueue.process import stderr
+from workqueue.process.stderr import KEPT_BYTES, Stderr
 from workqueue.testing import RECORDER, until
 
 LINE = "x" * 99 + "\n"

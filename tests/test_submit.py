@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, SendUnknown, WorkQueueError
-from workqueue.submit import Account, Feed, submit
+from workqueue.producer.submit import Account, Feed, submit
 
 WAIT_S = 20.0
 

@@ -11,10 +11,10 @@ import pytest
 from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate
 from tests.test_follow import Told, send, tasks
 from tests.test_refusals import user_of
-from workqueue import follow
 from workqueue.dev.node import Node
-from workqueue.follow import Follower
 from workqueue.ledger import LedgerBusy
+from workqueue.producer import follow
+from workqueue.producer.follow import Follower
 from workqueue.testing import until
 
 
@@ -91,7 +91,7 @@ async def test_a_wait_that_could_never_end_is_refused_before_anything_is_sent(
 HINTS = """
 import os, runpy, sys
 sys.path.insert(0, os.getcwd())
-from workqueue import follow
+from workqueue.producer import follow
 follow.HINT_S = 0.5
 runpy.run_module("tests.workers.producer", run_name="__main__", alter_sys=True)
 """

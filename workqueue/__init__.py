@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workqueue.errors import GiveUp, RetryAfter, WorkQueueError
     from workqueue.producer import run_producer
+    from workqueue.producer.source import envelope, lines
     from workqueue.settings import Settings
-    from workqueue.source import envelope, lines
     from workqueue.tasks.context import TaskContext
     from workqueue.tasks.threads import Interrupted, in_thread
     from workqueue.worker import run_worker
@@ -27,9 +27,9 @@ HOMES = {
     "Settings": "settings",
     "TaskContext": "tasks.context",
     "WorkQueueError": "errors",
-    "envelope": "source",
+    "envelope": "producer.source",
     "in_thread": "tasks.threads",
-    "lines": "source",
+    "lines": "producer.source",
     "run_producer": "producer",
     "run_worker": "worker",
 }

@@ -24,11 +24,11 @@ from typing import Any, NoReturn
 
 import uvloop
 
-from workqueue import stderr
 from workqueue.errors import WorkerFault, WorkQueueError, escaped
 from workqueue.observe.lines import JsonFormat, json_line, listener
+from workqueue.process import stderr
+from workqueue.process.signals import INTERRUPTED, on_signals, signals
 from workqueue.settings import Settings, misspelt
-from workqueue.signals import INTERRUPTED, on_signals, signals
 from workqueue.tasks.events import Listener
 
 __all__ = [

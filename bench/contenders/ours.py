@@ -16,7 +16,7 @@ from bench.protocol import Plan, work
 from generated.worker import Application
 from generated.worker.messages.json import Task
 from workqueue import producer
-from workqueue.submit import submit
+from workqueue.producer.submit import submit
 from workqueue.tasks.context import TaskContext
 from workqueue.worker import run_worker
 

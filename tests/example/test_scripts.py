@@ -20,7 +20,7 @@ import trustme
 from tests.example import simulate
 from tests.harness import EXAMPLE, Site, task
 from tests.proxy import Proxy
-from workqueue.signals import SAME_S
+from workqueue.process.signals import SAME_S
 from workqueue.testing import until
 
 pytestmark = [pytest.mark.example, pytest.mark.broker]

@@ -12,8 +12,8 @@ from aiormq.exceptions import AMQPError
 from yarl import URL
 
 from workqueue.amqp.frames import FIRST_BYTES, Closed, Tap
-from workqueue.children import keep_from_children
 from workqueue.errors import BrokerRefused, BrokerUnreachable
+from workqueue.process.children import keep_from_children
 from workqueue.settings import hide_password
 
 GONE = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError, StopAsyncIteration)

@@ -217,10 +217,6 @@ class Node:
             # A boot reads thousands of small files, each by another thread. If those sleep at once when idle, which
             # is the default, it takes more than twice as long.
             "RABBITMQ_SCHEDULER_BUSY_WAIT_THRESHOLD": "very_short",
-            # Now and then a scheduler of Erlang 25 sleeps on while a process waits in its queue (seen in the crash dump
-            # of a node that had stood still in its boot for minutes), on a machine with much to do. This many
-            # milliseconds, and such a one is woken: https://www.erlang.org/doc/man/erl.html#+sfwi
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sfwi 500",
         }
 
     def _await_amqp(self) -> None:

@@ -19,11 +19,11 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID
 
-from workqueue.children import forget, keep_from_children
 from workqueue.ledger import FIRST, Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
 from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, boot, steady_s
 from workqueue.ledger.sqlite_block import Blocks
 from workqueue.ledger.sqlite_file import SqliteFile
+from workqueue.process.children import forget, keep_from_children
 
 BLOCKING_S = 5.0  # the same where nothing else goes on
 BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy

@@ -23,9 +23,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from workqueue import children
 from workqueue.errors import GiveUp, HandlerBroke, HandlerInvalid, RetryAfter, escaped
 from workqueue.ledger import ClaimLost
+from workqueue.process import children
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Started
 from workqueue.tasks.policy import describe

@@ -12,7 +12,8 @@ from contextvars import copy_context
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
-from workqueue import children, delivery
+from workqueue import delivery
+from workqueue.process import children
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from workqueue import children
+from workqueue.process import children
 
 if TYPE_CHECKING:  # it takes a while to import, and until the first handler is set a signal is the interpreter's
     import asyncio

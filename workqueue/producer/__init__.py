@@ -25,12 +25,12 @@ from workqueue.errors import (
 from workqueue.extras import needed
 from workqueue.ledger import Ledger, open_ledger
 from workqueue.lifecycle import Flags, load_settings, on_signals, operation_of, package_of, prepare, run, say, seconds
+from workqueue.producer.source import lines
+from workqueue.producer.submit import Account, submit
 from workqueue.settings import Settings
-from workqueue.source import lines
-from workqueue.submit import Account, submit
 
 if TYPE_CHECKING:
-    from workqueue.follow import Follower
+    from workqueue.producer.follow import Follower
 
 Tasks = Callable[[argparse.Namespace, Settings], Iterable[Any]]
 
@@ -194,7 +194,7 @@ def _follower(
     ledger: Ledger, results: str | None, matter: Callable[[], Awaitable[str]], closing: AsyncExitStack
 ) -> "Follower":
     with needed("--wait"):
-        from workqueue.follow import Follower  # with rich, which takes a while to import
+        from workqueue.producer.follow import Follower  # with rich, which takes a while to import
 
     file = closing.enter_context(Results(results)) if results else None
     return Follower(ledger, file, matter)

@@ -1,0 +1,200 @@
+"""What a worker does between its flags and its exit code: connect, take tasks until told to end, drain, report."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+from workqueue import codec
+from workqueue.amqp.wire import Wire
+from workqueue.contract import Contract, Receive
+from workqueue.errors import WorkerFault
+from workqueue.ledger import Ledger, LedgerBusy, open_ledger
+from workqueue.lifecycle import on_signals, operation_of
+from workqueue.process.signals import INTERRUPTED, signals
+from workqueue.settings import Settings
+from workqueue.tasks.events import Listener, Ready, Stopping
+from workqueue.tasks.policy import describe
+from workqueue.tasks.processor import Guard, Handler
+from workqueue.tasks.received import Runtime
+from workqueue.tasks.scope import Scope
+from workqueue.tasks.watchdog import Watchdog
+from workqueue.worker.crew import Crew
+from workqueue.worker.ending import Ending
+from workqueue.worker.lifespan import Lifespan
+
+log = logging.getLogger(__name__)
+
+PRUNE_EVERY_S = 1800.0
+CUT_OFF_S = 3.0  # for handing back what was cut off at the end of a drain; what takes longer is left to the broker
+CLOSE_S = 4.0  # for closing connections
+RELEASE_S = 2.0  # for giving back the claims of handlers that do not end
+
+
+@dataclass(frozen=True)
+class Job:
+    """A receive operation, its handler, and how many tasks of it at a time."""
+
+    receive: Receive
+    handler: Handler[Any, Any]
+    concurrency: int
+
+
+class Serving:
+    """One worker, from its ledger to its last message. `run` once."""
+
+    def __init__(
+        self, name: str, application: type[Any], loaded: Contract, settings: Settings, tell: Listener, ending: Ending
+    ) -> None:
+        self._name, self._application, self._loaded = name, application, loaded
+        self._settings, self._tell, self._ending = settings, tell, ending
+        self._guards: list[Guard[Any]] = []
+        self._crew = Crew(self._guards)
+        self._watchdog = Watchdog(name, self._crew.running, partial(_release_from_thread, settings))
+
+    async def run(
+        self, jobs: Collection[Job], lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None
+    ) -> int:
+        """Take tasks until the worker is told to end, and return the exit code; raises what ended it otherwise."""
+        codec.install()
+        on_signals(self._ending.set)
+        async with AsyncExitStack() as closing:
+            ledger = await self._ending.unless(open_ledger(self._settings))
+            if ledger is None:
+                return 0
+            closing.push_async_callback(ledger.close)
+            resources = await self._open(closing, lifespan)
+            if resources is None:
+                return 0
+            wire = Wire(self._settings, self._loaded, self._name, self._ending.set, ledger)
+            closing.push_async_callback(wire.close)
+            pruning = asyncio.ensure_future(_prune(ledger, self._settings.keep_s, self._ending.set))
+            closing.callback(pruning.cancel)
+            runtime = Runtime(
+                self._name, self._loaded, ledger, wire.publisher(), self._settings, self._tell, self._ending.set,
+                resources.value, single=sum(job.concurrency for job in jobs) == 1,
+            )  # fmt: skip
+            consumers = self._consumers(jobs, runtime, wire)
+            closing.push_async_callback(_stop, consumers)
+            ready = Ready(self._name, {job.receive.queue.name: job.concurrency for job in jobs}, ledger.place)
+            code, drained = await self._until_told(consumers, wire, ready)
+            if not drained and not await self._crew.idle(CUT_OFF_S):
+                await _stop(consumers, within_s=CLOSE_S / 4)
+                await self._abandon(ledger, code)
+            self._watchdog.end_by(2 * CLOSE_S, code, "it has stopped")  # a lifespan may not end
+        for told in self._crew.unrecorded():
+            log.warning("%s  ends before the end of  %s  could be recorded: it will be done again", self._name, told)
+        # A thread that a handler left behind holds the interpreter up.
+        self._watchdog.end_by(CLOSE_S, code, "it has stopped")
+        self._tell(self._crew.account(self._name))
+        return code
+
+    async def _open(
+        self, closing: AsyncExitStack, lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None
+    ) -> Lifespan | None:
+        """The resources, opened; None if the worker was told to end before they were."""
+        self._watchdog.start()
+        closing.callback(self._watchdog.rest)
+        resources = Lifespan(None if lifespan is None else partial(lifespan, self._settings), self._ending.set)
+        closing.push_async_callback(resources.close)
+        if await self._ending.unless(resources.open()):
+            return resources
+        self._watchdog.end_by(2 * CLOSE_S, 0, "it was told to end")  # a lifespan may not let itself be cancelled
+        return None
+
+    def _consumers(self, jobs: Collection[Job], runtime: Runtime, wire: Wire) -> list[Any]:
+        """Competing consumers, as many as the jobs say: each handles a message at a time."""
+        consumers = []
+        for job in jobs:
+            guard = Guard[Any](job.handler, job.receive, runtime)
+            self._guards.append(guard)
+            for _ in range(job.concurrency):
+                consumer = operation_of(self._application(wire).consumer, job.receive.operation)
+                consumer(guard.take)
+                consumers.append(consumer)
+        return consumers
+
+    async def _until_told(self, consumers: list[Any], wire: Wire, ready: Ready) -> tuple[int, bool]:
+        """Consume until the worker is told to end, then drain. The exit code, and whether nothing is in hand."""
+        spare_s = self._settings.drain_s + CUT_OFF_S + CLOSE_S
+        on_signals(self._ending.set, at_once=lambda: self._watchdog.end_by(spare_s, 0, "the drain is over"))
+        try:
+            if await self._ending.unless(_start(consumers)):
+                self._tell(ready)
+            await self._ending.wait()
+            self._tell(Stopping(self._name, self._crew.in_hand))
+            self._crew.drain()
+            await wire.drain()
+            return 0, await self._crew.idle(self._settings.drain_s)
+        except asyncio.CancelledError as error:
+            if signals.count < 2:  # a handler has cancelled all tasks of the loop, those of the worker's own too
+                self._watchdog.end_by(CUT_OFF_S + CLOSE_S, WorkerFault.exit_code, "it was cancelled")
+                raise WorkerFault("the worker was cancelled by a task of a handler's; restart it") from error
+            return INTERRUPTED, False  # a second signal: the drain ends here
+        except Exception as error:
+            exit_code = getattr(error, "exit_code", WorkerFault.exit_code)
+            self._watchdog.end_by(CUT_OFF_S + CLOSE_S, exit_code, describe(error))
+            raise
+        finally:
+            self._ending.set()
+            self._crew.drain()
+            self._crew.end()
+
+    async def _abandon(self, ledger: Ledger, code: int) -> NoReturn:
+        """End the process around handlers that do not end. The broker notices, and delivers their messages again."""
+        scopes = self._crew.running()
+        for scope in scopes:
+            log.warning("%s  ends while it runs  %s: %s", self._name, scope.told, scope.where())
+        self._tell(self._crew.account(self._name, more=len(scopes)))
+        await _release(ledger, scopes)  # last: from here on another worker may begin them
+        logging.shutdown()  # what the handlers of the log hold
+        os._exit(code)
+
+
+async def _start(consumers: list[Any]) -> bool:
+    for consumer in consumers:  # one after the other: each declares the queues
+        await consumer.start()
+    return True
+
+
+async def _stop(consumers: list[Any], within_s: float | None = None) -> None:
+    """Cancel what the consumers still do. A handler may not let itself be cancelled."""
+    stopping = [asyncio.ensure_future(consumer.stop()) for consumer in consumers]
+    stopped, _ = await asyncio.wait(stopping, timeout=within_s)
+    for consumer in stopped:
+        if not consumer.cancelled() and (error := consumer.exception()) is not None:
+            log.warning("a consumer did not stop well: %s", describe(error))
+
+
+async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
+    with suppress(LedgerBusy, TimeoutError):  # the leases end by themselves
+        async with asyncio.timeout(RELEASE_S):
+            for scope in scopes:
+                await ledger.release(scope.task_id, scope.fence)
+
+
+def _release_from_thread(settings: Settings, scopes: list[Scope]) -> None:
+    """The worker's own ledger belongs to its event loop."""
+
+    async def release() -> None:
+        async with asyncio.timeout(RELEASE_S):
+            ledger = await open_ledger(settings)
+        await _release(ledger, scopes)
+
+    if scopes:
+        asyncio.run(release())
+
+
+async def _prune(ledger: Ledger, keep_s: float, fatal: Callable[[BaseException], object]) -> None:
+    """Have the ledger forget what is old, again and again. Every worker does: it costs little, and none is special."""
+    try:
+        while True:
+            with suppress(LedgerBusy):  # the next time will do
+                await ledger.prune(keep_s)
+            await asyncio.sleep(min(keep_s, PRUNE_EVERY_S))
+    except Exception as error:  # noqa: BLE001  # the ledger is lost, for one: the worker can't go on either
+        fatal(error)
