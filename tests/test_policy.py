@@ -7,9 +7,76 @@ from hypothesis import strategies as st
 from workqueue.amqp.connection import RECONNECT_CAP_S, RECONNECT_FIRST_S, reconnect_delay_s
 from workqueue.contract import Queue, Rung
 from workqueue.errors import GiveUp, RetryAfter
-from workqueue.tasks.policy import ERROR_LIMIT, LONGEST_S, Bury, Retry, after_failure, describe, rung_of
+from workqueue.ledger import Claimed, Conflict, Crash, Finished, Taken
+from workqueue.tasks.policy import (
+    CONFLICT,
+    ERROR_LIMIT,
+    LONGEST_S,
+    TRY,
+    Bury,
+    Retry,
+    Skip,
+    Try,
+    Wait,
+    after_failure,
+    before_attempt,
+    describe,
+    rung_of,
+    without_ledger,
+)
 
 RUNGS = tuple(Rung(Queue(f"wait-{s}", True, False, False, {}), s) for s in (0.5, 4.0, 60.0))
+
+
+SHORT, MIDDLE, LONG = RUNGS
+CRASH, ALONE = Crash("w", "2026-11-26T00:00:00Z"), Crash("w", "2026-11-26T00:00:00Z", alone=True)
+LIMIT = 3
+KILLED = Bury("crashed", "3 workers died, or lost their claim, while they had it and nothing else")
+
+BEFORE = {
+    "a new task": (Claimed(1, ()), 0, 0, TRY),
+    "one that has failed, and says so": (Claimed(3, (), attempts=2), 2, 0, TRY),
+    "one whose other copy tells of more": (Claimed(3, (), attempts=2), 1, 0, Wait(MIDDLE, "behind")),
+    "one that has waited for that copy": (Claimed(3, (), attempts=2), 1, 2, TRY),
+    "one whose other copy is on the last rung": (Claimed(9, (), attempts=7), 1, 0, Wait(LONG, "behind")),
+    "a death that is just noticed": (Claimed(2, (CRASH,), noticed=True), 0, 0, Wait(SHORT, "crashed", 1)),
+    "the second": (Claimed(3, (CRASH,) * 2, noticed=True), 0, 0, Wait(MIDDLE, "crashed", 2)),
+    "one death, which was waited for": (Claimed(2, (CRASH,)), 0, 0, TRY),
+    "two": (Claimed(3, (CRASH,) * 2), 0, 0, Try(alone=True)),
+    "many, none of them alone": (Claimed(9, (CRASH,) * 8), 0, 0, Try(alone=True)),
+    "as many as the limit, alone": (Claimed(4, (ALONE,) * 3, noticed=True), 0, 0, KILLED),
+    "one fewer": (Claimed(4, (CRASH, ALONE, ALONE)), 0, 0, Try(alone=True)),
+    "another worker's, for a moment": (Taken(0.1), 0, 0, Wait(SHORT, "taken")),
+    "for longer": (Taken(3.0), 0, 0, Wait(MIDDLE, "taken")),
+    "as many attempts as the message tells of": (Taken(0.1, attempts=2), 2, 0, Wait(SHORT, "taken")),
+    "its other copy tells of more, so that it comes later": (Taken(0.1, attempts=2), 1, 0, Wait(MIDDLE, "taken")),
+    "and there is no longer rung": (Taken(50.0, attempts=2), 1, 0, Wait(LONG, "taken")),
+    "done": (Finished("done", 1), 0, 0, Skip("done")),
+    "dead": (Finished("dead", 1), 0, 0, Skip("dead")),
+    "another payload": (Conflict(), 0, 0, CONFLICT),
+}
+
+
+@pytest.mark.parametrize(("answer", "told", "waited_for", "decision"), BEFORE.values(), ids=BEFORE)
+def test_what_is_done_before_an_attempt_follows_from_what_the_ledger_answers(
+    answer: Claimed | Taken | Finished | Conflict, told: int, waited_for: int, decision: object
+) -> None:
+    assert before_attempt(answer, told, waited_for, RUNGS, LIMIT) == decision
+
+
+@pytest.mark.parametrize(
+    ("deaths", "new", "decision"),
+    [
+        (0, False, TRY),
+        (1, True, Wait(SHORT, "crashed", 1)),
+        (1, False, Try(alone=True)),
+        (2, True, Wait(MIDDLE, "crashed", 2)),
+        (3, True, Bury("crashed", "3 workers died, or lost their connection, while they had it")),
+        (4, False, Bury("crashed", "4 workers died, or lost their connection, while they had it")),
+    ],
+)
+def test_without_a_ledger_it_follows_from_the_brokers_count(deaths: int, new: bool, decision: object) -> None:
+    assert without_ledger(deaths, new, RUNGS, LIMIT) == decision
 
 
 def test_a_task_that_keeps_failing_climbs_every_rung_and_is_then_buried() -> None:

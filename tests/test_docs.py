@@ -1,0 +1,70 @@
+"""The pages in docs/ say what is so."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.harness import ROOT
+from workqueue import contract
+from workqueue.testing import copy_project
+
+SPINE_LINES = 1200
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_the_files_to_read_first_are_there_and_no_more_than_an_hours_work() -> None:
+    text = (ROOT / "docs/reading.md").read_text()
+    spine = re.findall(r"(?m)^\| \d \| `([^`]+)`", text)
+    assert len(spine) == 7
+    assert sum(len((ROOT / name).read_text().splitlines()) for name in spine) <= SPINE_LINES
+
+
+def test_every_file_that_the_way_of_a_task_names_is_there() -> None:
+    named = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", (ROOT / "docs/reading.md").read_text()))
+    assert len(named) > 15
+    assert {name for name in named if not (ROOT / "workqueue" / name).exists() and not (ROOT / name).exists()} == set()
+
+
+def test_every_room_of_the_package_is_on_the_page() -> None:
+    _, _, rest = (ROOT / "docs/reading.md").read_text().partition("## Rooms")
+    named = set(re.findall(r"`([a-z]+)/?`", rest.partition("## Where")[0]))
+    rooms = {path.name.removesuffix(".py") for path in (ROOT / "workqueue").iterdir() if path.suffix in ("", ".py")}
+    assert rooms - {"__init__", "__main__", "__pycache__"} <= named
+
+
+@pytest.mark.compiler
+@pytest.mark.example
+def test_the_second_operation_compiles_as_it_is_printed(tmp_path: Path) -> None:
+    mails, worker, producer = blocks("operations.md", "yaml")
+    added: dict[str, Any] = {"worker": yaml.safe_load(worker), "producer": yaml.safe_load(producer)}
+
+    def edit(text: str) -> str:
+        document = yaml.safe_load(text)
+        for name, parts in added.items():
+            if document["info"]["title"].endswith(name):
+                for part in ("channels", "operations"):
+                    document[part] |= parts[part]
+        return yaml.safe_dump(document, sort_keys=False)
+
+    source = tmp_path / "source"
+    (source / "spec").mkdir(parents=True)
+    for file in (ROOT / "spec").iterdir():
+        (source / "spec" / file.name).write_bytes(file.read_bytes())
+    (source / "spec" / "mails.asyncapi.yaml").write_text(mails)
+    (source / "workqueue").symlink_to(ROOT / "workqueue")
+    project = copy_project(source, tmp_path / "project", edit)
+    loaded = contract.read(json.loads((project / "generated/worker/contract.json").read_bytes()))
+    assert [receive.operation for receive in loaded.receives.values()] == ["process_task", "send_mail"]
+    assert loaded.receives["mails"].max_attempts == 2
+    models = "from generated.worker.messages.json import Mail, MailSent, MailTask; import generated.producer"
+    done = subprocess.run([sys.executable, "-c", models], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
