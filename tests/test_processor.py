@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -606,6 +606,21 @@ async def test_a_process_that_ends_gives_the_claim_back_and_settles_nothing() ->
         await taking
     assert bench.log == ["claim", "run", "release"]
     assert bench.fatal == []
+
+
+async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_else() -> None:
+    bench = Bench()
+    await bench.take()
+    assert bench.guard.unrecorded == set()
+    bench.ledger.busy["complete"] = 1_000_000
+    taking = asyncio.ensure_future(bench.take())
+    await until(lambda: bench.log[-1:] == ["complete busy"])
+    bench.guard.end()
+    taking.cancel()
+    with suppress(asyncio.CancelledError):
+        await taking
+    (told,) = bench.guard.unrecorded
+    assert str(TASK.id) in told
 
 
 # --- what can't answer is asked again ---------------------------------------------------------------------------------
