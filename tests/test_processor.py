@@ -248,7 +248,7 @@ RUNGS = [copy_to(rung.queue) for rung in RECEIVE.rungs]
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "RETRY_CAP_S", 0.01)
     monkeypatch.setattr(copies, "COPY_RETRY_S", 0.01)
 
