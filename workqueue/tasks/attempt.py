@@ -135,7 +135,7 @@ def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> B
     """The exception to go on with, for what came out of a handler."""
     if error is scope.why:
         return error
-    if context._lost and scope.why is None:
+    if context.claim_lost and scope.why is None:
         return ClaimLost()
     match error:
         case RetryAfter() if not _is_delay(getattr(error, "delay_s", None)):

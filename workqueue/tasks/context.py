@@ -25,8 +25,10 @@ class TaskContext(Generic[R]):
     settings: Settings
     resources: R
     _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Transaction]] = field(repr=False)
-    _completed: bool = False
-    _lost: bool = False
+    completed: bool = field(default=False, init=False)
+    """Whether the task was completed by `completion`."""
+    claim_lost: bool = field(default=False, init=False)
+    """Whether `completion` found that the claim was another worker's, or the task finished."""
 
     @asynccontextmanager
     async def completion(self, result: BaseModel | None = None) -> AsyncIterator[Transaction]:
@@ -40,6 +42,6 @@ class TaskContext(Generic[R]):
             async with self._complete(result) as db:
                 yield db
         except ClaimLost:
-            self._lost = True
+            self.claim_lost = True
             raise
-        self._completed = True
+        self.completed = True

@@ -290,11 +290,11 @@ class Guard(Generic[T]):
         try:
             result = await self.attempts.run(task, context, claim.fence, limit_s)
         except Exception as error:
-            if not context._completed:
+            if not context.completed:
                 raise
             log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task.id, describe(error))
             return
-        if context._completed:
+        if context.completed:
             return
         encoded = self._encode(result)
         self.unrecorded.add(received.told)

@@ -236,4 +236,4 @@ class Scope:
 
 def blocking_frames(loop_thread: int) -> str:
     """What the thread of an event loop is doing, in one line."""
-    return stack.where(stack.outwards(sys._current_frames().get(loop_thread)))
+    return stack.where(stack.outwards(sys._current_frames().get(loop_thread)))  # noqa: SLF001  # the only way to see it

@@ -98,6 +98,6 @@ def _interrupt(thread: threading.Thread) -> None:
 
 def frames_of(whose: object) -> list[FrameType]:
     """Where the threads are that were started for this delivery."""
-    now = sys._current_frames()
+    now = sys._current_frames()  # noqa: SLF001  # the only way to see them
     idents = [thread.ident for thread, of in list(_at_work.items()) if of is whose]
     return [now[ident] for ident in idents if ident in now]
