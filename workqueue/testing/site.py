@@ -185,7 +185,7 @@ class Site:
     ) -> Worker:
         """Start a worker, one that records what its handler does, and wait until it says that it is ready."""
         name = name or f"worker{len(self.workers) + 1}"
-        log = self.folder / f"{name}-{secrets.token_hex(2)}.log"
+        log = self.folder / f"{name}-{secrets.token_hex(6)}.log"
         command = [sys.executable, self.recorder, script or self.scripts.worker, name, *flags]
         with log.open("wb") as out:
             process = subprocess.Popen(  # noqa: ASYNC220  # it is quick, and tests signal it as they like
@@ -243,7 +243,7 @@ class Site:
 
     async def run(self, payloads: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
         """Send these, wait until all are finished, and return the lines of the results file."""
-        results = self.folder / f"results-{secrets.token_hex(2)}.jsonl"
+        results = self.folder / f"results-{secrets.token_hex(6)}.jsonl"
         text = "".join(json.dumps(payload) + "\n" for payload in payloads)
         flags = ("--jsonl", "-", "--wait", "--results", str(results), *self.scripts.to(self.project))
         produced = await self.producer(*flags, lines=text, **environment)
