@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import assert_never
 
 from generated.worker import Application
+from generated.worker.handlers import run_worker
 from generated.worker.messages.json import Checksum, ChecksumResult, Simulate, SimulateResult, Task
-from workqueue import GiveUp, Settings, TaskContext, in_thread, run_worker
+from workqueue import GiveUp, Settings, TaskContext, in_thread
 from workqueue.errors import SettingInvalid
 
 ROOT = "WORKQUEUE_ROOT"

@@ -126,3 +126,51 @@ def test_a_worker_with_such_a_handler_exits_with_2_before_it_looks_for_a_broker(
 def test_a_handler_in_the_place_of_a_dict_of_them_is_told_with_the_names_that_it_needs() -> None:
     with pytest.raises(HandlersInvalid, match=r"of type function; give run_worker a dict, {'do_it': \.\.\.}"):
         _check(lambda task, context: None, {"do_it": RECEIVE})  # type: ignore[arg-type]
+
+
+CALLS = {
+    "as it is": ('{"do_errand": handle}', ""),
+    "none": ("{}", 'Missing key "do_errand"'),
+    "one too many": ('{"do_errand": handle, "do_more": handle}', 'Extra key "do_more"'),
+    "one that returns something else": ('{"do_errand": counts}', "Incompatible types"),
+    "one that takes something else": ('{"do_errand": takes}', "Incompatible types"),
+    "one of other resources": ('{"do_errand": pooled}, lifespan=numbers', "Cannot infer value of type parameter"),
+}
+TYPED = """
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from tests.generated.worker import Application
+from tests.generated.worker.handlers import run_worker
+from tests.generated.worker.messages.json import NapResult, Task
+from workqueue import Settings, TaskContext
+
+async def handle(task: Task, context: TaskContext[None]) -> NapResult:
+    return NapResult(kind="nap", attempt=context.attempt)
+
+async def counts(task: Task, context: TaskContext[None]) -> int:
+    return 1
+
+async def takes(task: NapResult, context: TaskContext[None]) -> NapResult:
+    return task
+
+async def pooled(task: Task, context: TaskContext[str]) -> NapResult:
+    return NapResult(kind="nap", attempt=len(context.resources))
+
+@asynccontextmanager
+async def numbers(settings: Settings) -> AsyncIterator[int]:
+    yield 1
+
+"""
+
+
+@pytest.mark.broker  # a type checker takes its seconds
+def test_a_type_checker_holds_the_handlers_to_the_contract(tmp_path: Path) -> None:
+    lines = [f"run_worker(Application, {call})" for call, _ in CALLS.values()]
+    (tmp_path / "typed.py").write_text(TYPED + "\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path / "typed.py")]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    first = TYPED.count("\n") + 1
+    for number, (call, error) in enumerate(CALLS.values(), first):
+        found = [line for line in said.splitlines() if f"typed.py:{number}: error" in line]
+        assert bool(found) == bool(error), (call, said)
+        assert error in "".join(found), (call, said)

@@ -3,6 +3,7 @@ way out for each problem. The contract here is nobody's example."""
 
 # ruff: noqa: E501  # a table is read by its columns
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -515,7 +516,20 @@ def built(folder: Path) -> contract.Contract:
     for operation in found.operations.values():
         model = getattr(module.messages.json, operation.message.name)
         assert {"id", "payload"} <= set(model.model_fields)
+    if names := {receive.operation for receive in found.receives.values()}:
+        assert typed_handlers(folder / "made" / "billing").__annotations__.keys() == names
     return found
+
+
+def typed_handlers(package: Path) -> Any:
+    """What its module `handlers` says of the handlers; in a process of its own it would be imported as it is."""
+    sys.path.insert(0, str(package.parent))
+    try:
+        return importlib.import_module(f"{package.name}.handlers").Handlers
+    finally:
+        sys.path.remove(str(package.parent))
+        for name in [name for name in sys.modules if name == package.name or name.startswith(f"{package.name}.")]:
+            del sys.modules[name]
 
 
 @compiles

@@ -32,7 +32,7 @@ import yaml
 from pydantic import BaseModel
 
 from workqueue import contract
-from workqueue.compiler import lint, lint_schemas, roundtrip
+from workqueue.compiler import handlers, lint, lint_schemas, roundtrip
 from workqueue.compiler.generator import CodeGenerator
 from workqueue.compiler.resolve import Resolved, resolve
 from workqueue.errors import ContractInvalid
@@ -84,6 +84,9 @@ def build(root: Path, target: Path) -> None:
         problems += _proof(resolved, target / name) or [
             f"{resolved.place()}: {problem}" for problem in roundtrip.problems(target / name)
         ]
+    if not problems:
+        for name, resolved in found.items():
+            _write_handlers(resolved, target / name)
     if problems:
         raise SpecError(problems)
 
@@ -110,6 +113,12 @@ def _generate(resolved: Resolved, package: Path) -> None:
             ) as error:  # the generator has no error type of its own, and may end the process
                 why = " ".join(f"{error} {said.getvalue()[-300:]}".split()).replace(str(folder), "")
                 raise SpecError([f"{resolved.place()}: the generator refuses it: {why}"]) from error
+
+
+def _write_handlers(resolved: Resolved, package: Path) -> None:
+    text = handlers.source(contract.read(resolved.document), load(package).messages.json)
+    if text is not None:
+        (package / handlers.MODULE).write_text(text, encoding="utf-8")
 
 
 def _for_generator(document: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""The types of an application's handlers, as a module beside the generated ones.
+
+`run_worker` of it is the package's own, for a type checker to hold to the contract: a handler that is missing, or one
+too many, or that takes or returns something else, is an error where the script calls it.
+"""
+
+import keyword
+from types import ModuleType
+from typing import Any
+
+from workqueue import kinds
+from workqueue.compiler.roundtrip import models_of
+from workqueue.contract import Contract, Receive
+
+MODULE = "handlers.py"
+START = '''"""What the handler of each receive operation takes and returns. Built by `make generate`; never edited."""
+
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypedDict, TypeVar, cast
+
+from workqueue import Settings, TaskContext, worker
+
+from .application import Application
+from .messages import json as models
+
+R = TypeVar("R")
+
+
+'''
+GENERIC = "class Handlers(TypedDict, Generic[R]):\n{fields}\n"
+PLAIN = 'Handlers = TypedDict("Handlers", {{\n{fields}\n}})\n'
+END = '''
+
+def run_worker(
+    application: type[Application],
+    handlers: {handlers},
+    *,
+    about: str | None = None,
+    lifespan: Callable[[Settings], AbstractAsyncContextManager[{resources}]] | None = None,
+    variables: Collection[str] = (),
+) -> int:
+    """`workqueue.run_worker`, for this application."""
+    return worker.run_worker(application, cast(Any, handlers), about=about, lifespan=lifespan, variables=variables)
+'''
+
+
+def source(loaded: Contract, models: ModuleType) -> str | None:
+    """The module's text; None for an application that receives nothing."""
+    receives = sorted(loaded.receives.values(), key=lambda receive: receive.operation)
+    if not receives:
+        return None
+    named = all(receive.operation.isidentifier() and not keyword.iskeyword(receive.operation) for receive in receives)
+    resources, fields = "R" if named else "Any", []
+    for receive in receives:
+        results = [f"models.{name}" for name in sorted(_results(receive, models))]
+        returned = " | ".join([*results, "None"]) if results else "Any"
+        task = f"models.{receive.message.name}"
+        handler = f"Callable[[{task}, TaskContext[{resources}]], Awaitable[{returned}] | {returned}]"
+        fields.append(f"    {receive.operation}: {handler}" if named else f"    {receive.operation!r}: {handler},")
+    made = (GENERIC if named else PLAIN).format(fields="\n".join(fields))
+    end = END.format(handlers="Handlers[R]" if named else "Handlers", resources=resources)
+    return START + made + end
+
+
+def _results(receive: Receive, models: ModuleType) -> set[str]:
+    """The names of the models that a result may be of."""
+    schemas: dict[str, Any] = receive.message.schema["components"]["schemas"]
+    paths = kinds.alternatives(receive.result_schema["allOf"][0], schemas)
+    return {model.__name__ for path in paths for model in models_of(path, models, schemas)}
