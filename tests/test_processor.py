@@ -38,7 +38,7 @@ from workqueue.ledger import (
 from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor
 from workqueue.tasks.context import TaskContext
-from workqueue.tasks.events import Dead, Delayed, Event, Retrying, Told, What
+from workqueue.tasks.events import Dead, Delayed, Event, Retrying, Skipped, Told, What
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
 
@@ -606,6 +606,26 @@ async def test_a_process_that_ends_gives_the_claim_back_and_settles_nothing() ->
         await taking
     assert bench.log == ["claim", "run", "release"]
     assert bench.fatal == []
+
+
+async def test_a_body_too_large_to_be_held_is_moved_by_the_broker_itself() -> None:
+    bench = Bench()
+    arrived = bench.arrives()
+    arrived.oversized_bytes = 20_000_000
+    delivery.current.set(arrived)
+    await bench.guard.take(TASK)
+    assert bench.log == ["reject"]
+    assert bench.guard.settling.finished == 1
+    said = "20000000 bytes, too large to be held in memory; moved by the broker itself"
+    assert bench.became == [Dead("undecodable", said)]
+
+
+async def test_a_dead_task_that_comes_again_with_no_header_of_ours_is_a_dead_letter_once_more() -> None:
+    bench = Bench()
+    bench.ledger.claim_answer = Finished("dead", 5)
+    await bench.take()
+    assert bench.became == [Skipped("dead", buried=True)]
+    assert bench.log[-2:] == [DEAD, "ack"]
 
 
 async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_else() -> None:
