@@ -3,8 +3,9 @@
 The fixtures are a pytest plugin: `-p workqueue.testing.fixtures` in the options. Needs the extras generate and dev.
 """
 
+from workqueue.testing.processes import MAIN, WAIT_S, Note, Produced, Scripts, Worker, until
 from workqueue.testing.project import by_key, copy_project, hurried
-from workqueue.testing.site import MAIN, RECORDER, WAIT_S, Note, Produced, Scripts, Site, Worker, until
+from workqueue.testing.site import RECORDER, Site
 from workqueue.testing.vhosts import vhost
 
 __all__ = [

@@ -15,8 +15,9 @@ from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
 from workqueue.testing.given import Broker, given_broker
+from workqueue.testing.processes import MAIN, Scripts
 from workqueue.testing.project import copy_project, hurried
-from workqueue.testing.site import MAIN, Scripts, Site
+from workqueue.testing.site import Site
 from workqueue.testing.vhosts import vhost
 
 FAST_LEASE_S, FAST_LIMIT_S = 2, 6

@@ -5,7 +5,6 @@ at the broker through a connection of its own, by the plain AMQP client, so that
 """
 
 import asyncio
-import fcntl
 import json
 import os
 import secrets
@@ -13,10 +12,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,110 +25,12 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from workqueue import contract
+from workqueue.testing.processes import MAIN, WAIT_S, Note, Produced, Scripts, Worker, drain, until
 from workqueue.testing.stand_in import StandIn
 
 RECORDER = str(Path(__file__).with_name("recorder.py"))
 PRODUCER_S = 220.0  # below the time limit of a test, so that what was running is stopped
-PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
-WAIT_S = 60.0  # generous: a deadline, not a time
 LAST_LINES = 40  # of what a worker said, shown where its test fails
-
-
-@dataclass(frozen=True)
-class Scripts:
-    """What runs on a contract: its compiled modules, the worker's script, and Python's arguments for the producer."""
-
-    generated: str
-    worker: str
-    producer: tuple[str, ...]
-
-    def receive(self, project: Path) -> contract.Receive:
-        """The first receive operation of this project's compiled contract."""
-        return next(receive for loaded in self._contracts(project) for receive in loaded.receives.values())
-
-    def to(self, project: Path) -> tuple[str, ...]:
-        """The flags that the producer needs to send to that operation, where it could send to others too."""
-        queue = self.receive(project).queue.name
-        for loaded in self._contracts(project):
-            if queue in loaded.sends and len(loaded.sends) > 1:
-                return "--to", loaded.sends[queue].operation
-        return ()
-
-    def _contracts(self, project: Path) -> Iterator[contract.Contract]:
-        for document in sorted((project / self.generated).glob("*/contract.json")):
-            yield contract.read(json.loads(document.read_bytes()))
-
-
-MAIN = Scripts("generated", "main-worker.py", ("main-producer.py",))
-"""Those of a project like the example."""
-
-
-async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
-    """Wait until `condition` (a function, or an async one) is true, and return what it returned."""
-    deadline = time.monotonic() + within_s
-    while True:
-        value = condition()
-        if isinstance(value, Awaitable):
-            value = await value
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within_s:g} s: {what}")
-        await asyncio.sleep(0.02)
-
-
-@dataclass(frozen=True)
-class Note:
-    """A line of the record: a handler's start or end."""
-
-    word: str
-    id: str
-    worker: str
-    pid: int
-    at: float
-
-
-@dataclass
-class Worker:
-    """A worker process that was started."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    read: threading.Event = field(default_factory=threading.Event)
-    """Cleared, nobody reads what it writes; for one of a site that is `piped`."""
-
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def says(self, word: str) -> list[str]:
-        """The lines of its log with this word."""
-        return [line for line in self.text().splitlines() if f"  {word}" in line]
-
-    def is_ready(self) -> bool:
-        """Whether its log, text or JSON, says so."""
-        text = self.text()
-        return "  ready  " in text or '"event": "ready"' in text
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    async def ended(self, within_s: float = WAIT_S) -> int:
-        await until(lambda: self.process.poll() is not None, f"{self.name} ends; it said:\n{self.text()}", within_s)
-        return self.process.returncode
-
-
-@dataclass
-class Produced:
-    """What a producer that has ended said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
 
 
 @dataclass
@@ -198,7 +98,7 @@ class Site:
         worker = Worker(name, process, log)
         if self.piped:
             worker.read.set()
-            threading.Thread(target=_drain, args=(worker,), name=f"log of {name}", daemon=True).start()
+            threading.Thread(target=drain, args=(worker,), name=f"log of {name}", daemon=True).start()
         self.workers.append(worker)
         if ready:
             await until(lambda: worker.is_ready() or process.poll() is not None, f"{name} is ready: {worker.text()}")
@@ -323,16 +223,3 @@ class Site:
         for worker in self.workers:
             tail = "\n".join(worker.text().splitlines()[-LAST_LINES:])
             print(f"{worker.name} ended with {worker.process.returncode}; it said last:\n{tail}")
-
-
-def _drain(worker: Worker) -> None:
-    """Read a worker's log into its file, while it may be read."""
-    pipe = worker.process.stderr
-    assert pipe is not None
-    with suppress(AttributeError):  # elsewhere than on Linux a pipe takes more before it is full
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    with pipe, worker.log.open("ab") as file:
-        while data := os.read(pipe.fileno(), PIPE_BYTES):
-            file.write(data)
-            file.flush()
-            worker.read.wait()

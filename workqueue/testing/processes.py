@@ -1,0 +1,130 @@
+"""The processes of a site: what they wrote, what they said, and how they ended."""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workqueue import contract
+
+PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
+WAIT_S = 60.0  # generous: a deadline, not a time
+
+
+@dataclass(frozen=True)
+class Scripts:
+    """What runs on a contract: its compiled modules, the worker's script, and Python's arguments for the producer."""
+
+    generated: str
+    worker: str
+    producer: tuple[str, ...]
+
+    def receive(self, project: Path) -> contract.Receive:
+        """The first receive operation of this project's compiled contract."""
+        return next(receive for loaded in self._contracts(project) for receive in loaded.receives.values())
+
+    def to(self, project: Path) -> tuple[str, ...]:
+        """The flags that the producer needs to send to that operation, where it could send to others too."""
+        queue = self.receive(project).queue.name
+        for loaded in self._contracts(project):
+            if queue in loaded.sends and len(loaded.sends) > 1:
+                return "--to", loaded.sends[queue].operation
+        return ()
+
+    def _contracts(self, project: Path) -> Iterator[contract.Contract]:
+        for document in sorted((project / self.generated).glob("*/contract.json")):
+            yield contract.read(json.loads(document.read_bytes()))
+
+
+MAIN = Scripts("generated", "main-worker.py", ("main-producer.py",))
+"""Those of a project like the example."""
+
+
+async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
+    """Wait until `condition` (a function, or an async one) is true, and return what it returned."""
+    deadline = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s:g} s: {what}")
+        await asyncio.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line of the record: a handler's start or end."""
+
+    word: str
+    id: str
+    worker: str
+    pid: int
+    at: float
+
+
+@dataclass
+class Worker:
+    """A worker process that was started."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    read: threading.Event = field(default_factory=threading.Event)
+    """Cleared, nobody reads what it writes; for one of a site that is `piped`."""
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def says(self, word: str) -> list[str]:
+        """The lines of its log with this word."""
+        return [line for line in self.text().splitlines() if f"  {word}" in line]
+
+    def is_ready(self) -> bool:
+        """Whether its log, text or JSON, says so."""
+        text = self.text()
+        return "  ready  " in text or '"event": "ready"' in text
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self, within_s: float = WAIT_S) -> int:
+        await until(lambda: self.process.poll() is not None, f"{self.name} ends; it said:\n{self.text()}", within_s)
+        return self.process.returncode
+
+
+@dataclass
+class Produced:
+    """What a producer that has ended said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def drain(worker: Worker) -> None:
+    """Read a worker's log into its file, while it may be read."""
+    pipe = worker.process.stderr
+    assert pipe is not None
+    with suppress(AttributeError):  # elsewhere than on Linux a pipe takes more before it is full
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    with pipe, worker.log.open("ab") as file:
+        while data := os.read(pipe.fileno(), PIPE_BYTES):
+            file.write(data)
+            file.flush()
+            worker.read.wait()
