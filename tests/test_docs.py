@@ -68,3 +68,14 @@ def test_the_second_operation_compiles_as_it_is_printed(tmp_path: Path) -> None:
     models = "from generated.worker.messages.json import Mail, MailSent, MailTask; import generated.producer"
     done = subprocess.run([sys.executable, "-c", models], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.broker
+@pytest.mark.example
+def test_the_tests_that_are_printed_pass(tmp_path: Path) -> None:
+    (printed,) = blocks("testing.md", "python")
+    project = copy_project(ROOT, tmp_path / "project")
+    (project / "test_printed.py").write_text(printed)
+    command = [sys.executable, "-m", "pytest", "test_printed.py"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout + done.stderr
