@@ -57,6 +57,21 @@ async def test_workers_and_the_producer_come_back_after_a_broker_restart(alone: 
     await alone.all_end(tasks, within_s=60)
 
 
+async def test_a_broker_that_goes_away_while_the_consumers_of_a_worker_start_is_waited_for(
+    alone: Site, own_node: Node
+) -> None:
+    """Those that have started are at work: the worker is no more than one that has lost its broker."""
+    tasks = simulate(60, seconds=1.0)
+    await alone.send(tasks)
+    worker = await alone.worker("wide", "--concurrency", "60", ready=False)
+    await until(lambda: len(alone.record()) >= 3, "some of its consumers are at work")
+    await asyncio.to_thread(own_node.stop)
+    await asyncio.to_thread(own_node.start)
+    await until(worker.is_ready, "all of its consumers are at work")
+    await alone.all_end(tasks)
+    assert worker.process.poll() is None
+
+
 async def test_a_broker_that_is_killed_under_load_loses_and_doubles_nothing(alone: Site, own_node: Node) -> None:
     for _ in range(3):
         await alone.worker()

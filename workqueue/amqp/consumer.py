@@ -142,17 +142,24 @@ class Session:
 
 
 class Consumer:
-    """Delivers the messages of one queue, one session after the other, until it is drained."""
+    """Delivers the messages of one queue, one session after the other, until it is drained.
 
-    def __init__(self, link: Link, receive: Receive, tag: str, settings: Settings, fatal: Fatal) -> None:
+    `joins`: others of this worker consume already, so a broker that can't be reached is waited for at the start too.
+    """
+
+    def __init__(
+        self, link: Link, receive: Receive, tag: str, settings: Settings, fatal: Fatal, *, joins: bool = False
+    ) -> None:
         self._link, self._receive, self._tag, self._settings, self._fatal = link, receive, tag, settings, fatal
+        self._joins = joins
         self._session: Session | None = None
         self._draining = False
 
     async def start(self) -> None:
         """Consume. Raises as `Link.open` when there is no broker to start with, or none that lets this user read the
         queue; one that goes later is waited for."""
-        await self._link.open()
+        if not self._joins:
+            await self._link.open()
         await self._resume(starting=True)
 
     async def recv(self) -> AsyncGenerator[Incoming, None]:

@@ -84,7 +84,7 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         tag = f"{self._name}.{len(self._consumers) + 1}"
         receive = self._contract.receives[_queue_name(params)]
         link = self._link(tag, self._marker(receive.queue.name, hold=True))
-        consumer = Consumer(link, receive, tag, self._settings, self._fatal)
+        consumer = Consumer(link, receive, tag, self._settings, self._fatal, joins=bool(self._consumers))
         self._consumers.append(consumer)
         return consumer
 

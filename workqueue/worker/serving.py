@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 PRUNE_EVERY_S = 1800.0
 CUT_OFF_S = 3.0  # for handing back what was cut off at the end of a drain; what takes longer is left to the broker
 CLOSE_S = 4.0  # for closing connections
+FINISH_S = 1.0  # that a worker which can't go on leaves to what is in hand: what is at its end is so recorded as done
 RELEASE_S = 2.0  # for giving back the claims of handlers that do not end
 
 
@@ -137,7 +138,9 @@ class Serving:
             return INTERRUPTED, False  # a second signal: the drain ends here
         except Exception as error:
             exit_code = getattr(error, "exit_code", WorkerFault.exit_code)
-            self._watchdog.end_by(CUT_OFF_S + CLOSE_S, exit_code, describe(error))
+            self._watchdog.end_by(FINISH_S + CUT_OFF_S + CLOSE_S, exit_code, describe(error))
+            self._crew.drain()
+            await self._crew.idle(FINISH_S)
             raise
         finally:
             self._ending.set()
