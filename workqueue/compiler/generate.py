@@ -106,7 +106,8 @@ def _generate(resolved: Resolved, package: Path) -> None:
             warnings.filterwarnings("ignore", message="Pydantic does not take", category=UserWarning)
             warnings.filterwarnings("ignore", message="format of .* not understood", category=UserWarning)
             try:
-                generator.generate(document, package)
+                with contextlib.chdir(OPTIONS):
+                    generator.generate(document, package.absolute())
             except (
                 Exception,
                 SystemExit,
@@ -259,11 +260,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     check, home = given.check, given.folder.resolve()
     generated = home / "generated"
-    with (
-        contextlib.chdir(OPTIONS),
-        # Beside its target, so that it can be moved there in one step.
-        tempfile.TemporaryDirectory(prefix=".generate-", dir=None if check else home) as folder,
-    ):
+    # Beside its target, so that it can be moved there in one step.
+    with tempfile.TemporaryDirectory(prefix=".generate-", dir=None if check else home) as folder:
         fresh = Path(folder) / "generated"
         try:
             build(home, fresh)
