@@ -44,9 +44,12 @@ $(PY):
 	@$(ONE_AT_A_TIME) sh -c 'test -x $(PY) || $(PYTHON) -m venv $(VENV)' || \
 	    { rm -rf $(VENV); echo "no virtual environment; on Debian: apt-get install python3-venv" >&2; exit 2; }
 
-$(SET_UP): requirements.txt | $(PY)
+# A wheel that was replaced may have the version of the one before: it is installed whatever pip thinks.
+WHEELS := $(wildcard vendor/*.whl)
+$(SET_UP): requirements.txt $(wildcard constraints.txt) $(WHEELS) | $(PY)
 	@echo "installing the packages of requirements.txt ..." >&2
 	@$(ONE_AT_A_TIME) $(PY) $(PIP) -r requirements.txt
+	@$(if $(WHEELS),$(ONE_AT_A_TIME) $(PY) $(PIP) --no-deps --force-reinstall $(WHEELS))
 	@touch $@
 
 # A changed contract is compiled before anything runs on it.
@@ -83,8 +86,8 @@ demo: $(MODULES) ## all of it at once: a private broker, three workers, every fi
 test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker with real processes
 	@$(PY) -m pytest test_workqueue.py $(ARGS)
 
-types: $(SET_UP) ## mypy, which names a kind that no handler does
-	@$(VENV)/bin/mypy
+types: $(MODULES) ## mypy, which names a kind that no handler does
+	@$(PY) -m mypy
 
 check: $(CHECKS) ## everything that must hold
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from generated.producer import Application
 from generated.producer.messages.json import Checksum, Simulate, Task
-from workqueue import Settings, envelope, lines, run_producer
+from workqueue import Settings, envelope, run_producer
 from workqueue.errors import InputInvalid, UsageInvalid
 from workqueue.lifecycle import count, seconds
 from workqueue.settings import DEFAULT_LEDGER
@@ -29,12 +29,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=seconds, default=0.0, metavar="S", help="... of S seconds each (default 0)")
 
 
-def tasks(given: argparse.Namespace, settings: Settings) -> Iterable[Task | InputInvalid]:
-    """What the flags ask for. Made one by one as they are sent, so a million of them take no memory."""
+def tasks(given: argparse.Namespace, settings: Settings) -> Iterable[Task | InputInvalid] | None:
+    """What the flags ask for; None for the lines of --jsonl. Made one by one, so a million of them take no memory."""
     if sum(map(bool, (given.paths, given.jsonl, given.simulate))) != 1:
         raise UsageInvalid("name what to send: PATH..., or --jsonl FILE, or --simulate N")
     if given.jsonl:
-        return lines(given.jsonl, Task)
+        return None
     if given.paths:
         return checksums(files(given.paths, settings))
     return (Task(**envelope(), payload=Simulate(kind="simulate", seconds=given.seconds)) for _ in range(given.simulate))

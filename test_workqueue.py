@@ -21,13 +21,16 @@ from workqueue.dev.node import Node
 from workqueue.testing import Scripts, Site, until, vhost
 from workqueue.testing.given import Broker
 
-ROOT = Path(__file__).parent
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    return Path(__file__).parent
 
 
 @pytest.fixture
-def queue(node: Broker, tmp_path: Path, scripts: Scripts) -> Iterator[Site]:
+def queue(node: Broker, tmp_path: Path, project: Path, scripts: Scripts) -> Iterator[Site]:
     """This project's queue, in a vhost of the node that all tests share."""
-    site = Site(tmp_path, vhost(node), ROOT, scripts=scripts, stand_in=True)
+    site = Site(tmp_path, vhost(node), project, scripts=scripts, stand_in=True)
     yield site
     site.stop()
     site.tell()
@@ -49,6 +52,7 @@ async def test_every_task_is_done_exactly_once_and_none_is_missing(queue: Site) 
 
 
 async def test_each_worker_gets_a_fair_share(queue: Site) -> None:
+    one_at_a_time(queue)
     for _ in range(3):
         await queue.worker()
     tasks = queue.tasks(300, seconds=0.01)
@@ -59,7 +63,13 @@ async def test_each_worker_gets_a_fair_share(queue: Site) -> None:
     assert all(75 <= share <= 125 for share in shares.values()), shares
 
 
+def one_at_a_time(queue: Site) -> None:
+    if queue.receive.prefetch > 1:
+        pytest.skip("x-prefetch is above 1: tasks wait behind a slow one, and with who was first")
+
+
 async def test_a_slow_task_delays_no_other(queue: Site) -> None:
+    one_at_a_time(queue)
     (slow,), quick = queue.tasks(1, seconds=3.0), queue.tasks(50, seconds=0.01)
     await queue.worker()
     await queue.worker()
@@ -69,6 +79,7 @@ async def test_a_slow_task_delays_no_other(queue: Site) -> None:
 
 
 async def test_a_worker_that_joins_gets_work_at_once(queue: Site) -> None:
+    one_at_a_time(queue)
     tasks = queue.tasks(500, seconds=0.01)
     await queue.send(tasks)
     await queue.worker("first")
@@ -104,8 +115,10 @@ async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(queue: Site)
     await queue.all_end(tasks)
 
 
-async def test_tasks_sent_while_no_worker_is_up_survive_a_broker_that_is_killed(own_node: Node, tmp_path: Path) -> None:
-    queue = Site(tmp_path, vhost(own_node), ROOT, stand_in=True)
+async def test_tasks_sent_while_no_worker_is_up_survive_a_broker_that_is_killed(
+    own_node: Node, tmp_path: Path, project: Path, scripts: Scripts
+) -> None:
+    queue = Site(tmp_path, vhost(own_node), project, scripts=scripts, stand_in=True)
     try:
         tasks = queue.tasks(200)
         await queue.send(tasks)

@@ -49,6 +49,16 @@ def listener(greeting: bytes) -> Iterator[int]:
         thread.join()
 
 
+def test_the_address_of_the_folders_own_broker_in_amqp_uri_names_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make broker` prints it, and it stays in the environment when that broker is stopped."""
+    monkeypatch.setenv("AMQP_URI", Node(tmp_path).uri)
+    assert broker.find(tmp_path) is None
+    with pytest.raises(broker.BrokerError, match="nothing answers at AMQP_URI"):
+        broker.find(tmp_path / "another")
+
+
 def command(verb: str, folder: Path, amqp_uri: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "workqueue", "broker", verb, "--folder", str(folder)],

@@ -1,6 +1,7 @@
 """The pages in docs/ say what is so."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import yaml
 
 from tests.harness import ROOT
 from workqueue import contract
-from workqueue.testing import copy_project
+from workqueue.testing import copy_project, vhost
+from workqueue.testing.given import Broker
 
 SPINE_LINES = 1200
 
@@ -43,7 +45,7 @@ def test_every_room_of_the_package_is_on_the_page() -> None:
 
 @pytest.mark.compiler
 @pytest.mark.example
-def test_the_second_operation_compiles_as_it_is_printed(tmp_path: Path) -> None:
+def test_the_second_operation_works_as_it_is_printed(tmp_path: Path, node: Broker) -> None:
     mails, worker, producer = blocks("operations.md", "yaml")
     added: dict[str, Any] = {"worker": yaml.safe_load(worker), "producer": yaml.safe_load(producer)}
 
@@ -61,6 +63,7 @@ def test_the_second_operation_compiles_as_it_is_printed(tmp_path: Path) -> None:
         (source / "spec" / file.name).write_bytes(file.read_bytes())
     (source / "spec" / "mails.asyncapi.yaml").write_text(mails)
     (source / "workqueue").symlink_to(ROOT / "workqueue")
+    (source / "main-producer.py").write_bytes((ROOT / "main-producer.py").read_bytes())
     project = copy_project(source, tmp_path / "project", edit)
     loaded = contract.read(json.loads((project / "generated/worker/contract.json").read_bytes()))
     assert [receive.operation for receive in loaded.receives.values()] == ["process_task", "send_mail"]
@@ -68,6 +71,12 @@ def test_the_second_operation_compiles_as_it_is_printed(tmp_path: Path) -> None:
     models = "from generated.worker.messages.json import Mail, MailSent, MailTask; import generated.producer"
     done = subprocess.run([sys.executable, "-c", models], cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    (project / "mails.jsonl").write_text('{"kind": "mail", "to": "a@example.com", "text": "é"}\n')
+    command = [sys.executable, "main-producer.py", "--jsonl", "mails.jsonl", "--to", "submit_mail"]
+    sent = subprocess.run(
+        command, cwd=project, env={**os.environ, "AMQP_URI": vhost(node)}, capture_output=True, text=True, check=False
+    )
+    assert (sent.returncode, sent.stderr) == (0, "sent: 1 confirmed, 0 refused, 0 unknown\n")
 
 
 @pytest.mark.broker

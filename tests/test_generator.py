@@ -1,5 +1,6 @@
 """What compiling a contract leaves behind in a process and on a terminal: nothing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT
-from tests.test_lint import PRINT, at, changed, project
+from tests.test_lint import PRINT, at, changed, compiles, project
+from workqueue import contract
+from workqueue.compiler import generate
 from workqueue.compiler.samples import matching
+from workqueue.testing import stand_in
 
 IMPORTED = """
 import signal
@@ -18,7 +22,7 @@ assert signal.getsignal(signal.SIGINT) is before, signal.getsignal(signal.SIGINT
 """
 pytestmark = pytest.mark.compiler
 SOUND = (r"^[\w .äöüß-]+$", r"^[\p{L} ]+$", r"^\p{Lu}\p{L}*$")
-PATTERNS = (*SOUND, r"^[[a-z]+$", r"^[a&&b]+$", r"^[&&a]||[~~b]$")
+PATTERNS = (*SOUND, r"^.+@.+$", r"^.{5}$", r"^[[a-z]+$", r"^[a&&b]+$", r"^[&&a]||[~~b]$")
 
 
 def test_importing_the_compiler_leaves_ctrl_c_as_it_was() -> None:
@@ -44,3 +48,48 @@ def test_no_pattern_warns_when_values_are_made_of_it(pattern: str) -> None:
 
 def test_a_set_of_letters_is_a_set() -> None:
     assert "]" not in "".join(matching(r"^[\p{L} ]+$"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--check"]])
+def test_a_folder_without_a_spec_is_one_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file"):
+        assert generate.main([*arguments, str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"generate: {tmp_path / name / 'spec'}: there is no such folder; name the one that holds spec/"
+
+
+def test_a_file_in_the_place_of_generated_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spec").mkdir()
+    (tmp_path / "generated").write_text("of weeks")
+    assert generate.main([str(tmp_path)]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    assert (tmp_path / "generated").read_text() == "of weeks"
+
+
+RESULTS: dict[str, tuple[dict[str, object], str]] = {
+    "a list": ({"type": "array", "items": {"type": "integer"}}, "BaseModel | None"),
+    "a number": ({"type": "integer"}, "BaseModel | None"),
+    "an object without properties": ({"type": "object", "additionalProperties": False}, "BaseModel | None"),
+}
+
+
+@compiles
+@pytest.mark.parametrize(("result", "returned"), RESULTS.values(), ids=RESULTS)
+def test_what_a_handler_returns_is_a_model_whatever_the_result_is(
+    result: dict[str, object], returned: str, tmp_path: Path
+) -> None:
+    folder = project(
+        tmp_path, changed(at("components/schemas/Receipt", {"title": "Receipt", "x-max-bytes": 999, **result}))
+    )
+    generate.build(folder, tmp_path / "made")
+    typed = (tmp_path / "made" / "billing" / "handlers.py").read_text()
+    assert f"Awaitable[{returned}] | {returned}]" in typed
+    assert stand_in.result(receive(tmp_path / "made" / "billing"), generate.load(tmp_path / "made" / "billing")) is None
+
+
+def receive(package: Path) -> contract.Receive:
+    (found,) = contract.read(json.loads((package / "contract.json").read_bytes())).receives.values()
+    return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,40 @@ def test_the_demo_outside_of_a_project_is_one_line_and_exit_2(installed: Path, t
     assert done.stderr == "demo: this is no project's folder; go to one, or make one: workqueue init FOLDER\n"
 
 
+@pytest.mark.parametrize("name", ["with a blank", "ümlaut", "inv\udcff", "nested/below/here"])
+def test_a_project_may_lie_anywhere_and_what_is_printed_can_be_pasted(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / name)]) == 0
+    said = capsys.readouterr().out
+    folder = str(tmp_path / name).encode("utf-8", "backslashreplace").decode()
+    assert f"next: cd {shlex.quote(folder)} && make" in said
+    assert sorted(path.name for path in (tmp_path / name).parent.glob(".init-*")) == []
+    assert (tmp_path / name / "requirements.txt").exists()
+
+
+def test_what_is_interrupted_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(init.shutil, "copyfile", interrupt)  # type: ignore[attr-defined]
+    assert main(["init", str(tmp_path / "mine")]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["", "empty", "not-a.whl", "other-1.0-py3-none-any.whl", "https://x/y z.whl"])
+def test_what_can_not_be_installed_is_no_source(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("not-a.whl", "other-1.0-py3-none-any.whl"):
+        (tmp_path / name).touch()
+    assert main(["init", "mine", "--from", source]) == 2
+    assert capsys.readouterr().err.startswith(f"workqueue init: --from {source}: is no wheel of asyncapi-workqueue")
+    assert not (tmp_path / "mine").exists()
+
+
 # --- where it came from -----------------------------------------------------------------------------------------------
 
 
@@ -127,6 +162,7 @@ def came_from(monkeypatch: pytest.MonkeyPatch, folder: Path, **origin: object) -
     if origin:
         (folder / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.setattr(init, "distribution", lambda name: Distribution.at(folder))
+    monkeypatch.setattr(init, "is_checkout", lambda: False)
 
 
 def test_a_project_is_pinned_to_the_repositorys_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -178,7 +214,16 @@ def test_a_package_of_that_name_from_an_index_is_no_source(
     assert "] @ git+https://example.com/queue@v1\n" in (tmp_path / "mine" / "requirements.txt").read_text()
 
 
-def test_a_checkout_that_is_run_in_place_is_named_as_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_that_is_run_in_place_is_named_as_a_folder_whatever_else_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    came_from(
+        monkeypatch,
+        tmp_path / "x.dist-info",
+        url="https://example.com/queue",
+        vcs_info={"vcs": "git", "commit_id": "c0"},
+    )
+    monkeypatch.undo()
     assert example.FOLDER == ROOT
     assert init.source(None).requirement == f"{init.NAME}[{init.EXTRAS}] @ {ROOT.as_uri()}"
 

@@ -4,6 +4,7 @@ A command's module is imported when it is called, so that each needs only the ex
 """
 
 import argparse
+import io
 import sys
 from importlib import import_module
 
@@ -31,11 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)
     parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER)
     given = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may be one that can't be shown
     try:
         with needed(f"workqueue {given.command}"):
             module = import_module(COMMANDS[given.command][0])
+        code: int = module.main(given.arguments)
     except ExtraMissing as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    code: int = module.main(given.arguments)
+    except KeyboardInterrupt:
+        return 130
     return code

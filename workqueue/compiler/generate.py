@@ -260,6 +260,15 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     check, home = given.check, given.folder.resolve()
     generated = home / "generated"
+    if not (home / "spec").is_dir():
+        print(
+            f"generate: {given.folder / 'spec'}: there is no such folder; name the one that holds spec/",
+            file=sys.stderr,
+        )
+        return 2
+    if generated.exists() and not generated.is_dir():
+        print(f"generate: {generated}: is no folder; move it away", file=sys.stderr)
+        return 2
     # Beside its target, so that it can be moved there in one step.
     with tempfile.TemporaryDirectory(prefix=".generate-", dir=None if check else home) as folder:
         fresh = Path(folder) / "generated"
@@ -272,7 +281,7 @@ def main(arguments: list[str]) -> int:
         if not check:
             replace(generated, fresh)
             return 0
-        stale = differences(filecmp.dircmp(fresh, generated, ignore=[])) if generated.is_dir() else ["everything"]
+        stale = differences(filecmp.dircmp(fresh, generated, ignore=[])) if generated.is_dir() else [""]
         for name in stale:
             print(f"generated/{name} is not what spec/ makes; run `make generate`", file=sys.stderr)
         return 1 if stale else 0

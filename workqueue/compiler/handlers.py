@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypedDict, TypeVar, cast
 
+from pydantic import BaseModel
 from workqueue import Settings, TaskContext, worker
 
 from .application import Application
@@ -53,8 +54,7 @@ def source(loaded: Contract, models: ModuleType) -> str | None:
     named = all(receive.operation.isidentifier() and not keyword.iskeyword(receive.operation) for receive in receives)
     resources, fields = "R" if named else "Any", []
     for receive in receives:
-        results = [f"models.{name}" for name in sorted(_results(receive, models))]
-        returned = " | ".join([*results, "None"]) if results else "Any"
+        returned = " | ".join([*_results(receive, models), "None"])
         task = f"models.{receive.message.name}"
         handler = f"Callable[[{task}, TaskContext[{resources}]], Awaitable[{returned}] | {returned}]"
         fields.append(f"    {receive.operation}: {handler}" if named else f"    {receive.operation!r}: {handler},")
@@ -63,8 +63,10 @@ def source(loaded: Contract, models: ModuleType) -> str | None:
     return START + made + end
 
 
-def _results(receive: Receive, models: ModuleType) -> set[str]:
-    """The names of the models that a result may be of."""
+def _results(receive: Receive, models: ModuleType) -> list[str]:
+    """The models that a result may be of; `BaseModel` where that is not known of an alternative: one without
+    properties, or a list."""
     schemas: dict[str, Any] = receive.message.schema["components"]["schemas"]
     paths = kinds.alternatives(receive.result_schema["allOf"][0], schemas)
-    return {model.__name__ for path in paths for model in models_of(path, models, schemas)}
+    of_each = [models_of(path, models, schemas) for path in paths]
+    return ["BaseModel"] if [] in of_each else sorted({f"models.{one.__name__}" for made in of_each for one in made})

@@ -54,7 +54,8 @@ def _document(found: Findings) -> None:
 def _operation(found: Findings, name: str, operation: Any) -> None:
     at = ("operations", name)
     names = [snake_case(part) for part in name.replace("/", ".").split(".")]
-    if not all(part.isidentifier() and part.isascii() and not keyword.iskeyword(part) for part in names):
+    usable = all(part.isidentifier() and part.isascii() and not keyword.iskeyword(part) for part in names)
+    if not usable or name.split() != [name]:
         found.say(at, f"{name!r} can't be the name of a method; use letters, digits and _, such as process_task")
     action = mapping(operation).get("action")
     if action not in ("send", "receive"):

@@ -173,7 +173,7 @@ def _written(token: tuple[Any, Any], more: int, turn: int) -> str:
         case "NOT_LITERAL":
             return "b" if value == ord("a") else "a"
         case "ANY":
-            return "a0-A"[turn]
+            return "a0-A"[turn % 4]
         case "IN":
             ordinary = _members(tuple(value))
             return ordinary[(turn * 17) % len(ordinary)]

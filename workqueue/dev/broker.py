@@ -46,6 +46,8 @@ def find(folder: Path) -> tuple[str, str] | None:
     if named := os.environ.get("AMQP_URI"):
         if any(answers(uri.strip()) for uri in named.split(",")):
             return named, "the broker of AMQP_URI"  # all of them: the one that answers may be the next to go
+        if (record := Record.load(folder)) and named == record.uri:
+            return None  # the folder's own, as `make broker` has printed it before that was stopped
         raise BrokerError("nothing answers at AMQP_URI: start that broker, or unset AMQP_URI to use a private one")
     if answers(DEFAULT_URI):
         return DEFAULT_URI, "the broker at RabbitMQ's default address"

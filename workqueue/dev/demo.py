@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workqueue.dev.broker import BrokerError, start_private, stop_private
+from workqueue.extras import needed
 
 FOLDER = Path(".demo")
 LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
@@ -31,6 +32,8 @@ STOP_S = 40.0
 
 def main(arguments: list[str]) -> int:
     argparse.ArgumentParser("workqueue demo", description=__doc__).parse_args(arguments)
+    with needed("workqueue demo"):
+        import rich  # noqa: F401  # for its producer's --wait, thousands of tasks later
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     compiled = Path("generated/producer/contract.json")
     if not compiled.is_file() or not Path("main-worker.py").is_file():

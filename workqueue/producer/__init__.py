@@ -32,7 +32,7 @@ from workqueue.settings import Settings
 if TYPE_CHECKING:
     from workqueue.producer.follow import Follower
 
-Tasks = Callable[[argparse.Namespace, Settings], Iterable[Any]]
+Tasks = Callable[[argparse.Namespace, Settings], Iterable[Any] | None]
 
 KEEP_S = 60.0  # a ledger that forgets finished tasks sooner may do so before they are seen to be finished
 
@@ -49,7 +49,8 @@ def run_producer(
     flags and the settings.
 
     `flags` adds the script's own. `tasks` is called before anything is sent, and may raise UsageInvalid; it gives
-    tasks of the generated models, one by one, or an InputInvalid in the place of one. A task goes to the operation
+    tasks of the generated models, one by one, or an InputInvalid in the place of one; or None, for the lines of
+    --jsonl. A task goes to the operation
     that sends its model; where several do, --to says which. `about` is what --help says; `variables` are the names of
     the script's own WORKQUEUE_ variables. Returns the exit code.
     """
@@ -72,7 +73,8 @@ def run_producer(
         loaded = contract.load(package_of(application))
         sends = _sends(loaded, given.to)
         settings = load_settings(application, variables)
-        wanted = _lines(application, sends, given.jsonl) if tasks is None else tasks(given, settings)
+        made = None if tasks is None else tasks(given, settings)
+        wanted = _lines(application, sends, given.jsonl) if made is None else made
         return await _produce(application, loaded, sends, wanted, given, settings)
 
     return run(produce)
@@ -88,7 +90,9 @@ def _sends(loaded: contract.Contract, to: str | None) -> list[contract.Send]:
     return [known[to]]
 
 
-def _lines(application: type[Any], sends: list[contract.Send], name: str) -> Iterable[Any]:
+def _lines(application: type[Any], sends: list[contract.Send], name: str | None) -> Iterable[Any]:
+    if not name:
+        raise UsageInvalid("name what to send: --jsonl FILE")
     if len(sends) > 1:
         names = ", ".join(send.operation for send in sends)
         raise UsageInvalid(f"name the operation that sends these lines, with --to: {names}")

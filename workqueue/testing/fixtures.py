@@ -85,10 +85,15 @@ def scripts() -> Scripts:
 
 
 @pytest.fixture(scope="session")
-def fast_project(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(pytestconfig: pytest.Config) -> Path:
+    """The folder with spec/ and the scripts; override it where that is not pytest's root."""
+    return pytestconfig.rootpath
+
+
+@pytest.fixture(scope="session")
+def fast_project(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with short delays, a short lease and short time limits: what happens at their end, in
     seconds."""
-    project = pytestconfig.rootpath
     edit = hurried(project / "spec", lease_s=FAST_LEASE_S, limit_s=FAST_LIMIT_S)
     return copy_project(project, tmp_path_factory.mktemp("fast") / "project", edit)
 
@@ -101,9 +106,9 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def site(node: Broker, tmp_path: Path, scripts: Scripts, pytestconfig: pytest.Config) -> Iterator[Site]:
+def site(node: Broker, tmp_path: Path, scripts: Scripts, project: Path) -> Iterator[Site]:
     """A vhost of the shared node, a folder and a ledger for one test; its processes end with it."""
-    here = Site(tmp_path, vhost(node), pytestconfig.rootpath, scripts=scripts)
+    here = Site(tmp_path, vhost(node), project, scripts=scripts)
     yield here
     here.stop()
     here.tell()

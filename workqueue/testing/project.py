@@ -1,5 +1,6 @@
 """A copy of a project whose contract says something else: shorter delays, for one."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def _files(spec: Path) -> Iterator[Path]:
 
 
 def _is_document(path: Path) -> bool:
-    return path.suffix in (".yaml", ".yml")
+    return path.suffix in (".yaml", ".yml", ".json") and path.name != "workqueue.schema.json"
 
 
 def by_key(change: Callable[[str, Any], Any]) -> Edit:
@@ -57,8 +58,13 @@ def by_key(change: Callable[[str, Any], Any]) -> Edit:
             return node
         return {key: changed(change(key, value)) for key, value in node.items()}
 
-    # Without aliases: what two queues share by an anchor is written out for each.
-    return lambda text: yaml.safe_dump(changed(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+    def edit(text: str) -> str:
+        if text.lstrip().startswith("{"):
+            return json.dumps(changed(json.loads(text)), ensure_ascii=False)
+        # Without aliases: what two queues share by an anchor is written out for each.
+        return yaml.safe_dump(changed(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+
+    return edit
 
 
 def hurried(spec: Path, *, lease_s: int, limit_s: int | None = None) -> Edit:

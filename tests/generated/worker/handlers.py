@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypedDict, TypeVar, cast
 
+from pydantic import BaseModel
 from workqueue import Settings, TaskContext, worker
 
 from .application import Application

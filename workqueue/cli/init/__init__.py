@@ -7,13 +7,17 @@ a folder named. While the distribution's name is not registered, a bare name cou
 import argparse
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from zipfile import is_zipfile
 
 from workqueue.compiler import example
 
@@ -40,10 +44,9 @@ def source(given: str | None) -> Source:
     """Where this package came from, or what --from names. Raises CannotInit."""
     if given is not None:
         return _named(given)
-    try:
-        installed = distribution(NAME)
-    except PackageNotFoundError:
-        return _folder(example.FOLDER)  # a checkout that is run in place
+    if is_checkout():
+        return _folder(example.FOLDER)
+    installed = distribution(NAME)
     origin = _origin(installed)
     if "vcs_info" in origin:
         commit = origin["vcs_info"]["commit_id"]
@@ -58,6 +61,11 @@ def source(given: str | None) -> Source:
     )
 
 
+def is_checkout() -> bool:
+    """Whether this package is run where it was checked out, whatever else is installed."""
+    return example.FOLDER.name != "example"
+
+
 def _origin(installed: Distribution) -> dict[str, Any]:
     """The record that pip keeps of a direct reference (PEP 610); empty without one."""
     text = installed.read_text("direct_url.json")
@@ -66,14 +74,14 @@ def _origin(installed: Distribution) -> dict[str, Any]:
 
 
 def _named(given: str) -> Source:
-    if "://" in given:
+    if "://" in given and not re.search(r"\s", given):
         return Source(f"{NAME}[{EXTRAS}] @ {given}")
     path = Path(given).resolve()
-    if path.suffix == ".whl" and path.is_file():
+    if is_zipfile(path) and re.fullmatch(r"asyncapi_workqueue-[^-]+(-[^-]+){3,4}\.whl", path.name):
         return Source(f"./{VENDOR}/{path.name}[{EXTRAS}]", path)
-    if path.is_dir():
+    if given and (path / "pyproject.toml").is_file():
         return _folder(path)
-    raise CannotInit(f"--from {given}: is no wheel, no folder and no URL")
+    raise CannotInit(f"--from {given}: is no wheel of {NAME}, no folder with its pyproject.toml, and no URL")
 
 
 def _folder(path: Path) -> Source:
@@ -104,7 +112,16 @@ def lay_down(folder: Path, origin: Source) -> None:
         raise CannotInit(f"{folder} is not empty; name a new folder")
     if folder.exists() and not folder.is_dir():
         raise CannotInit(f"{folder} is no folder; name a new one")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".init-", dir=folder.parent) as aside:
+        made = Path(aside) / "project"
+        _write(made, folder.resolve().name, origin)
+        made.rename(folder)  # whole, or not at all; onto an empty folder it may be moved
+
+
+def _write(folder: Path, name: str, origin: Source) -> None:
+    folder.mkdir()
+    title = name.encode("utf-8", "replace").decode()
     for name in FILES:
         there = example.FOLDER / name
         if there.is_dir():
@@ -112,7 +129,7 @@ def lay_down(folder: Path, origin: Source) -> None:
         else:
             shutil.copyfile(there, folder / name)
     for file in OWN.iterdir():
-        text = file.read_text(encoding="utf-8").replace("{name}", folder.resolve().name)
+        text = file.read_text(encoding="utf-8").replace("{name}", title)
         (folder / file.name).write_text(text, encoding="utf-8")
     shutil.copyfile(example.FOLDER / "requirements.txt", folder / "constraints.txt")
     if origin.wheel is not None:
@@ -138,5 +155,5 @@ def main(arguments: list[str]) -> int:
         print(f"workqueue init: {error.filename or given.folder}: {error.strerror}", file=sys.stderr)
         return 2
     print(f"{given.folder} depends on {origin.requirement}")
-    print(f"next: cd {given.folder} && make demo; make check; see its README.md")
+    print(f"next: cd {shlex.quote(str(given.folder))} && make demo; make check; see its README.md")
     return 0
