@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from workqueue.amqp.consumer import Inbox
 from workqueue.amqp.frames import Arrival
+from workqueue.amqp.session import Inbox
 
 WAIT_S = 20.0
 

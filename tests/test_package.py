@@ -162,7 +162,7 @@ def came_from(monkeypatch: pytest.MonkeyPatch, folder: Path, **origin: object) -
     if origin:
         (folder / "direct_url.json").write_text(json.dumps(origin))
     monkeypatch.setattr(init, "distribution", lambda name: Distribution.at(folder))
-    monkeypatch.setattr(init, "is_checkout", lambda: False)
+    monkeypatch.setattr(example, "IS_CHECKOUT", False)
 
 
 def test_a_project_is_pinned_to_the_repositorys_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,10 +4,8 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,9 +17,10 @@ from workqueue.amqp.connection import CALL_S, Link, reconnect_delay_s
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.handshake import GONE, words
 from workqueue.amqp.lane import Lane
+from workqueue.amqp.session import Session
 from workqueue.amqp.watch import Patience
 from workqueue.contract import Receive
-from workqueue.delivery import NO_PROPERTIES, ChannelLost, Delivery, Way
+from workqueue.delivery import NO_PROPERTIES, Delivery
 from workqueue.errors import BrokerRefused, BrokerUnreachable, WorkerFault, WorkQueueError
 from workqueue.settings import Settings
 
@@ -68,77 +67,6 @@ class Incoming:
             self._delivery.requeue()
 
     reject = nack
-
-
-class Inbox:
-    """What was delivered and not taken yet; None says that no more comes. For one reader.
-
-    A Queue and a timeout do the same, and ask for the running loop five times a task; on Python 3.11 that is a system
-    call each. Here one timer is good for many waits: when it ends too early, it is set anew.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._arrived: deque[Arrival | None] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._until_s = 0.0
-
-    def put(self, arrived: Arrival | None) -> None:
-        self._arrived.append(arrived)
-        self._wake()
-
-    async def get(self, within_s: float) -> Arrival | None:
-        """Raises TimeoutError when nothing comes."""
-        if not self._arrived:
-            self._waiter, self._until_s = self._loop.create_future(), self._loop.time() + within_s
-            if self._timer is None:
-                self._timer = self._loop.call_at(self._until_s, self._end_wait)
-            await self._waiter
-            if not self._arrived:
-                raise TimeoutError
-        return self._arrived.popleft()
-
-    def _end_wait(self) -> None:
-        self._timer = None
-        if self._loop.time() < self._until_s:
-            self._timer = self._loop.call_at(self._until_s, self._end_wait)
-        else:
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-@dataclass
-class Session:
-    """One life of a consumer: from basic.consume until its channel, or the broker's wish to deliver to it, ends."""
-
-    lane: Lane
-    inbox: Inbox = field(default_factory=Inbox)
-    began: float = field(default_factory=time.monotonic)
-
-    def over(self, *_: Any) -> None:
-        self.inbox.put(None)
-
-    def settle(self, tag: int, way: Way) -> None:
-        """Raises ChannelLost."""
-        try:
-            match way:
-                case "ack":
-                    self.lane.ack(tag)
-                case "requeue":
-                    self.lane.requeue(tag)
-                case "reject":
-                    self.lane.reject(tag)
-        except GONE as error:
-            raise ChannelLost from error
-
-    @property
-    def cause(self) -> str:
-        """Why it is over, in words."""
-        return self.lane.cause or "the broker cancelled the consumer"
 
 
 class Consumer:

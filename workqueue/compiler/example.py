@@ -5,4 +5,5 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 
-FOLDER = _PACKAGE / "example" if (_PACKAGE / "example").is_dir() else _PACKAGE.parent
+IS_CHECKOUT = not (_PACKAGE / "example").is_dir()
+FOLDER = _PACKAGE.parent if IS_CHECKOUT else _PACKAGE / "example"

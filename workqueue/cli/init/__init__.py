@@ -44,7 +44,7 @@ def source(given: str | None) -> Source:
     """Where this package came from, or what --from names. Raises CannotInit."""
     if given is not None:
         return _named(given)
-    if is_checkout():
+    if example.IS_CHECKOUT:  # run in place, whatever else is installed
         return _folder(example.FOLDER)
     installed = distribution(NAME)
     origin = _origin(installed)
@@ -59,11 +59,6 @@ def source(given: str | None) -> Source:
         f"{NAME} {installed.version} was installed by its name alone, which is not registered; name what the project "
         "is to depend on with --from: a wheel, a folder, or git+https://..."
     )
-
-
-def is_checkout() -> bool:
-    """Whether this package is run where it was checked out, whatever else is installed."""
-    return example.FOLDER.name != "example"
 
 
 def _origin(installed: Distribution) -> dict[str, Any]:
@@ -119,9 +114,9 @@ def lay_down(folder: Path, origin: Source) -> None:
         made.rename(folder)  # whole, or not at all; onto an empty folder it may be moved
 
 
-def _write(folder: Path, name: str, origin: Source) -> None:
+def _write(folder: Path, called: str, origin: Source) -> None:
     folder.mkdir()
-    title = name.encode("utf-8", "replace").decode()
+    title = called.encode("utf-8", "replace").decode()
     for name in FILES:
         there = example.FOLDER / name
         if there.is_dir():
