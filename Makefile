@@ -12,6 +12,7 @@ SOURCES := $(shell find spec -type f | sed 's/ /\\ /g')
 COMPILER := requirements.txt
 HOMES := .
 CHECKS := verify types test-workqueue
+CHAOS := workqueue chaos
 # Two makes at once (four terminals on a fresh clone) must not set up the same thing: flock where there is one.
 ONE_AT_A_TIME := $(if $(shell command -v flock),flock .lock)
 # Flags for the script that a target runs, such as: make producer ARGS='--simulate 100 --seconds 0.5 --wait'
@@ -23,7 +24,7 @@ ARGS ?=
 -include tests/development.mk
 
 .PHONY: help venv install generate verify broker broker-stop cluster cluster-stop worker1 worker2 worker3 producer demo \
-        test-workqueue types check clean
+        test-workqueue chaos types check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +86,12 @@ demo: $(MODULES) ## all of it at once: a private broker, three workers, every fi
 
 test-workqueue: $(MODULES) ## the promises of the pattern, on a private broker with real processes
 	@$(PY) -m pytest test_workqueue.py $(ARGS)
+
+chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= LEDGER= CONCURRENCY= OLD=; yours: PAYLOADS= HANDLER= HURRY=1)
+	@exec $(PY) -m $(CHAOS) $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
+	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LEDGER),--ledger $(LEDGER)) \
+	    $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) \
+	    $(if $(HANDLER),--handler $(HANDLER)) $(if $(HURRY),--hurry) $(if $(OLD),--old $(OLD)) $(ARGS)
 
 types: $(MODULES) ## mypy, which names a kind that no handler does
 	@$(PY) -m mypy

@@ -2,13 +2,14 @@
 
 HOMES := . tests
 CHECKS := verify lint types test
+CHAOS := tests.chaos
 COMPILER := $(wildcard workqueue/compiler/*.py workqueue/compiler/*/pyproject.toml)
 # The peers that `make bench` measures need packages of their own.
 BENCH := .bench
 # Tests wait more than they work; one more than there are processors keeps those busy.
 JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
-.PHONY: test-unit test chaos partition bench lint
+.PHONY: test-unit test partition bench lint
 
 test-unit: $(MODULES) ## the tests that need no broker, no database, no worker and no generator, in half a minute
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not broker and not compiler" $(ARGS)
@@ -18,12 +19,6 @@ test: $(MODULES) ## all tests, some at a time (JOBS=)
 
 lint: $(SET_UP)
 	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/lint-imports
-
-chaos: $(MODULES) ## tasks under every fault (SEED= TASKS= SECONDS= LEDGER= CONCURRENCY= OLD=; yours: PAYLOADS= HANDLER= HURRY=1)
-	@exec $(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(TASKS),--tasks $(TASKS)) \
-	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LEDGER),--ledger $(LEDGER)) \
-	    $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(PAYLOADS),--payloads $(PAYLOADS)) \
-	    $(if $(HANDLER),--handler $(HANDLER)) $(if $(HURRY),--hurry) $(if $(OLD),--old $(OLD)) $(ARGS)
 
 partition: $(MODULES) ## tasks while hosts fall silent, in network namespaces; as root (SEED= SECONDS= TASKS=)
 	@exec $(PY) -m tests.partition $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \

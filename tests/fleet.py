@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import psycopg
 
-from tests.account import Evidence, Letter, Span
 from tests.harness import ROOT, Site, fast_copy, simulate
 from tests.hosts import Broker, Database, Network, start_cluster
 from tests.kept import Kept, KeptProducer, KeptWorker
 from workqueue.dev.node import BrokerError, until
 from workqueue.testing import Note
+from workqueue.testing.account import Evidence, Letter, Span
 
 BROKERS = WORKERS = 3
 PRODUCERS = 2

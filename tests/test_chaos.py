@@ -16,13 +16,8 @@ from uuid import UUID
 import pytest
 import yaml
 
-from tests.account import Evidence, Letter, Life, Told, account, parse, spans_between, trail
-from tests.chaos.__main__ import check, first_of
-from tests.chaos.__main__ import parse as parse_flags
-from tests.chaos.faults import ODD_WAYS, Faults
-from tests.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
-from tests.chaos.run import Chaos, queued_s
-from tests.harness import ROOT, TESTS
+from tests.chaos import ODD_WAYS, OWN
+from tests.harness import EXAMPLE, ROOT, TESTS
 from tests.workers.main import ODD
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import BrokerError
@@ -30,8 +25,15 @@ from workqueue.observe.lines import JsonLines, TextLines
 from workqueue.tasks import events
 from workqueue.tasks.events import Event
 from workqueue.testing import WAIT_S, Note, Scripts, copy_project, hurried
+from workqueue.testing.account import Evidence, Letter, Life, Told, account, parse, spans_between, trail
+from workqueue.testing.chaos.command import check, first_of
+from workqueue.testing.chaos.command import parse as parse_flags
+from workqueue.testing.chaos.faults import Faults
+from workqueue.testing.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
+from workqueue.testing.chaos.run import Chaos, queued_s
 
 SEED = 7
+TESTED: dict[str, Any] = {"project": ROOT, "scripts": TESTS, "odd_ways": ODD_WAYS}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
     tmp_path: Path, kinds: dict[str, Kind]
 ) -> None:
     wanted = usable([*kinds], own=True, server=False)
-    chaos = Chaos(tmp_path, seed=SEED, seconds=2.0 * len(wanted), tasks=1500, kinds=wanted)
+    chaos = Chaos(tmp_path, **TESTED, seed=SEED, seconds=2.0 * len(wanted), tasks=1500, kinds=wanted)
     result = await chaos.run()
     print(chaos.describe(), *trail(result.offending, chaos.evidence), sep="\n")  # shown if it fails
     assert result.kept
@@ -57,7 +59,7 @@ async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
 
 @pytest.mark.usefixtures("installed")
 async def test_a_kill_between_effect_and_record_is_seen_and_told_from_a_broken_promise(tmp_path: Path) -> None:
-    chaos = Chaos(tmp_path, seed=SEED, seconds=4, tasks=100, kinds=[PROVOKED])
+    chaos = Chaos(tmp_path, **TESTED, seed=SEED, seconds=4, tasks=100, kinds=[PROVOKED])
     result = await chaos.run()
     assert chaos.hits[PROVOKED] == len(result.honest) == 2
     ends = Counter(note.id for note in chaos.evidence.notes if note.word == "end")
@@ -68,7 +70,9 @@ async def test_a_kill_between_effect_and_record_is_seen_and_told_from_a_broken_p
 
 @pytest.mark.usefixtures("installed")
 async def test_without_a_ledger_a_lost_ack_has_a_task_done_twice_and_that_is_seen(tmp_path: Path) -> None:
-    chaos = Chaos(tmp_path, seed=SEED, seconds=6, tasks=300, ledger="none", kinds=["cut between effect and ack"])
+    chaos = Chaos(
+        tmp_path, **TESTED, seed=SEED, seconds=6, tasks=300, ledger="none", kinds=["cut between effect and ack"]
+    )
     result = await chaos.run()
     assert result.twice
     assert not result.kept
@@ -274,20 +278,28 @@ def test_every_kind_of_fault_can_be_carried_out_and_every_odd_way_has_a_handler(
     ],
 )
 def test_what_chaos_cannot_run_is_said_with_exit_2(
-    flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["chaos", *flags])
     with pytest.raises(SystemExit) as ended:
-        parse_flags()
+        parse_flags(flags, OWN)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_payloads_may_be_whole_tasks_as_for_the_producer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_examples_kinds_payloads_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        parse_flags([])
+    assert ended.value.code == 2
+    assert "name payloads of them with --payloads" in capsys.readouterr().err
+
+
+def test_payloads_may_be_whole_tasks_as_for_the_producer(tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_text('{"kind": "polish"}\n\n{"id": "x", "created_at": "y", "payload": {"kind": "smash"}}\n')
-    monkeypatch.setattr(sys, "argv", ["chaos", "--payloads", str(mine)])
-    assert parse_flags().payloads == [{"kind": "polish"}, {"kind": "smash"}]
+    assert parse_flags(["--payloads", str(mine)]).payloads == [{"kind": "polish"}, {"kind": "smash"}]
 
 
 def test_a_script_that_does_not_start_is_said_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -304,6 +316,20 @@ def test_what_went_wrong_in_a_fault_is_found_however_deep_it_is() -> None:
     wrong = BrokerError("rabbitmqctl took too long")
     assert first_of(ExceptionGroup("faults", [ExceptionGroup("one", [wrong])])) is wrong
     assert first_of(wrong) is wrong
+
+
+@pytest.mark.example
+@pytest.mark.usefixtures("installed")
+@pytest.mark.timeout(300)
+async def test_chaos_runs_on_the_examples_kinds_with_its_real_handlers(tmp_path: Path) -> None:
+    project = copy_project(ROOT, tmp_path / "project", hurried(ROOT / "spec", lease_s=10))
+    (tmp_path / "run").mkdir()
+    kinds = ["worker killed", "connections cut", "cut between copy and ack", "odd handlers"]
+    chaos = Chaos(tmp_path / "run", seed=SEED, seconds=6, tasks=300, project=project, scripts=EXAMPLE, kinds=kinds)
+    result = await chaos.run()
+    assert result.kept, chaos.describe()
+    assert set(chaos.hits | chaos.misses) == set(kinds) - {"odd handlers"}
+    assert len(result.done) > 250
 
 
 @pytest.mark.example  # whose spec/ is made somebody else's

@@ -16,12 +16,12 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from tests.proxy import Proxy
 from workqueue.dev.postgres import Postgres
 from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken, postgres_server
 from workqueue.ledger.postgres import PostgresLedger
 from workqueue.testing import until
+from workqueue.testing.proxy import Proxy
 
 LONG_S = 3600.0
 ASKED: dict[str, Any] = {"kind": "simulate", "digest": b"one", "alone": False}

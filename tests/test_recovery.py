@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.harness import QUEUE, ROOT, Site, simulate
-from tests.proxy import Proxy
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
 from workqueue.amqp.lane import Lane
@@ -23,6 +22,7 @@ from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
 from workqueue.testing import WAIT_S, Worker, until, vhost
 from workqueue.testing.given import Broker
+from workqueue.testing.proxy import Proxy
 
 BACK_S = 10.0  # never alive and idle for longer than this once the broker is back
 

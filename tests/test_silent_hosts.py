@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Site, simulate
-from tests.proxy import Proxy
 from workqueue.amqp import connection, consumer, watch
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer, Incoming
@@ -28,6 +27,7 @@ from workqueue.errors import WorkQueueError
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
+from workqueue.testing.proxy import Proxy
 
 LOADED = load("tests.generated.worker")
 (RECEIVE,) = LOADED.receives.values()

@@ -19,9 +19,9 @@ import trustme
 
 from tests.example import simulate
 from tests.harness import EXAMPLE, Site, task
-from tests.proxy import Proxy
 from workqueue.process.signals import SAME_S
 from workqueue.testing import until
+from workqueue.testing.proxy import Proxy
 
 pytestmark = [pytest.mark.example, pytest.mark.broker]
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": ("workqueue.compiler.generate", "compile spec/ into generated/, or check that it is compiled"),
     "broker": ("workqueue.dev.broker", "find a RabbitMQ, or run a private one in .broker"),
     "cluster": ("workqueue.dev.cluster", "run three private RabbitMQ nodes as one cluster in .cluster"),
+    "chaos": ("workqueue.testing.chaos.command", "tasks under every fault, and an account of each of them"),
     "demo": ("workqueue.dev.demo", "the example at work: a private broker, three workers, thousands of tasks"),
 }
 

@@ -21,15 +21,15 @@ import aio_pika
 import psycopg
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from tests.account import Account, Evidence, Letter, Life, Span, account, trail
-from tests.chaos.faults import SETTLE_S, Faults
-from tests.chaos.load import EXAMPLES_NAP, NAP, Task, make_tasks
-from tests.chaos.plan import KINDS, Fault, plan, usable
-from tests.harness import ROOT, TESTS, Site
-from tests.proxy import Proxy
 from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
-from workqueue.testing import Scripts, Worker, until
+from workqueue.testing.account import Account, Evidence, Letter, Life, Span, account, trail
+from workqueue.testing.chaos.faults import SETTLE_S, Faults
+from workqueue.testing.chaos.load import EXAMPLES_NAP, NAP, Task, make_tasks
+from workqueue.testing.chaos.plan import KINDS, Fault, plan, usable
+from workqueue.testing.processes import Scripts, Worker, until
+from workqueue.testing.proxy import Proxy
+from workqueue.testing.site import Site
 
 WORKERS = 3
 PATIENCE_S = 60.0  # without anything ending, and beyond the longest delay, before the rest is called lost
@@ -79,24 +79,27 @@ class Chaos:
         tasks: int,
         ledger: str = "sqlite",
         concurrency: int = 1,
-        project: Path = ROOT,
-        scripts: Scripts = TESTS,
+        project: Path,
+        scripts: Scripts,
+        odd_ways: Sequence[str] = (),
         payloads: Sequence[dict[str, Any]] = (),
         old: Path | None = None,
         kinds: Sequence[str] = tuple(KINDS),
         say: Callable[[str], None] = print,
     ) -> None:
-        """Without `payloads` the tasks are of the tests' own contract, and known to fail just where they are told to.
+        """Without `payloads` the tasks are of the example's contract, and known to fail just where they are told to;
+        with `odd_ways`, of one with the kinds `nap`, `odd` and `deadly`, as this package's tests have it.
         Each worker has from 1 to `concurrency` tasks in hand at a time. `old` is an older version of the project:
-        every other worker and producer is of that one, and all run the example's contract."""
+        every other worker and producer is of that one."""
         self.folder, self._seconds, self._ledger, self._say = folder, seconds, ledger, say
         self._project, self._scripts, self._concurrency = project, scripts, concurrency
         self.own, self._old = not payloads, old
-        self.kind = NAP if old is None else EXAMPLES_NAP
+        self.odd_ways = tuple(odd_ways)
+        self.kind = NAP if odd_ways else EXAMPLES_NAP
         self.tasks = make_tasks(seed, tasks, payloads, self.kind)
         self._rng = random.Random(f"workers {seed}")
         self.plan = plan(
-            seed, seconds, usable(kinds, own=self.own and old is None, server=ledger == "postgres"), WORKERS
+            seed, seconds, usable(kinds, own=self.own and bool(odd_ways), server=ledger == "postgres"), WORKERS
         )
         self._faults = Faults(self, seed)
         self.hits: Counter[str] = Counter()
@@ -192,13 +195,16 @@ class Chaos:
             environment["LEDGER_URL"] = self.postgres.url.replace(f":{port}/", f":{self.ledger_proxy.port}/")
         self.proxy = await closing.enter_async_context(Proxy(self.node.record.port))
         uri = self.node.uri.replace(f":{self.node.record.port}/", f":{self.proxy.port}/")
+        if self.own and self.kind == EXAMPLES_NAP:
+            environment["WORKQUEUE_ROOT"] = str(self.folder)
+            (self.folder / "a file").write_bytes(bytes(1_000_000))
         self.site = Site(self.folder, uri, self._project, environment, scripts=self._scripts, piped=True)
         self.direct = Site(self.folder, self.node.uri, self._project, scripts=self._scripts)
         self._sites = [self.site]
         if self._old is not None:  # with its own way of recording: what is wrapped is its own runtime
-            recorder = str(self._old / "tests" / "recording_worker.py")
+            places = ("workqueue/testing/recorder.py", "tests/recording_worker.py")
+            recorder = next(str(self._old / place) for place in places if (self._old / place).exists())
             self._sites.append(replace(self.site, project=self._old, recorder=recorder, workers=[]))
-            (self.folder / "a file").write_bytes(bytes(1_000_000))
         for site in self._sites:
             closing.callback(site.stop)
         rungs = self.site.receive.rungs

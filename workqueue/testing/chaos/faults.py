@@ -15,16 +15,15 @@ import psycopg
 from aio_pika.exceptions import ChannelNotFoundEntity
 from psycopg import sql
 
-from tests.account import Letter
-from tests.chaos.load import ALWAYS, make_task, nap, poison
-from tests.chaos.plan import PROVOKED, Fault
-from tests.generated.worker.messages.json import Odd
-from tests.proxy import Direction, Flow, Proxy
 from workqueue.contract import Queue
-from workqueue.testing import Note, until
+from workqueue.testing.account import Letter
+from workqueue.testing.chaos.load import ALWAYS, make_task, nap, poison
+from workqueue.testing.chaos.plan import PROVOKED, Fault
+from workqueue.testing.processes import Note, until
+from workqueue.testing.proxy import Direction, Flow, Proxy
 
 if TYPE_CHECKING:
-    from tests.chaos.run import Chaos
+    from workqueue.testing.chaos.run import Chaos
 
 HELD_BYTES = 21  # of a frame with an ack or a confirm; a heartbeat has 8
 HELD_WITHIN_S = 6.0  # after a broker was away, a producer may sleep this long before it comes back
@@ -37,7 +36,6 @@ LOOKED_AT = 30  # at once. RabbitMQ 3.10 forgets the order of more than 32 that 
 LOOKS = 25  # more than the deliveries that RabbitMQ 4 grants a message of a quorum queue
 SETTLE_S = 3.0  # until a node that has just begun, or a queue, takes everything
 SENT_BACK = 5  # dead letters at a time
-ODD_WAYS: tuple[str, ...] = Odd.model_fields["way"].annotation.__args__  # type: ignore[union-attr]
 
 
 class Faults:
@@ -310,7 +308,7 @@ class Faults:
 
     async def _send_odd(self, fault: Fault) -> bool:
         """A task for each way in which a handler should not end, in an order of its own."""
-        for way in self._rng.sample(ODD_WAYS, len(ODD_WAYS)):
+        for way in self._rng.sample(self._run.odd_ways, len(self._run.odd_ways)):
             task = make_task(self._rng, {"kind": "odd", "way": way})
             self._run.odd.add(task.id)
             self._run.more.append(task)

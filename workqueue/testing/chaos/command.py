@@ -8,10 +8,10 @@ It starts a broker, a ledger, three workers and a producer of its own, with a pr
 lets tasks flow while a schedule of faults runs; the same seed gives the same schedule and the same tasks. What is
 counted is what handlers wrote and what lies among the dead letters, never what the ledger says.
 
-By itself it runs on the tests' contract. With PAYLOADS, a line of JSON each, it runs this project's contract as it is,
-with main-producer.py and with main-worker.py or HANDLER; a dead letter is then no broken promise, as the handler may
-have failed. HURRY makes the delays and the lease of a copy of the contract short. With OLD every other worker and
-producer is of that revision of this repository, and all run the example's contract, each its own, both hurried.
+With PAYLOADS, a line of JSON each, it runs this project's contract as it is, with main-producer.py and with
+main-worker.py or HANDLER; a dead letter is then no broken promise, as the handler may have failed. HURRY makes the
+delays and the lease of a copy of the contract short. Without PAYLOADS it runs a hurried copy with the example's kinds.
+With OLD every other worker and producer is of that revision of this repository, each with its own contract, hurried.
 
 Exit codes: 0 every promise was kept; 1 one was not, and all there is about it is in the folder that is named; 2 wrong
 usage; 3 the broker or the ledger did not start; 130 interrupted.
@@ -27,24 +27,35 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.account import Account
-from tests.chaos.plan import ALL, HOSTS, KINDS, usable
-from tests.chaos.run import Chaos
-from tests.harness import EXAMPLE, ROOT, TESTS
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import BrokerError
 from workqueue.dev.postgres import PostgresError
-from workqueue.testing import Scripts, copy_project, hurried
+from workqueue.testing.account import Account
+from workqueue.testing.chaos.plan import ALL, HOSTS, KINDS, usable
+from workqueue.testing.chaos.run import Chaos
+from workqueue.testing.processes import MAIN, Scripts
+from workqueue.testing.project import copy_project, hurried
 
 HURRIED_LEASE_S = 10
 
 
-def parse() -> argparse.Namespace:
+@dataclass(frozen=True)
+class Own:
+    """A project to run when no payloads are named: its scripts, and the ways in which its kind `odd` makes a handler
+    end."""
+
+    project: Path
+    scripts: Scripts
+    odd_ways: tuple[str, ...]
+
+
+def parse(arguments: list[str], own: Own | None = None) -> argparse.Namespace:
     flags = argparse.ArgumentParser(prog="chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     flags.add_argument("--seed", type=int, default=random.randrange(10_000), help="of the schedule and the tasks")
     flags.add_argument("--tasks", type=int, default=3000)
@@ -57,15 +68,17 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--old", metavar="REVISION", help="mix workers and producers of this git revision in")
     flags.add_argument("--faults", metavar="KIND,...", default=",".join(KINDS), help=", ".join(ALL))
     flags.add_argument("--keep", action="store_true", help="the folder, with all logs, even if all is well")
-    given = flags.parse_args()
+    given = flags.parse_args(arguments)
     given.faults = [kind.strip() for kind in given.faults.split(",")]
     if unknown := set(given.faults) - set(ALL):
         flags.error(f"there is no such fault: {', '.join(unknown)}; see --help")
     if given.old and given.payloads:
         flags.error("--old runs the example, which has payloads of its own")
+    if (given.old or not (own or given.payloads)) and not has_examples_kinds(Path("generated")):
+        flags.error("spec/ has other kinds than the example; name payloads of them with --payloads")
     if given.old:
         given.faults = [kind for kind in given.faults if kind in HOSTS]  # what the older one promises too
-    if not usable(given.faults, own=not (given.payloads or given.old), server=given.ledger == "postgres"):
+    if not usable(given.faults, own=bool(own and not (given.payloads or given.old)), server=given.ledger == "postgres"):
         flags.error("none of these faults is possible with such tasks and such a ledger")
     if given.tasks < 1 or given.concurrency < 1 or given.seconds <= 0:
         flags.error("--tasks, --concurrency and --seconds are numbers above 0")
@@ -91,26 +104,32 @@ def payloads(flags: argparse.ArgumentParser, name: str) -> list[dict[str, Any]]:
     return [value["payload"] if {"id", "payload"} <= value.keys() else value for value in values]
 
 
-def prepare(given: argparse.Namespace, folder: Path) -> tuple[Path, Scripts]:
-    """The project that is run and its scripts: the tests' own, or the user's, in place or as a hurried copy."""
-    if given.old:
-        hurry = hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)
-        return copy_project(ROOT, folder / "project", hurry), EXAMPLE
-    if not given.payloads:
-        return ROOT, TESTS
-    worker = str(Path(given.handler).resolve()) if given.handler else EXAMPLE.worker
-    scripts = Scripts(EXAMPLE.generated, worker, EXAMPLE.producer)
-    if not given.hurry:
-        delays = [f"{rung.delay_s:g}" for rung in scripts.receive(ROOT).rungs]
+def has_examples_kinds(generated: Path) -> bool:
+    try:
+        document = json.loads((generated / "worker" / "contract.json").read_bytes())
+    except OSError:
+        return False
+    return {"Checksum", "Simulate"} <= set(document["components"]["schemas"])
+
+
+def prepare(given: argparse.Namespace, folder: Path, own: Own | None) -> tuple[Path, Scripts]:
+    """The project that is run and its scripts: this one, in place or as a hurried copy, or `own`."""
+    here = Path.cwd()
+    if given.payloads and not given.hurry:
+        scripts = replace(MAIN, worker=str(Path(given.handler or MAIN.worker).resolve()))
+        delays = [f"{rung.delay_s:g}" for rung in scripts.receive(here).rungs]
         print(f"chaos: delays of {', '.join(delays)} s, as the contract says; with HURRY=1 they are short")
-        return ROOT, scripts
-    return copy_project(ROOT, folder / "project", hurried(ROOT / "spec", lease_s=HURRIED_LEASE_S)), scripts
+        return here, scripts
+    if own is not None and not (given.payloads or given.old):
+        return own.project, own.scripts
+    scripts = replace(MAIN, worker=str(Path(given.handler).resolve())) if given.handler else MAIN
+    return copy_project(here, folder / "project", hurried(here / "spec", lease_s=HURRIED_LEASE_S)), scripts
 
 
 def check_out(revision: str, folder: Path) -> Path:
     """That revision of the project in `folder`, with its contract hurried as ours is."""
     folder.mkdir(parents=True)
-    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    archive = subprocess.run(["git", "archive", revision], stdout=subprocess.PIPE, check=True).stdout
     subprocess.run(["tar", "-x"], cwd=folder, input=archive, check=True)
     hurry = hurried(folder / "spec", lease_s=HURRIED_LEASE_S)
     for document in (folder / "generated").glob("*/contract.json"):  # no module beside it has a delay in it
@@ -143,19 +162,20 @@ async def _run(chaos: Chaos) -> Account:
         raise first_of(group) from group
 
 
-def main() -> int:
-    given = parse()
+def main(arguments: list[str], own: Own | None = None) -> int:
+    given = parse(arguments, own)
     folder = Path(tempfile.mkdtemp(prefix="workqueue-chaos-"))
     print(f"chaos: seed {given.seed}, {given.tasks} tasks in {given.seconds:g} s, {given.ledger}, in {folder}")
     try:
         ensure_installed()
-        project, scripts = prepare(given, folder)
+        project, scripts = prepare(given, folder, own)
         check(project, scripts)
+        odd_ways = own.odd_ways if own and not (given.payloads or given.old) else ()
         old = check_out(given.old, folder / "old") if given.old else None
         chaos = Chaos(
             folder, seed=given.seed, seconds=given.seconds, tasks=given.tasks, ledger=given.ledger,
             concurrency=given.concurrency, project=project, scripts=scripts, payloads=given.payloads,
-            old=old, kinds=given.faults, say=lambda line: print(line, flush=True),
+            odd_ways=odd_ways, old=old, kinds=given.faults, say=lambda line: print(line, flush=True),
         )  # fmt: skip
         result = asyncio.run(_run(chaos))
     except (asyncio.CancelledError, KeyboardInterrupt):
@@ -178,7 +198,3 @@ def main() -> int:
     print("\n".join((folder / "offending").read_text().splitlines()[:60]))
     print(f"chaos: promises were broken; the logs and the record are in {folder}", file=sys.stderr)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,5 +4,5 @@ plan        the schedule of faults, from a seed
 load        the tasks, and what is no task
 run         the broker, the ledger, the workers and the producer, and the tasks' way through them
 faults      what happens to them
-__main__    the command line
+command     the command line
 """

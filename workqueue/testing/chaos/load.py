@@ -1,4 +1,4 @@
-"""What is sent: tasks of the tests' own contract or the user's own payloads, and bodies that no contract allows."""
+"""What is sent: tasks of the example's or the tests' contract, or of the user's; and what no contract allows."""
 
 import json
 import random
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import jsonschema
-
+from workqueue.codec import Schema
 from workqueue.contract import Receive
 
 NAP, EXAMPLES_NAP = "nap", "simulate"  # the kind that takes a time and fails, of the tests and of the example
@@ -73,14 +72,14 @@ def poison(rng: random.Random, good: Task, receive: Receive) -> Iterator[tuple[b
     yield text + b" " * (receive.message.max_bytes + 1), {}
     yield text.replace(b'"payload"', b'"\xff\xfe"'), {}
     yield text[:-1] + b', "more": NaN}', {}
-    body = jsonschema.Draft7Validator(receive.message.schema)
+    body = Schema(receive.message.schema)
     payload = task["payload"]
     wrong: list[Any] = [{"kind": "nonsense"}, [], None, 7, *({**payload, key: []} for key in payload)]
     wrong += [{name: value for name, value in payload.items() if name != key} for key in payload]
     for broken in ({**task, "payload": one} for one in wrong):
-        if not body.is_valid(broken):
+        if body.problem(broken) is not None:
             yield json.dumps(broken).encode(), {}
-    headers = jsonschema.Draft7Validator(receive.message.headers_schema)
+    headers = Schema(receive.message.headers_schema)
     for attempts in ("many", 7, 0, None, False, "", {}, {"a": 1}, [1], [{"worker": 1}]):
-        if not headers.is_valid({"x-attempts": attempts}):
+        if headers.problem({"x-attempts": attempts}) is not None:
             yield text, {"x-attempts": attempts}

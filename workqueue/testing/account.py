@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from workqueue.testing import Note
+from workqueue.testing.processes import Note
 
 IDLE_S = 10.0  # a worker gets something within this, whatever happened before
 BUSY = 20  # tasks that others began meanwhile: there was something to get
