@@ -251,8 +251,7 @@ async def test_a_rolling_restart_of_all_workers_fails_no_attempt_and_doubles_not
     for n, worker in enumerate(workers):
         await progress(site, 50)
         worker.signal(signal.SIGTERM)
-        assert await worker.ended() == 0
-        assert "handed back 0" in worker.text()
+        assert await worker.ended() == 0  # what reaches it after the signal goes back, and that counts for nothing
         await site.worker(f"new{n}")
     await site.all_end(tasks)
     assert not any(worker.says("failed") for worker in site.workers)

@@ -26,6 +26,7 @@ from typing import Self
 AMQP_PORTS, EPMD_PORTS, DIST_PORTS = range(20_000, 24_000), range(24_000, 28_000), range(28_000, 32_000)
 START_S = 180.0  # two seconds on a laptop; a busy machine in CI may take many times as long
 STOP_S = 30.0
+BOOTED_S = 10.0
 
 CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
@@ -149,8 +150,17 @@ class Node:
             self._end(signal.SIGKILL)
 
     def ctl(self, *args: str) -> str:
-        """What rabbitmqctl prints when run against the node, in half a second or more; BrokerError if it fails."""
-        return run([installed("rabbitmqctl"), "-q", *args], self._environment())
+        """What rabbitmqctl prints when run against the node, in half a second or more; BrokerError if it fails.
+
+        A node speaks AMQP a moment before its application counts as running, which most commands ask for.
+        """
+        deadline = time.monotonic() + BOOTED_S
+        while True:
+            try:
+                return run([installed("rabbitmqctl"), "-q", *args], self._environment())
+            except BrokerError as error:
+                if "requires the 'rabbit' app to be running" not in str(error) or time.monotonic() > deadline:
+                    raise
 
     def add_vhost(self, name: str, *flags: str) -> str:
         """Make a vhost, with these flags of `rabbitmqctl add_vhost`, which the node's user may use; its URI."""
