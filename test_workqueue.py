@@ -10,7 +10,6 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import pytest
 
 from workqueue.dev.node import Node
 from workqueue.testing import Scripts, Site, until, vhost
-from workqueue.testing.given import Broker
 
 
 @pytest.fixture(scope="session")
@@ -28,136 +26,127 @@ def project() -> Path:
 
 
 @pytest.fixture
-def queue(node: Broker, tmp_path: Path, project: Path, scripts: Scripts) -> Iterator[Site]:
-    """This project's queue, in a vhost of the node that all tests share."""
-    site = Site(tmp_path, vhost(node), project, scripts=scripts, stand_in=True)
-    yield site
-    site.stop()
-    site.tell()
+def site(site: Site) -> Site:
+    """This project's queue, with stand-ins for its handlers."""
+    site.stand_in = True
+    return site
 
 
-@pytest.fixture
-def fast(queue: Site, fast_project: Path) -> Site:
-    """The same with delays of a fraction of a second."""
-    queue.project = fast_project
-    return queue
-
-
-async def test_every_task_is_done_exactly_once_and_none_is_missing(queue: Site) -> None:
+async def test_every_task_is_done_exactly_once_and_none_is_missing(site: Site) -> None:
     for _ in range(3):
-        await queue.worker()
-    tasks = queue.tasks(1000)
-    await queue.send(tasks)
-    await queue.all_end(tasks)
+        await site.worker()
+    tasks = site.tasks(1000)
+    await site.send(tasks)
+    await site.all_end(tasks)
 
 
-async def test_each_worker_gets_a_fair_share(queue: Site) -> None:
-    one_at_a_time(queue)
+async def test_each_worker_gets_a_fair_share(site: Site) -> None:
+    one_at_a_time(site)
     for _ in range(3):
-        await queue.worker()
-    tasks = queue.tasks(300, seconds=0.01)
-    await queue.send(tasks)
-    await queue.all_end(tasks)
-    shares = Counter(note.worker for note in queue.record() if note.word == "end")
+        await site.worker()
+    tasks = site.tasks(300, seconds=0.01)
+    await site.send(tasks)
+    await site.all_end(tasks)
+    shares = Counter(note.worker for note in site.record() if note.word == "end")
     assert len(shares) == 3
     assert all(75 <= share <= 125 for share in shares.values()), shares
 
 
-def one_at_a_time(queue: Site) -> None:
-    if queue.receive.prefetch > 1:
+def one_at_a_time(site: Site) -> None:
+    if site.receive.prefetch > 1:
         pytest.skip("x-prefetch is above 1: tasks wait behind a slow one, and with who was first")
 
 
-async def test_a_slow_task_delays_no_other(queue: Site) -> None:
-    one_at_a_time(queue)
-    (slow,), quick = queue.tasks(1, seconds=3.0), queue.tasks(50, seconds=0.01)
-    await queue.worker()
-    await queue.worker()
-    await queue.send([slow, *quick])
-    await queue.all_end([slow, *quick])
-    assert [note.id for note in queue.record() if note.word == "end"][-1] == slow["id"]
+async def test_a_slow_task_delays_no_other(site: Site) -> None:
+    one_at_a_time(site)
+    (slow,), quick = site.tasks(1, seconds=3.0), site.tasks(50, seconds=0.01)
+    await site.worker()
+    await site.worker()
+    await site.send([slow, *quick])
+    await site.all_end([slow, *quick])
+    assert [note.id for note in site.record() if note.word == "end"][-1] == slow["id"]
 
 
-async def test_a_worker_that_joins_gets_work_at_once(queue: Site) -> None:
-    one_at_a_time(queue)
-    tasks = queue.tasks(500, seconds=0.01)
-    await queue.send(tasks)
-    await queue.worker("first")
-    await until(lambda: len(queue.ended()) >= 100, "the first worker has done 100")
-    await queue.worker("second")
+async def test_a_worker_that_joins_gets_work_at_once(site: Site) -> None:
+    one_at_a_time(site)
+    tasks = site.tasks(500, seconds=0.01)
+    await site.send(tasks)
+    await site.worker("first")
+    await until(lambda: len(site.ended()) >= 100, "the first worker has done 100")
+    await site.worker("second")
     joined = time.time()
-    await queue.all_end(tasks)
-    rest = [note for note in queue.record() if note.word == "end" and note.at > joined]
+    await site.all_end(tasks)
+    rest = [note for note in site.record() if note.word == "end" and note.at > joined]
     taken = sum(note.worker == "second" for note in rest)
     assert 0.4 * len(rest) <= taken <= 0.6 * len(rest), f"{taken} of {len(rest)}"
 
 
-async def test_a_worker_that_is_killed_loses_nothing_and_its_task_is_done_by_another(queue: Site) -> None:
-    tasks = queue.tasks(120, seconds=0.05)
-    victim = await queue.worker("victim")
-    await queue.send(tasks)
-    await until(lambda: len(queue.ended()) >= 5, "the victim is at work")
+async def test_a_worker_that_is_killed_loses_nothing_and_its_task_is_done_by_another(site: Site) -> None:
+    tasks = site.tasks(120, seconds=0.05)
+    victim = await site.worker("victim")
+    await site.send(tasks)
+    await until(lambda: len(site.ended()) >= 5, "the victim is at work")
     victim.signal(signal.SIGKILL)
-    await queue.worker("heir")
-    await queue.all_end(tasks)
+    await site.worker("heir")
+    await site.all_end(tasks)
 
 
-async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(queue: Site) -> None:
-    tasks = queue.tasks(2, seconds=3.0)  # the first one is still running when it is known that all were sent
-    worker = await queue.worker("leaver")
-    await queue.send(tasks)
-    await until(lambda: queue.record(), "the first task has begun")
+async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(site: Site) -> None:
+    tasks = site.tasks(2, seconds=3.0)  # the first one is still running when it is known that all were sent
+    worker = await site.worker("leaver")
+    await site.send(tasks)
+    await until(lambda: site.record(), "the first task has begun")
     worker.signal(signal.SIGTERM)
     assert await worker.ended() == 0
-    assert [note.word for note in queue.record()] == ["start", "end"]
+    assert [note.word for note in site.record()] == ["start", "end"]
     assert "finished 1, handed back 0" in worker.text()
-    await queue.worker("stayer")
-    await queue.all_end(tasks)
+    await site.worker("stayer")
+    await site.all_end(tasks)
 
 
 async def test_tasks_sent_while_no_worker_is_up_survive_a_broker_that_is_killed(
     own_node: Node, tmp_path: Path, project: Path, scripts: Scripts
 ) -> None:
-    queue = Site(tmp_path, vhost(own_node), project, scripts=scripts, stand_in=True)
+    site = Site(tmp_path, vhost(own_node), project, scripts=scripts, stand_in=True)
     try:
-        tasks = queue.tasks(200)
-        await queue.send(tasks)
+        tasks = site.tasks(200)
+        await site.send(tasks)
         await asyncio.sleep(2)  # a quorum queue younger than a second may come back from SIGKILL without a leader
         own_node.kill()
         own_node.start()
-        await queue.worker()
-        await queue.all_end(tasks)
+        await site.worker()
+        await site.all_end(tasks)
     finally:
-        queue.stop()
+        site.stop()
 
 
-async def test_a_task_from_a_foreign_client_is_done(queue: Site) -> None:
-    await queue.worker()
-    (foreign,) = queue.tasks(1)
-    await queue.publish(json.dumps(foreign).encode())
-    await queue.all_end([foreign])
-    (line,) = await queue.run([foreign])
+async def test_a_task_from_a_foreign_client_is_done(site: Site) -> None:
+    await site.worker()
+    (foreign,) = site.tasks(1)
+    await site.publish(json.dumps(foreign).encode())
+    await site.all_end([foreign])
+    (line,) = await site.run([foreign])
     assert (line["state"], line["attempts"]) == ("done", 1)
 
 
-async def test_a_body_that_is_not_the_contracts_stops_nobody_and_is_found_with_its_reason(queue: Site) -> None:
-    await queue.worker()
-    (one, *good) = queue.tasks(21)
+async def test_a_body_that_is_not_the_contracts_stops_nobody_and_is_found_with_its_reason(site: Site) -> None:
+    await site.worker()
+    (one, *good) = site.tasks(21)
     bodies = {
         b"not json": ("undecodable", "not JSON"),
         json.dumps({**one, "payload": 7}).encode(): ("invalid", "/payload"),
         json.dumps({**one, "id": "no UUID"}).encode(): ("invalid", "/id"),
-        b"[" * (queue.receive.message.max_bytes + 1): ("undecodable", "the limit is"),
+        b"[" * (site.receive.message.max_bytes + 1): ("undecodable", "the limit is"),
     }
     for body in bodies:
-        await queue.publish(body)
-    await queue.send(good)
-    await queue.all_end(good)
-    for letter in await queue.dead_letters(len(bodies)):
+        await site.publish(body)
+    await site.send(good)
+    await site.all_end(good)
+    for letter in await site.dead_letters(len(bodies)):
         reason, error = bodies[letter.body]
         assert letter.headers["x-reason"] == reason
         assert error in str(letter.headers["x-error"])
-        assert letter.headers["x-queue"] == queue.queue
+        assert letter.headers["x-queue"] == site.queue
 
 
 async def test_a_failed_task_is_tried_again_after_growing_delays_on_any_worker(fast: Site) -> None:
@@ -188,20 +177,20 @@ async def test_a_handler_that_always_fails_stops_nobody_and_ends_as_a_dead_lette
         assert all(attempt["worker"] == "steady" and "told to fail" in attempt["error"] for attempt in attempts)
 
 
-async def test_a_task_that_is_sent_twice_runs_once(queue: Site) -> None:
-    await queue.worker()
-    tasks = queue.tasks(100)
-    await queue.send(tasks)
-    await queue.send(tasks)
-    await queue.all_end(tasks)
-    await until(lambda: len(queue.workers[0].says("done already")) == 100, "the second hundred is recognised")
-    await queue.all_end(tasks)
+async def test_a_task_that_is_sent_twice_runs_once(site: Site) -> None:
+    await site.worker()
+    tasks = site.tasks(100)
+    await site.send(tasks)
+    await site.send(tasks)
+    await site.all_end(tasks)
+    await until(lambda: len(site.workers[0].says("done already")) == 100, "the second hundred is recognised")
+    await site.all_end(tasks)
 
 
-async def test_concurrency_gives_one_process_several_tasks_at_a_time(queue: Site) -> None:
-    await queue.worker("wide", "--concurrency", "4")
-    tasks = queue.tasks(12, seconds=0.5)
-    await queue.send(tasks)
-    await queue.all_end(tasks)
-    running = list(accumulate(1 if note.word == "start" else -1 for note in queue.record()))
+async def test_concurrency_gives_one_process_several_tasks_at_a_time(site: Site) -> None:
+    await site.worker("wide", "--concurrency", "4")
+    tasks = site.tasks(12, seconds=0.5)
+    await site.send(tasks)
+    await site.all_end(tasks)
+    running = list(accumulate(1 if note.word == "start" else -1 for note in site.record()))
     assert max(running) == 4

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from importlib import import_module
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -34,7 +34,7 @@ class StandIn:
         """Whole tasks of the kinds that may take so long, in turn. Skips the test where no kind may."""
         self.folder.mkdir(exist_ok=True)
         made = []
-        for _, body in zip(range(count), cycle(self._bodies(seconds)), strict=False):
+        for body in islice(cycle(self._bodies(seconds)), count):
             made.append(body | {"id": str(uuid4())})
             if seconds or failures:
                 (self.folder / made[-1]["id"]).write_text(json.dumps({"seconds": seconds, "failures": failures}))
@@ -42,7 +42,14 @@ class StandIn:
 
     @cached_property
     def _samples(self) -> tuple[dict[str, Any] | None, list[tuple[str | None, Any]]]:
-        return _samples(self._receive)
+        """A body that the contract allows, None if none can be made up; and of each kind, by its tag, a payload."""
+        message = self._receive.message.schema
+        schemas, whole = message["components"]["schemas"], message["allOf"][0]
+        payload = kinds.field(whole, "payload", schemas) or {}
+        maker, tag = Maker(schemas), kinds.payload_tag(payload, schemas)
+        of_each = [maker.values({"allOf": [payload, *path]})[:1] for path in kinds.alternatives(payload, schemas)]
+        payloads = [(None if tag is None else kinds.text(made[tag]), made) for (made,) in filter(None, of_each)]
+        return next(iter(maker.values(whole)), None), payloads
 
     def _bodies(self, seconds: float) -> list[dict[str, Any]]:
         body, payloads = self._samples
@@ -60,16 +67,6 @@ def skip(reason: str) -> NoReturn:
     import pytest
 
     pytest.skip(reason)
-
-
-def _samples(receive: contract.Receive) -> tuple[dict[str, Any] | None, list[tuple[str | None, Any]]]:
-    """A body that the contract allows, None if none can be made up; and of each kind, by its tag, a payload."""
-    schemas, whole = receive.message.schema["components"]["schemas"], receive.message.schema["allOf"][0]
-    payload = kinds.field(whole, "payload", schemas) or {}
-    maker, tag = Maker(schemas), kinds.payload_tag(payload, schemas)
-    of_each = [maker.values({"allOf": [payload, *path]})[:1] for path in kinds.alternatives(payload, schemas)]
-    payloads = [(None if tag is None else kinds.text(made[tag]), made) for (made,) in filter(None, of_each)]
-    return next(iter(maker.values(whole)), None), payloads
 
 
 def handlers(application: type[Any], names: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _named(given: str) -> Source:
         return Source(f"{NAME}[{EXTRAS}] @ {given}")
     path = Path(given).resolve()
     if is_zipfile(path) and re.fullmatch(r"asyncapi_workqueue-[^-]+(-[^-]+){3,4}\.whl", path.name):
-        return Source(f"./{VENDOR}/{path.name}[{EXTRAS}]", path)
+        return _vendored(path)
     if given and (path / "pyproject.toml").is_file():
         return _folder(path)
     raise CannotInit(f"--from {given}: is no wheel of {NAME}, no folder with its pyproject.toml, and no URL")
@@ -81,6 +81,10 @@ def _named(given: str) -> Source:
 
 def _folder(path: Path) -> Source:
     return Source(f"{NAME}[{EXTRAS}] @ {path.as_uri()}")
+
+
+def _vendored(wheel: Path) -> Source:
+    return Source(f"./{VENDOR}/{wheel.name}[{EXTRAS}]", wheel)
 
 
 def _wheel(origin: dict[str, Any]) -> Source:
@@ -94,7 +98,7 @@ def _wheel(origin: dict[str, Any]) -> Source:
         raise CannotInit(f"the wheel that this was installed from, {path}, is gone; name another with --from")
     if "sha256" in hashes and hashlib.sha256(path.read_bytes()).hexdigest() != hashes["sha256"]:
         raise CannotInit(f"{path} is not the wheel any more that this was installed from; name one with --from")
-    return Source(f"./{VENDOR}/{path.name}[{EXTRAS}]", path)
+    return _vendored(path)
 
 
 def _path(url: str) -> Path:

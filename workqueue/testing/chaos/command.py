@@ -120,7 +120,7 @@ def prepare(given: argparse.Namespace, folder: Path, own: Own | None) -> tuple[P
         delays = [f"{rung.delay_s:g}" for rung in scripts.receive(here).rungs]
         print(f"chaos: delays of {', '.join(delays)} s, as the contract says; with HURRY=1 they are short")
         return here, scripts
-    if own is not None and not (given.payloads or given.old):
+    if own is not None:
         return own.project, own.scripts
     scripts = replace(MAIN, worker=str(Path(given.handler).resolve())) if given.handler else MAIN
     return copy_project(here, folder / "project", hurried(here / "spec", lease_s=HURRIED_LEASE_S)), scripts
@@ -164,18 +164,19 @@ async def _run(chaos: Chaos) -> Account:
 
 def main(arguments: list[str], own: Own | None = None) -> int:
     given = parse(arguments, own)
+    if given.payloads or given.old:
+        own = None
     folder = Path(tempfile.mkdtemp(prefix="workqueue-chaos-"))
     print(f"chaos: seed {given.seed}, {given.tasks} tasks in {given.seconds:g} s, {given.ledger}, in {folder}")
     try:
         ensure_installed()
         project, scripts = prepare(given, folder, own)
         check(project, scripts)
-        odd_ways = own.odd_ways if own and not (given.payloads or given.old) else ()
         old = check_out(given.old, folder / "old") if given.old else None
         chaos = Chaos(
             folder, seed=given.seed, seconds=given.seconds, tasks=given.tasks, ledger=given.ledger,
             concurrency=given.concurrency, project=project, scripts=scripts, payloads=given.payloads,
-            odd_ways=odd_ways, old=old, kinds=given.faults, say=lambda line: print(line, flush=True),
+            odd_ways=own.odd_ways if own else (), old=old, kinds=given.faults, say=lambda line: print(line, flush=True),
         )  # fmt: skip
         result = asyncio.run(_run(chaos))
     except (asyncio.CancelledError, KeyboardInterrupt):
