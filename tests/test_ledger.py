@@ -498,6 +498,68 @@ async def test_outcomes_of_any_number_of_tasks_are_those_that_are_finished(ledge
         assert abs(outcome.finished_at - time.time()) < 60
 
 
+async def test_a_task_that_was_recorded_waits_until_it_is_claimed_for_the_first_time(ledger: Ledger) -> None:
+    task_id = uuid4()
+    assert await ledger.entry(task_id) is None
+    await ledger.record(task_id, kind="nap", digest=b"one")
+    entry = await ledger.entry(task_id)
+    assert entry is not None
+    assert (entry.id, entry.state, entry.kind, entry.digest) == (task_id, "waiting", "nap", b"one")
+    assert (entry.worker, entry.held, entry.attempts, entry.claimed_at, entry.next_at) == ("", False, 0, None, None)
+    assert abs((entry.created_at or 0.0) - time.time()) < 60
+    assert await ledger.outcomes([task_id]) == []
+    assert await ledger.claim(task_id, "w", LONG_S, **{**ASKED, "digest": b"two"}) == Conflict()
+    assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Claimed(fence=1, crashes=())
+    assert await ledger.complete(task_id, 1, 1, None)
+
+
+async def test_recording_changes_nothing_of_what_is_known(ledger: Ledger) -> None:
+    running, done = uuid4(), uuid4()
+    claim = await claimed(ledger, running)
+    await ledger.complete(done, (await claimed(ledger, done)).fence, 1, "7")
+    before = [await ledger.entry(running), await ledger.entry(done)]
+    for task_id in (running, done):
+        await ledger.record(task_id, kind="other", digest=b"other")
+    assert [await ledger.entry(running), await ledger.entry(done)] == before
+    assert await ledger.complete(running, claim.fence, 1, None)
+
+
+async def test_an_entry_tells_who_has_the_task_and_what_became_of_it(ledger: Ledger) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    entry = await ledger.entry(task_id)
+    assert entry is not None
+    assert (entry.state, entry.worker, entry.held, entry.attempts) == ("running", "w", True, 0)
+    assert abs((entry.claimed_at or 0.0) - time.time()) < 60
+    await ledger.release(task_id, claim.fence, attempts=1, error="ValueError: no", next_s=LONG_S)
+    entry = await ledger.entry(task_id)
+    assert entry is not None
+    assert (entry.state, entry.held, entry.attempts, entry.last_error) == ("waiting", False, 1, "ValueError: no")
+    assert LONG_S - 60 < (entry.next_at or 0.0) - time.time() < LONG_S + 60
+    dead = uuid4()
+    await ledger.bury(dead, (await claimed(ledger, dead)).fence, 3, "failed: no")
+    entry = await ledger.entry(dead)
+    assert entry is not None
+    assert (entry.state, entry.error, entry.held) == ("dead", "failed: no", False)
+    assert abs((entry.finished_at or 0.0) - time.time()) < 60
+
+
+async def test_a_claim_whose_lease_has_ended_is_held_no_more(ledger: Ledger) -> None:
+    task_id = uuid4()
+    await claimed(ledger, task_id, NOW_S)
+    entry = await ledger.entry(task_id)
+    assert entry is not None
+    assert (entry.state, entry.held) == ("running", False)
+
+
+async def test_a_task_that_was_recorded_and_never_taken_is_forgotten_in_time(ledger: Ledger) -> None:
+    task_id = uuid4()
+    await ledger.record(task_id, kind="nap", digest=b"one")
+    assert await ledger.prune(LONG_S) == 0
+    assert await ledger.prune(-60.0) == 1
+    assert await ledger.entry(task_id) is None
+
+
 async def test_prune_forgets_what_is_old_and_keeps_what_is_not(ledger: Ledger) -> None:
     finished, running, abandoned = uuid4(), uuid4(), uuid4()
     await ledger.complete(finished, (await claimed(ledger, finished)).fence, 1, None)

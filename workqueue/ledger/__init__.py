@@ -1,15 +1,16 @@
 """The ledger: who is doing which task, and what became of it. Each task is done once because of it.
 
-| state   | means                            | who moves it on                                     |
-|---------|----------------------------------|-----------------------------------------------------|
-| running | a worker has claimed it          | that worker; the next `claim`, once its lease ended |
-| waiting | nobody has: between two attempts | the next `claim`, once `next_at` has passed         |
-| done    | completed, with the result       | nobody; pruned when old                             |
-| dead    | given up, with the error         | `revive`; pruned when old                           |
+| state   | means                                  | who moves it on                                     |
+|---------|----------------------------------------|-----------------------------------------------------|
+| running | a worker has claimed it                | that worker; the next `claim`, once its lease ended |
+| waiting | nobody has: sent, or between attempts  | the next `claim`, once `next_at` has passed         |
+| done    | completed, with the result             | nobody; pruned when old                             |
+| dead    | given up, with the error               | `revive`; pruned when old                           |
 
-A task that was never claimed has no row. Each claim has a fence, a number that grows with every claim on the task;
-whoever acts on a claim names its fence, and one that is no longer the latest changes nothing. A claim whose lease
-ended may still complete as long as nobody else has claimed the task: its work was done, and by nobody else.
+A task that was neither recorded when it was sent nor claimed has no row. Each claim has a fence, a number that grows
+with every claim on the task; whoever acts on a claim names its fence, and one that is no longer the latest changes
+nothing. A claim whose lease ended may still complete as long as nobody else has claimed the task: its work was done,
+and by nobody else.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ from workqueue.ledger.transaction import Rows, Transaction
 from workqueue.settings import Settings
 
 __all__ = [
-    "FIRST", "ClaimLost", "Claimed", "Conflict", "Crash", "Finished", "Ledger", "LedgerBusy", "Outcome", "Rows",
-    "Taken", "Transaction", "open_ledger",
+    "FIRST", "ClaimLost", "Claimed", "Conflict", "Crash", "Entry", "Finished", "Ledger", "LedgerBusy", "Outcome",
+    "Rows", "Taken", "Transaction", "open_ledger",
 ]  # fmt: skip
 
 SCHEMA_VERSION = (1, 1)
@@ -121,6 +122,30 @@ class Outcome:
     digest: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """All that is known of one task. Times are Unix times by the store's clock; what is None has not happened.
+
+    `worker` and `claimed_at` are those of the latest claim; `held`: it is alive. `attempts`: those that failed, and
+    with one that is done the last, too. `next_at`: no claim is granted before.
+    """
+
+    id: UUID
+    state: Literal["waiting", "running", "done", "dead"]
+    kind: str | None
+    digest: bytes | None
+    worker: str
+    held: bool
+    attempts: int
+    created_at: float | None
+    claimed_at: float | None
+    next_at: float | None
+    finished_at: float | None
+    result: str | None
+    error: str | None
+    last_error: str | None
+
+
 class Ledger(Protocol):
     """Every method is atomic and durable when it returns. It raises LedgerBusy when the store can't answer now, and
     LedgerLost when the store is no longer the one that was opened."""
@@ -172,6 +197,12 @@ class Ledger(Protocol):
     async def revive(self, task_id: UUID, fence: int) -> bool:
         """A task that was buried by the claim with this fence waits again; attempts and crashes are counted anew.
         False: it is not dead, or was buried by another claim. So it happens once for each burial."""
+
+    async def record(self, task_id: UUID, *, kind: str, digest: bytes) -> None:
+        """The task was sent: it waits. What is known of it already stays as it is."""
+
+    async def entry(self, task_id: UUID) -> Entry | None:
+        """What is known of this task; None: nothing."""
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         """Those of these tasks that are finished, in no order."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from workqueue.ledger import Claimed, Conflict, Finished, Outcome, Taken, Transaction
+from workqueue.ledger import Claimed, Conflict, Entry, Finished, Outcome, Taken, Transaction
 
 GRANTED = Claimed(fence=0, crashes=None)
 
@@ -46,6 +46,12 @@ class NoLedger:
 
     async def revive(self, task_id: UUID, fence: int) -> bool:
         return False
+
+    async def record(self, task_id: UUID, *, kind: str, digest: bytes) -> None:
+        pass
+
+    async def entry(self, task_id: UUID) -> Entry | None:
+        return None
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         return []

@@ -18,6 +18,7 @@ from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import (
     Claimed,
     Conflict,
+    Entry,
     Finished,
     LedgerBusy,
     Outcome,
@@ -67,6 +68,18 @@ REVIVE = """
 UPDATE workqueue_task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', last_error = error,
     error = NULL, finished_at = NULL, next_at = NULL, lease_until = clock_timestamp()
 WHERE id = %s AND fence = %s AND state = 'dead'
+"""
+RECORD = """
+INSERT INTO workqueue_task (id, state, fence, worker, lease_until, kind, digest, created_at)
+VALUES (%s, 'waiting', 0, '', clock_timestamp(), %s, %s, clock_timestamp()) ON CONFLICT (id) DO NOTHING
+"""
+ENTRY = """
+SELECT id, state, kind, digest, worker, state = 'running' AND lease_until > clock_timestamp(), attempts,
+    extract(epoch FROM created_at)::float8,
+    extract(epoch FROM coalesce(claimed_at, CASE WHEN fence > 0 THEN created_at END))::float8,
+    CASE WHEN state = 'waiting' AND next_at = lease_until THEN extract(epoch FROM next_at)::float8 END,
+    extract(epoch FROM finished_at)::float8, result, error, last_error
+FROM workqueue_task WHERE id = %s
 """
 OUTCOMES = """
 SELECT id, state, worker, attempts, result, error, extract(epoch FROM finished_at)::float8, kind, last_error, digest
@@ -168,6 +181,13 @@ class PostgresLedger:
 
     async def revive(self, task_id: UUID, fence: int) -> bool:
         return await self._change(REVIVE, (task_id, fence))
+
+    async def record(self, task_id: UUID, *, kind: str, digest: bytes) -> None:
+        await self._execute(RECORD, (task_id, text_of(kind), digest))
+
+    async def entry(self, task_id: UUID) -> Entry | None:
+        rows = await self._rows(ENTRY, (task_id,))
+        return Entry(*rows[0]) if rows else None
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         return [Outcome(*row) for row in await self._rows(OUTCOMES, (list(ids),))]

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID
 
-from workqueue.ledger import FIRST, Claimed, Conflict, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
+from workqueue.ledger import FIRST, Claimed, Conflict, Entry, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
 from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, boot, steady_s
 from workqueue.ledger.sqlite_block import Blocks
 from workqueue.ledger.sqlite_file import SqliteFile
@@ -68,6 +68,16 @@ UPDATE task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = ''
     finished_at = NULL, next_at = NULL, lease_until = ?
 WHERE id = ? AND fence = ? AND state = 'dead'
 """
+RECORD = """
+INSERT OR IGNORE INTO task (id, state, fence, holder, worker, lease_until, kind, digest, created_at)
+VALUES (?, 'waiting', 0, '', '', ?4, ?2, ?3, CAST(?4 AS INTEGER))
+"""
+ENTRY = """
+SELECT state, kind, digest, worker, holder, lease_until, ends_at, attempts, created_at,
+    coalesce(claimed_at, iif(fence > 0, created_at, NULL)),
+    iif(state = 'waiting' AND next_at = lease_until, next_at, NULL), finished_at, result, error, last_error
+FROM task WHERE id = ?
+"""
 OUTCOMES = """
 SELECT id, state, worker, attempts, result, error, finished_at, kind, last_error, digest
 FROM task WHERE finished_at IS NOT NULL AND id IN ({})
@@ -112,7 +122,7 @@ class SqliteLedger:
                     return Conflict()
                 if state in ("done", "dead"):
                     return Finished(state, fence)
-                left_s = ends_at - steady_s() if holder.startswith(self._boot) else lease_until - time.time()
+                left_s = self._left_s(holder, lease_until, ends_at)
                 if state == "running" and dead != holder and not self._alive(holder):
                     dead = holder
                 elif state == "running" or (next_at == lease_until and left_s > 0):
@@ -161,6 +171,19 @@ class SqliteLedger:
 
     async def revive(self, task_id: UUID, fence: int) -> bool:
         return await self._change(REVIVE, (time.time(), task_id.bytes, fence))
+
+    async def record(self, task_id: UUID, *, kind: str, digest: bytes) -> None:
+        await self._execute(RECORD, (task_id.bytes, kind, digest, time.time()))
+
+    async def entry(self, task_id: UUID) -> Entry | None:
+        for row in (await self._execute(ENTRY, (task_id.bytes,)))[1]:
+            state, kind, digest, worker, holder, lease_until, ends_at, *rest = row
+            held = (
+                state == "running" and self._left_s(holder, lease_until, ends_at) > 0
+                and (holder == self._holder or self._alive(holder))
+            )  # fmt: skip
+            return Entry(task_id, state, kind, digest, worker, held, *rest)
+        return None
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         found: list[Outcome] = []
@@ -245,6 +268,12 @@ class SqliteLedger:
             if os.stat(f"{self.place}-wal").st_size > LOG_BYTES:
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # stops nobody, and leaves little for the next
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _left_s(self, holder: str, lease_until: float, ends_at: float | None) -> float:
+        """Of a lease: by the steady clock, where its holder is of this boot and of a version that writes it."""
+        if holder.startswith(self._boot) and ends_at is not None:
+            return ends_at - steady_s()
+        return lease_until - time.time()
 
     def _hold(self) -> None:
         """Take this process's lock, once; a producer, which claims nothing, has none."""
