@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from workqueue import codec
+from workqueue.client.sending import Outgoing
 from workqueue.codec import Body
 from workqueue.errors import InputInvalid, NotSent
 from workqueue.ledger import LedgerBusy, Outcome
@@ -44,10 +45,8 @@ def tasks(count: int) -> list[Any]:
     return [SimpleNamespace(id=uuid4()) for _ in range(count)]
 
 
-def body_of(task: Any, text: bytes = b'{"payload": {"kind": "nap"}}') -> Body:
-    body = Body(text)
-    body.message_id = str(task.id)
-    return body
+def outgoing(task: Any, text: bytes = b'{"payload": {"kind": "nap"}}') -> Outgoing:
+    return Outgoing(task.id, "nap", Body(text), "send_errand")
 
 
 def send(follower: Follower, given: list[Any]) -> list[Any]:
@@ -55,7 +54,7 @@ def send(follower: Follower, given: list[Any]) -> list[Any]:
     read = list(follower.noting(iter(given)))
     for task in read:
         if not isinstance(task, InputInvalid):
-            follower.sending(body_of(task))
+            follower.sending(outgoing(task))
     return read
 
 
@@ -128,7 +127,7 @@ async def test_the_outcome_of_another_payload_under_the_same_id_is_told_as_a_con
         (noted,) = follower.noting(iter(sent))
         await asyncio.sleep(0.05)  # it is not sent yet, and what is known is not of this task
         assert (follower.done, follower.dead) == (0, 0)
-        follower.sending(body_of(noted))
+        follower.sending(outgoing(noted))
         await follower.finish()
     (line,) = map(json.loads, results.getvalue().splitlines())
     if known == OTHER:

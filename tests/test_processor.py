@@ -35,6 +35,7 @@ from workqueue.ledger import (
     Taken,
     Transaction,
 )
+from workqueue.ledger.none import NoLedger
 from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor
 from workqueue.tasks.context import TaskContext
@@ -86,7 +87,7 @@ async def no_statement(statement: str, values: Any) -> Rows:
 TRANSACTION = Transaction(no_statement)
 
 
-class FakeLedger:
+class FakeLedger(NoLedger):
     """Answers what it is told to; `busy` counts how often each method is busy first."""
 
     identity, place = 7, "nowhere"

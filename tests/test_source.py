@@ -15,10 +15,11 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tests.generated.producer.messages.json import Nap, Task
+from workqueue.client.sending import envelope
 from workqueue.codec import Undecodable
 from workqueue.errors import InputInvalid
 from workqueue.producer import source
-from workqueue.producer.source import envelope, lines
+from workqueue.producer.source import lines
 
 NAP = {"kind": "nap", "seconds": 0.5}
 WHOLE = {

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from workqueue.client.submit import Account, Feed, submit
 from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, SendUnknown, WorkQueueError
-from workqueue.producer.submit import Account, Feed, submit
 
 WAIT_S = 20.0
 
@@ -58,7 +58,9 @@ class Sending:
     def __init__(self, broker: Broker, tasks: Iterable[Any], window: int = 5) -> None:
         self.account, self.problems = Account(), list[WorkQueueError]()
         self.running = asyncio.ensure_future(
-            submit(tasks, broker.send, window=window, account=self.account, problem=self.problems.append)
+            submit(
+                Feed(tasks, 2 * window), broker.send, window=window, account=self.account, problem=self.problems.append
+            )
         )
 
     async def end(self) -> None:

@@ -189,5 +189,5 @@ async def test_of_many_that_are_left_some_are_named(capsys: pytest.CaptureFixtur
         send(follower, sent)
         await follower.finish(0.0)
     said = capsys.readouterr().err
-    assert f"12 tasks of kind task did not finish within 0 s: {sent[0].id}, " in said
+    assert f"12 tasks of kind nap did not finish within 0 s: {sent[0].id}, " in said
     assert said.endswith(f"{sent[4].id}, and 7 more\n")

@@ -1,33 +1,43 @@
 """The runtime of the work queue: it makes the words of the contract true. These are its public names.
 
 A worker: `run_worker`, `TaskContext`, `in_thread`; a handler may raise `GiveUp` and `RetryAfter`. A producer:
-`run_producer`, `lines`, `envelope`. Failures are `WorkQueueError`, see `errors`. Each is loaded when it is first used.
+`run_producer`, `lines`, `envelope`. An application that sends: `Client`, `SyncClient`. Failures are `WorkQueueError`,
+see `errors`. Each is loaded when it is first used.
 
 Imports inside point one way, from right to left (the import contract in pyproject.toml holds it):
 
-    errors <- settings contract <- codec ledger delivery <- tasks amqp <- observe <- worker producer <- scripts
+    errors <- settings contract <- codec ledger delivery <- tasks amqp <- observe client <- worker producer <- scripts
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workqueue.errors import GiveUp, RetryAfter, WorkQueueError
+    from workqueue.client import Client
+    from workqueue.client.blocking import SyncClient
+    from workqueue.client.sending import envelope
+    from workqueue.errors import GiveUp, NotSent, RetryAfter, SendUnknown, TaskDead, TaskUnfinished, WorkQueueError
     from workqueue.producer import run_producer
-    from workqueue.producer.source import envelope, lines
+    from workqueue.producer.source import lines
     from workqueue.settings import Settings
     from workqueue.tasks.context import TaskContext
     from workqueue.tasks.threads import Interrupted, in_thread
     from workqueue.worker import run_worker
 
 HOMES = {
+    "Client": "client",
     "GiveUp": "errors",
     "Interrupted": "tasks.threads",
+    "NotSent": "errors",
     "RetryAfter": "errors",
+    "SendUnknown": "errors",
     "Settings": "settings",
+    "SyncClient": "client.blocking",
     "TaskContext": "tasks.context",
+    "TaskDead": "errors",
+    "TaskUnfinished": "errors",
     "WorkQueueError": "errors",
-    "envelope": "producer.source",
+    "envelope": "client.sending",
     "in_thread": "tasks.threads",
     "lines": "producer.source",
     "run_producer": "producer",
@@ -35,11 +45,17 @@ HOMES = {
 }
 
 __all__ = [
+    "Client",
     "GiveUp",
     "Interrupted",
+    "NotSent",
     "RetryAfter",
+    "SendUnknown",
     "Settings",
+    "SyncClient",
     "TaskContext",
+    "TaskDead",
+    "TaskUnfinished",
     "WorkQueueError",
     "envelope",
     "in_thread",

@@ -63,6 +63,13 @@ class Send:
     persistent: bool
     mandatory: bool
     timestamp: bool
+    tag: str | None
+    """As in `Receive`."""
+
+    @cached_property
+    def kind_of(self) -> Callable[[Any], str | None]:
+        """From the model of a payload to its kind."""
+        return kinds.naming(self.tag)
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,7 @@ class _Reader:
             persistent=amqp["deliveryMode"] == 2,
             mandatory=amqp["mandatory"],
             timestamp=amqp["timestamp"],
+            tag=self._tag(_only(channel)),
         )
 
     def _receive(self, name: str, operation: Mapping[str, Any]) -> Receive:
@@ -193,9 +201,12 @@ class _Reader:
             dead_max_attempts=self._story(_only(dead_letters))["x-attempts"]["maxItems"],
             lease_s=float(operation["x-lease-s"]),
             crash_limit=int(operation["x-crash-limit"]),
-            tag=kinds.payload_tag(kinds.field(payload, "payload", self._schemas) or {}, self._schemas),
+            tag=self._tag(_only(channel)),
             time_limits_s=kinds.time_limits_s(payload, self._schemas),
         )
+
+    def _tag(self, message: Mapping[str, Any]) -> str | None:
+        return kinds.payload_tag(kinds.field(message["payload"], "payload", self._schemas) or {}, self._schemas)
 
     def _message(self, message: Mapping[str, Any]) -> Message:
         envelope, result = self._target(message["payload"]), message.get("x-result")

@@ -3,8 +3,9 @@
 A failure that reaches a script becomes one line on standard error and the process's exit code.
 """
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+from uuid import UUID
 
 
 def escaped(text: str) -> str:
@@ -124,6 +125,16 @@ class LifespanFailed(WorkQueueError):
         self.cause = cause
 
 
+class ThreadsMissing(WorkQueueError):
+    """A client that blocks has its connections in a thread, and here no thread would run."""
+
+    exit_code = 2
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"SyncClient needs threads: {why}")
+        self.why = why
+
+
 class LedgerDiffers(ContractInvalid):
     """Others work on the same queue with another ledger: each task could be done once by each side."""
 
@@ -179,7 +190,7 @@ class NotSent(WorkQueueError):
     """The broker refused a message (no queue takes it, or a full one did not), or the message breaks the contract."""
 
     def __init__(self, message_id: str, reason: str) -> None:
-        super().__init__(f"task {message_id} was refused: {reason}")
+        super().__init__(f"{f'task {message_id}' if message_id else 'a task'} was refused: {reason}")
         self.message_id, self.reason = message_id, reason
 
 
@@ -191,6 +202,54 @@ class SendUnknown(WorkQueueError):
             f"task {message_id} was not confirmed within {deadline_s:g} s; send it again, under the same id"
         )
         self.message_id, self.deadline_s = message_id, deadline_s
+
+
+class NotAllSent(WorkQueueError):
+    """Of many tasks, some were not sent, or nobody knows.
+
+    `sent` has what is known of each that the broker has confirmed, in the order in which they were given; `refused` and
+    `unknown` the failures of the others; without `complete` there may be more that were not tried.
+    """
+
+    def __init__(
+        self, sent: Sequence[Any], refused: Sequence[NotSent], unknown: Sequence[SendUnknown], *, complete: bool
+    ) -> None:
+        first = [*unknown, *refused][0]
+        super().__init__(
+            f"{len(sent)} tasks sent, {len(refused)} not sent, {len(unknown)} unknown"
+            f"{'' if complete else ', the rest not tried'}; {first}"
+        )
+        self.sent, self.refused, self.unknown, self.complete = tuple(sent), tuple(refused), tuple(unknown), complete
+
+
+class TaskDead(WorkQueueError):
+    """The task is a dead letter: it has no result, and gets none unless somebody sends it back."""
+
+    def __init__(self, task_id: UUID, reason: str, error: str, *, worker: str | None, attempts: int) -> None:
+        super().__init__(f"task {task_id} is dead, {reason}: {error}")
+        self.task_id, self.reason, self.error = task_id, reason, error
+        self.worker, self.attempts = worker, attempts
+
+
+class TaskUnfinished(WorkQueueError, TimeoutError):
+    """The task was neither done nor dead when the time was over. It goes on: `state` says where it was."""
+
+    def __init__(self, task_id: UUID, timeout_s: float, state: str, error: str | None) -> None:
+        super().__init__(
+            f"task {task_id} did not finish within {timeout_s:g} s, it is {state}{f' ({error})' if error else ''}"
+        )
+        self.task_id, self.timeout_s, self.state, self.error = task_id, timeout_s, state, error
+
+
+class ResultInvalid(WorkQueueError):
+    """The task is done, by a worker whose contract allows results that this process's does not. `text` is the JSON."""
+
+    def __init__(self, task_id: UUID, problem: str, text: str) -> None:
+        super().__init__(
+            f"task {task_id} is done, and its result breaks the contract: {problem}; "
+            "run `make generate` on the contract that the workers have"
+        )
+        self.task_id, self.problem, self.text = task_id, problem, text
 
 
 class WorkerFault(WorkQueueError):

@@ -18,12 +18,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Coroutine
-from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 
+from workqueue.application import project_folder
 from workqueue.errors import WorkerFault, WorkQueueError, escaped
 from workqueue.observe.lines import JsonFormat, json_line, listener
 from workqueue.process import stderr
@@ -36,8 +35,6 @@ __all__ = [
     "count",
     "load_settings",
     "on_signals",
-    "operation_of",
-    "package_of",
     "prepare",
     "run",
     "say",
@@ -109,24 +106,6 @@ def prepare() -> Listener:
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.getLogger("aio_pika").setLevel(logging.CRITICAL)
     return listener("json" if is_json() else "text", configured=configured)
-
-
-def project_folder(application: type[Any]) -> Path:
-    """The folder that holds the package of a generated application: the same one wherever a process is started."""
-    package = import_module(application.__module__.partition(".")[0])
-    return Path(package.__path__[0]).resolve().parent
-
-
-def package_of(application: type[Any]) -> str:
-    """The name of the package that holds a generated application, its models and its contract.json."""
-    return application.__module__.rpartition(".")[0]
-
-
-def operation_of(router: Any, name: str) -> Any:
-    """The endpoint of an operation in a generated application's router, by its name in the contract."""
-    for step in name.split("."):
-        router = getattr(router, step)
-    return router
 
 
 def load_settings(application: type[Any], variables: Collection[str]) -> Settings:

@@ -16,7 +16,7 @@ from bench.protocol import Plan, work
 from generated.worker import Application
 from generated.worker.messages.json import Task
 from workqueue import producer
-from workqueue.producer.submit import submit
+from workqueue.client.submit import Feed, submit
 from workqueue.tasks.context import TaskContext
 from workqueue.worker import run_worker
 
@@ -37,8 +37,8 @@ def send() -> None:
             plan.sending()
             yield next(tasks)
 
-    async def timed(tasks: Iterator[Any], send: Callable[[Any], Awaitable[None]], **rest: Any) -> None:
-        await submit(paced(iter(tasks)), send, **rest)
+    async def timed(source: Feed[Any], send: Callable[[Any], Awaitable[None]], **rest: Any) -> None:
+        await submit(source, send, **rest)
         plan.report()
 
     if len(plan.batches) == 1:
@@ -50,7 +50,8 @@ def send() -> None:
         ]
         Path("payloads.jsonl").write_text("".join(json.dumps(payload) + "\n" for payload in payloads))
         flags = ["--jsonl", "payloads.jsonl"]
-    vars(producer)["submit"] = timed  # what run_producer calls
+    # What run_producer calls.
+    vars(producer).update(submit=timed, Feed=lambda tasks, ahead: Feed(paced(iter(tasks)), ahead))
     sys.argv = ["main-producer.py", *flags]
     runpy.run_path("main-producer.py", run_name="__main__")
 

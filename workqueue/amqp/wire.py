@@ -1,7 +1,6 @@
 """The endpoints of generated applications, as the kernel asks for them."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Unpack
 
 from asyncapi_python.kernel.endpoint.message import WireMessage
@@ -16,16 +15,12 @@ from workqueue.codec import Body
 from workqueue.contract import Contract, Message, Send
 from workqueue.settings import Settings
 
-Sending = Callable[[bytes], object]
-
 
 class Producer:
     """Sends what a generated application's send operation gives it, as the contract's binding says."""
 
-    def __init__(
-        self, link: Link, send: Send, name: str, contract: Contract, deadline_s: float, sending: Sending
-    ) -> None:
-        self._link, self._send, self._sending = link, send, sending
+    def __init__(self, link: Link, send: Send, name: str, contract: Contract, deadline_s: float) -> None:
+        self._link, self._send = link, send
         self._publisher, self._deadline_s = Publisher(link, name), deadline_s
         self._headers = {"x-contract": contract.version}
 
@@ -33,22 +28,25 @@ class Producer:
         await self._link.open()
 
     async def send_batch(self, messages: list[WireMessage], *, address_override: str | None = None) -> None:
-        """See `Publisher.send` for what it guarantees and raises."""
+        """As `send`, for the kernel."""
         for message in messages:
-            body = message.payload
-            self._sending(body)
-            await self._publisher.send(
-                self._send.queue,
-                body,
-                message_id=body.message_id if isinstance(body, Body) else None,
-                message_type=self._send.message.type,
-                content_type=self._send.message.content_type,
-                headers=self._headers,
-                deadline_s=self._deadline_s,
-                persistent=self._send.persistent,
-                mandatory=self._send.mandatory,
-                timestamp=self._send.timestamp,
-            )
+            await self.send(message.payload)
+
+    async def send(self, body: bytes, *, within_s: float | None = None) -> None:
+        """Send an encoded message; `within_s` is WORKQUEUE_SEND_S unless given. See `Publisher.send` for what it
+        guarantees and raises."""
+        await self._publisher.send(
+            self._send.queue,
+            body,
+            message_id=body.message_id if isinstance(body, Body) else None,
+            message_type=self._send.message.type,
+            content_type=self._send.message.content_type,
+            headers=self._headers,
+            deadline_s=self._deadline_s if within_s is None else within_s,
+            persistent=self._send.persistent,
+            mandatory=self._send.mandatory,
+            timestamp=self._send.timestamp,
+        )
 
     async def stop(self) -> None:
         await self._link.close()
@@ -57,8 +55,7 @@ class Producer:
 class Wire(AbstractWireFactory[WireMessage, Incoming]):
     """Makes the endpoints of generated applications. `name` tells in the broker's lists who this process is.
 
-    With this process's `ledger`, others that use another one for the same queue are noticed, see `marker`. `sending`
-    gets each body before it is sent.
+    With this process's `ledger`, others that use another one for the same queue are noticed, see `marker`.
 
     Connections begin at different brokers of AMQP_URI, those of one process in turn, and so do processes whose names
     count up (worker1, worker2). When the node with a quorum queue's leader falls silent, RabbitMQ 3 serves those who
@@ -72,10 +69,9 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         name: str,
         fatal: Fatal,
         ledger: Marked | None = None,
-        sending: Sending = lambda body: None,
     ) -> None:
         self._settings, self._contract, self._name, self._fatal = settings, contract, name, fatal
-        self._ledger, self._sending = ledger, sending
+        self._ledger = ledger
         self._topology = Topology(contract.queues, name)
         self._links: list[Link] = []
         self._consumers: list[Consumer] = []
@@ -89,9 +85,12 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         return consumer
 
     async def create_producer(self, **params: Unpack[EndpointParams]) -> Producer:
-        send = self._contract.sends[_queue_name(params)]
+        return self.producer(self._contract.sends[_queue_name(params)])
+
+    def producer(self, send: Send) -> Producer:
+        """For a send operation. On a connection of its own."""
         link = self._link(self._name, self._marker(send.queue.name, hold=False))
-        return Producer(link, send, self._name, self._contract, self._settings.send_s, self._sending)
+        return Producer(link, send, self._name, self._contract, self._settings.send_s)
 
     def publisher(self) -> Publisher:
         """For what a worker publishes. On a connection of its own, opened when it is first needed: the broker stops

@@ -32,7 +32,7 @@ import yaml
 from pydantic import BaseModel
 
 from workqueue import contract
-from workqueue.compiler import handlers, lint, lint_schemas, roundtrip
+from workqueue.compiler import clients, handlers, lint, lint_schemas, roundtrip
 from workqueue.compiler.generator import CodeGenerator
 from workqueue.compiler.resolve import Resolved, resolve
 from workqueue.errors import ContractInvalid
@@ -86,7 +86,7 @@ def build(root: Path, target: Path) -> None:
         ]
     if not problems:
         for name, resolved in found.items():
-            _write_handlers(resolved, target / name)
+            _write_types(resolved, target / name)
     if problems:
         raise SpecError(problems)
 
@@ -116,10 +116,13 @@ def _generate(resolved: Resolved, package: Path) -> None:
                 raise SpecError([f"{resolved.place()}: the generator refuses it: {why}"]) from error
 
 
-def _write_handlers(resolved: Resolved, package: Path) -> None:
-    text = handlers.source(contract.read(resolved.document), load(package).messages.json)
-    if text is not None:
-        (package / handlers.MODULE).write_text(text, encoding="utf-8")
+def _write_types(resolved: Resolved, package: Path) -> None:
+    """What a type checker holds handlers and applications to."""
+    loaded, models = contract.read(resolved.document), load(package).messages.json
+    for module in (handlers, clients):
+        text = module.source(loaded, models)
+        if text is not None:
+            (package / module.MODULE).write_text(text, encoding="utf-8")
 
 
 def _for_generator(document: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,9 @@ too many, or that takes or returns something else, is an error where the script 
 
 import keyword
 from types import ModuleType
-from typing import Any
 
-from workqueue import kinds
-from workqueue.compiler.roundtrip import models_of
-from workqueue.contract import Contract, Receive
+from workqueue.codec.results import result_models
+from workqueue.contract import Contract, Message
 
 MODULE = "handlers.py"
 START = '''"""What the handler of each receive operation takes and returns. Built by `make generate`; never edited."""
@@ -54,7 +52,7 @@ def source(loaded: Contract, models: ModuleType) -> str | None:
     named = all(receive.operation.isidentifier() and not keyword.iskeyword(receive.operation) for receive in receives)
     resources, fields = "R" if named else "Any", []
     for receive in receives:
-        returned = " | ".join([*_results(receive, models), "None"])
+        returned = " | ".join([*results_of(receive.message, models), "None"])
         task = f"models.{receive.message.name}"
         handler = f"Callable[[{task}, TaskContext[{resources}]], Awaitable[{returned}] | {returned}]"
         fields.append(f"    {receive.operation}: {handler}" if named else f"    {receive.operation!r}: {handler},")
@@ -63,10 +61,8 @@ def source(loaded: Contract, models: ModuleType) -> str | None:
     return START + made + end
 
 
-def _results(receive: Receive, models: ModuleType) -> list[str]:
-    """The models that a result may be of; `BaseModel` where that is not known of an alternative: one without
-    properties, or a list."""
-    schemas: dict[str, Any] = receive.message.schema["components"]["schemas"]
-    paths = kinds.alternatives(receive.result_schema["allOf"][0], schemas)
-    of_each = [models_of(path, models, schemas) for path in paths]
+def results_of(message: Message, models: ModuleType) -> list[str]:
+    """The models that a result of this message's tasks may be of; `BaseModel` where that is not known of an
+    alternative: one without properties, or a list."""
+    of_each = result_models(message, models)
     return ["BaseModel"] if [] in of_each else sorted({f"models.{one.__name__}" for made in of_each for one in made})

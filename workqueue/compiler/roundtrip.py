@@ -9,16 +9,17 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, RootModel, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from workqueue import contract, kinds
 from workqueue.codec import ModelCodec, ResultCodec, Undecodable
+from workqueue.codec.results import models_of
 from workqueue.codec.values import change
 from workqueue.compiler.samples import Maker
 from workqueue.errors import ContractInvalid, NotSent
@@ -140,22 +141,6 @@ class _Trial:
                 f"{kind}: the default of {named[-1] if named else 'a field'} would reach a handler as text, not as the "
                 "type of its format; leave the default out, or the format"
             )
-
-
-def models_of(path: tuple[Mapping[str, Any], ...], models: ModuleType, schemas: Mapping[str, Any]) -> list[Any]:
-    """The generated models of an alternative: those with its properties and its constants."""
-    properties = {name for part in path for name in part.get("properties", {})}
-    constants = kinds.merged(path, schemas)
-    found = []
-    for model in vars(models).values():
-        if not isinstance(model, type) or not issubclass(model, BaseModel) or issubclass(model, RootModel):
-            continue
-        fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        if fields.keys() == properties and properties:
-            told = {name: getattr(fields[name].annotation, "__args__", ()) for name in constants}
-            if all(set(map(kinds.text, values)) == set(map(kinds.text, told[n])) for n, values in constants.items()):
-                found.append(model)
-    return found
 
 
 def _places(value: Any, here: str = "") -> Iterator[str]:

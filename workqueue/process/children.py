@@ -1,4 +1,4 @@
-"""Keeps what is this process's own out of the children that a handler forks.
+"""Keeps what is this process's own out of the children that it forks: a worker's handler may, and a server that sends.
 
 A forked child inherits everything. With the signal wake-up descriptor, a SIGTERM for the child looks like one for the
 worker; a lock that the child holds too outlives the worker; and so does a connection, which the broker then believes
@@ -19,12 +19,14 @@ _private: dict[
     int, tuple[int, int]
 ] = {}  # by descriptor: the file it led to, should the number be somebody else's by now
 _mask = threading.local()
-_installed = False
+_installed: set[str] = set()
 
 
 def keep_from_children(descriptor: int) -> None:
     """Children forked from now on have /dev/null in its place, for as long as the number leads to the same file."""
-    install()
+    if "descriptors" not in _installed:
+        _installed.add("descriptors")
+        os.register_at_fork(after_in_child=_drop_private)
     _private[descriptor] = _file(descriptor)
 
 
@@ -34,10 +36,10 @@ def forget(descriptor: int) -> None:
 
 
 def install() -> None:
-    """Clean up in every child that is forked after this. Calling it again changes nothing."""
-    global _installed
-    if not _installed:
-        _installed = True
+    """Have every child that is forked after this get the default handlers of signals; for a worker, whose own would
+    settle its parent's tasks. Calling it again changes nothing."""
+    if "signals" not in _installed:
+        _installed.add("signals")
         os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
 
 
@@ -56,6 +58,10 @@ def _after_in_child() -> None:
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
+def _drop_private() -> None:
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for descriptor, file in _private.items():
         with suppress(OSError):
@@ -63,7 +69,6 @@ def _after_in_child() -> None:
                 os.dup2(nothing, descriptor, inheritable=False)
     os.close(nothing)
     _private.clear()
-    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
 
 
 def _file(descriptor: int) -> tuple[int, int]:

@@ -5,28 +5,28 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
-from workqueue import codec, contract
+from workqueue import contract
 from workqueue.amqp.look import look
-from workqueue.amqp.wire import Wire
+from workqueue.application import package_of
+from workqueue.client import Client
+from workqueue.client.submit import Account, Feed, submit
 from workqueue.errors import (
     BrokerUnreachable,
     InputInvalid,
-    NotSent,
     OutputFailed,
     SettingInvalid,
     UsageInvalid,
-    WorkQueueError,
 )
 from workqueue.extras import needed
-from workqueue.ledger import Ledger, open_ledger
-from workqueue.lifecycle import Flags, load_settings, on_signals, operation_of, package_of, prepare, run, say, seconds
+from workqueue.ledger import Ledger
+from workqueue.lifecycle import Flags, load_settings, on_signals, prepare, run, say, seconds
 from workqueue.producer.source import lines
-from workqueue.producer.submit import Account, submit
 from workqueue.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run_producer(
         settings = load_settings(application, variables)
         made = None if tasks is None else tasks(given, settings)
         wanted = _lines(application, sends, given.jsonl) if made is None else made
-        return await _produce(application, loaded, sends, wanted, given, settings)
+        return await _produce(application, sends, wanted, given, settings)
 
     return run(produce)
 
@@ -96,77 +96,36 @@ def _lines(application: type[Any], sends: list[contract.Send], name: str | None)
     if len(sends) > 1:
         names = ", ".join(send.operation for send in sends)
         raise UsageInvalid(f"name the operation that sends these lines, with --to: {names}")
-    return lines(name, _model(application, sends[0]))
-
-
-def _model(application: type[Any], send: contract.Send) -> type[Any]:
     models = import_module(f"{package_of(application)}.messages.json")
-    found: type[Any] = getattr(models, send.message.name)
-    return found
-
-
-class Sender:
-    """Sends each task by the operation of its model, and notes in `used` which those were."""
-
-    def __init__(self, application: type[Any], app: Any, sends: list[contract.Send], used: set[str]) -> None:
-        self.endpoints = {send.operation: operation_of(app.producer, send.operation) for send in sends}
-        self._used = used
-        self._models = ", ".join(f"{send.operation} sends {send.message.name}" for send in sends)
-        self._names: dict[type[Any], list[str]] = {}
-        for send in sends:
-            self._names.setdefault(_model(application, send), []).append(send.operation)
-
-    async def __call__(self, task: Any) -> None:
-        """Raises NotSent, SendUnknown, BrokerUnreachable."""
-        names = self._names.get(type(task), [])
-        if len(names) != 1:
-            way_out = f"it may be any of {', '.join(names)}: say which with --to" if names else self._models
-            raise NotSent(str(getattr(task, "id", "")), f"{type(task).__name__}: {way_out}")
-        self._used.add(names[0])
-        try:
-            await self.endpoints[names[0]](task)
-        except RuntimeError as error:  # the kernel's, about codecs; it is a task that is refused
-            raise NotSent(str(task.id), str(error).rpartition(" was refused: ")[2]) from error
+    return lines(name, getattr(models, sends[0].message.name))
 
 
 async def _produce(
     application: type[Any],
-    loaded: contract.Contract,
     sends: list[contract.Send],
     wanted: Iterable[Any],
     given: argparse.Namespace,
     settings: Settings,
 ) -> int:
-    account = Account()
-    codec.install()
+    account, follower = Account(), None
     this = asyncio.current_task()
     assert this is not None
     on_signals(this.cancel)
+    client = Client(application, settings=_followed(settings, given.wait), name=f"producer-{os.getpid()}")
     async with AsyncExitStack() as closing:
+        sending = Sending(client, sends, given.to)
         try:
-            ledger = await _ledger(settings, closing) if given.wait else None
-            used: set[str] = set()  # the operations by which something was sent
-
-            async def matter() -> str:
-                assert ledger is not None
-                return await _matter(settings, ledger, [send for send in sends if send.operation in used] or sends)
-
-            follower = None if ledger is None else _follower(ledger, given.results, matter, closing)
-            sending = (lambda body: None) if follower is None else follower.sending
-            wire = Wire(settings, loaded, f"producer-{os.getpid()}", lambda error: None, ledger, sending)
-            closing.push_async_callback(wire.close)
-            sender, problem = Sender(application, application(wire), sends, used), _problem
-            for endpoint in sender.endpoints.values():
-                await endpoint.start()
+            await closing.enter_async_context(client)
+            if given.wait:
+                follower = sending.follower = _follower(client, given.results, sending, settings, closing)
         except asyncio.CancelledError:
             account.complete = False
             print(f"sent: {account}", file=sys.stderr)
             raise
         if follower is not None:
             closing.enter_context(follower)
-            wanted, problem = follower.noting(wanted), follower.problem
         try:
-            await submit(wanted, sender, window=settings.window, account=account, problem=problem)
+            await sending.send_all(wanted, account, settings.window)
             if follower is not None:
                 await follower.finish(given.timeout)
         finally:
@@ -182,26 +141,56 @@ async def _produce(
     return 1 if account.refused or (follower is not None and (follower.dead or follower.unfinished)) else 0
 
 
-async def _ledger(settings: Settings, closing: AsyncExitStack) -> Ledger:
-    """Raises SettingInvalid for settings with which nobody could follow a task to its end."""
+class Sending:
+    """Sends tasks through a client, each told to a follower first, if there is one."""
+
+    def __init__(self, client: Client, sends: list[contract.Send], to: str | None) -> None:
+        self._client, self._sends, self._to = client, sends, to
+        self._used: set[str] = set()
+        self.follower: Follower | None = None
+
+    @property
+    def used(self) -> list[contract.Send]:
+        """The operations by which something was sent; all, as long as nothing was."""
+        return [send for send in self._sends if send.operation in self._used] or self._sends
+
+    async def send_all(self, tasks: Iterable[Any], account: Account, window: int) -> None:
+        follower = self.follower
+        wanted, problem = (tasks, say) if follower is None else (follower.noting(tasks), follower.problem)
+        await submit(Feed(wanted, ahead=2 * window), self.send, window=window, account=account, problem=problem)
+
+    async def send(self, task: Any) -> None:
+        """Raises NotSent, SendUnknown, BrokerUnreachable."""
+        outgoing = self._client.sender.prepare(task, to=self._to)
+        self._used.add(outgoing.operation)
+        if self.follower is not None:
+            self.follower.sending(outgoing)
+        await self._client.sender.send(outgoing)
+
+
+def _followed(settings: Settings, wait: bool) -> Settings:
+    """The settings with a ledger where somebody will ask it, and without one else. Raises SettingInvalid for those
+    with which nobody could follow a task to its end."""
+    if not wait:
+        return replace(settings, ledger_url="none")
     if settings.ledger_url == "none":
         raise SettingInvalid("LEDGER_URL", "none", "--wait needs a ledger, the one that the workers use")
     if settings.keep_s < KEEP_S:
         way_out = f"--wait may miss tasks that are forgotten so soon; use {KEEP_S:g} or more, here and for the workers"
         raise SettingInvalid("WORKQUEUE_KEEP_S", f"{settings.keep_s:g}", way_out)
-    ledger = await open_ledger(settings)
-    closing.push_async_callback(ledger.close)
-    return ledger
+    return settings
 
 
 def _follower(
-    ledger: Ledger, results: str | None, matter: Callable[[], Awaitable[str]], closing: AsyncExitStack
+    client: Client, results: str | None, sending: Sending, settings: Settings, closing: AsyncExitStack
 ) -> "Follower":
     with needed("--wait"):
         from workqueue.producer.follow import Follower  # with rich, which takes a while to import
 
+    ledger = client.ledger
+    assert ledger is not None
     file = closing.enter_context(Results(results)) if results else None
-    return Follower(ledger, file, matter)
+    return Follower(ledger, file, lambda: _matter(settings, ledger, sending.used))
 
 
 async def _matter(settings: Settings, ledger: Ledger, sends: list[contract.Send]) -> str:
@@ -274,7 +263,3 @@ class Results:
     def flush(self) -> None:
         with _output(self._name):
             self._file.flush()
-
-
-def _problem(error: WorkQueueError) -> None:
-    say(error)

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from itertools import islice
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -18,13 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from workqueue import codec
+from workqueue.client.sending import Outgoing
+from workqueue.client.waiting import LOOK_AT, Turns
 from workqueue.errors import InputInvalid, NotSent, WorkQueueError, escaped
 from workqueue.ledger import Ledger, LedgerBusy, Outcome
 from workqueue.tasks.policy import CONFLICT
 
 POLL_S = 0.2
-LOOK_AT = 2000  # tasks: of the oldest, and of the others; some milliseconds in all
 HINT_S = 10.0  # without any progress, until it says what may be the matter; then after twice as long, and so on
 NAMED = 5  # ids of tasks that did not finish, of each kind
 
@@ -79,13 +78,13 @@ class Follower(AbstractContextManager["Follower"]):
         """The same tasks; each is followed from the moment it is read."""
         for task in tasks:
             if not isinstance(task, InputInvalid):
-                self._pending[task.id] = sys.intern(str(getattr(getattr(task, "payload", None), "kind", "task")))
+                self._pending[task.id] = "task"
             yield task
 
-    def sending(self, body: bytes) -> None:
+    def sending(self, outgoing: Outgoing) -> None:
         """Note what is sent under a task's id, to tell its outcome from that of another payload under the same id."""
-        if isinstance(body, codec.Body):
-            self._digests[UUID(body.message_id)] = codec.digest(body)
+        self._pending[outgoing.id] = sys.intern(outgoing.kind)
+        self._digests[outgoing.id] = outgoing.digest
 
     def problem(self, error: WorkQueueError) -> None:
         """Print it as a line beside the progress bar, and follow a task that was not sent no longer."""
@@ -105,25 +104,21 @@ class Follower(AbstractContextManager["Follower"]):
             self._say(f"{_tasks(len(ids))} of kind {kind} did not finish within {within_s:g} s: {named}")
 
     async def _watch(self) -> None:
-        start = LOOK_AT
+        turns = Turns(LOOK_AT)
         while True:
             now_s, before, busy = time.monotonic(), self.done + self.dead, ""
-            # The oldest are the next to finish, most often; the others have their turn, one stretch after the other.
-            # Each list is made in one go, by no step of Python: tasks are noted in another thread.
-            oldest = list(islice(self._pending, LOOK_AT))
-            others = list(islice(self._pending, start, start + LOOK_AT))
+            turn = turns.next(self._pending)
             # Before it is sent, what the ledger knows of an id may be of another payload.
-            sent = [task_id for task_id in oldest + others if task_id in self._digests]
+            sent = [task_id for task_id in turn if task_id in self._digests]
             try:
                 for outcome in await self._ledger.outcomes(sent):
                     if outcome.id in self._pending:
                         del self._pending[outcome.id]
                         self._record(self._own(outcome))
-                start = start + LOOK_AT if others else LOOK_AT
             except LedgerBusy as error:  # it is asked again
                 busy = f"the ledger does not answer: {error}"
             finished = self.done + self.dead
-            if finished > before or not oldest:
+            if finished > before or not turn:
                 self._moved_s, self._hint_s = now_s, HINT_S
                 if self._results is not None:
                     self._results.flush()

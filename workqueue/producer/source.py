@@ -4,30 +4,20 @@ import errno
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from functools import cache
 from itertools import count
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import BaseModel
 from pydantic_core import from_json
-from uuid_utils.compat import uuid7
 
+from workqueue.client.sending import envelope
 from workqueue.codec import ModelCodec, Undecodable, for_model
 from workqueue.errors import InputInvalid
 
 M = TypeVar("M", bound=BaseModel)
 
 SKIP_BYTES = 100_000  # read at a time of a line that is too long
-
-
-def envelope() -> dict[str, Any]:
-    """What the producer adds to a payload to make it a task: an id, and the time.
-
-    The id begins with the time (RFC 9562, section 5.7), so that tasks which are done at about the same time are
-    neighbours in the ledger's tree, however large that is.
-    """
-    return {"id": uuid7(), "created_at": datetime.now(UTC)}
 
 
 def lines(name: str, model: type[M]) -> Iterator[M | InputInvalid]:

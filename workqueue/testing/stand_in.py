@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 from workqueue import contract, kinds
+from workqueue.application import package_of
 from workqueue.codec import ResultCodec
-from workqueue.compiler.roundtrip import models_of
+from workqueue.codec.results import models_of
 from workqueue.compiler.samples import Maker
-from workqueue.lifecycle import package_of
 from workqueue.tasks.context import TaskContext
 
 SPARE_S = 2.0  # of a kind's time limit, beyond what a task is told to take

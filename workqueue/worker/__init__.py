@@ -6,9 +6,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from workqueue import contract
+from workqueue.application import package_of
 from workqueue.contract import Receive
 from workqueue.errors import HandlersDiffer, HandlersInvalid, SettingInvalid
-from workqueue.lifecycle import Flags, count, load_settings, package_of, prepare, run
+from workqueue.lifecycle import Flags, count, load_settings, prepare, run
 from workqueue.observe.recycle import Recycle
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import check_handler

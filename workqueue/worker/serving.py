@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 
 from workqueue import codec
 from workqueue.amqp.wire import Wire
+from workqueue.application import operation_of
 from workqueue.contract import Contract, Receive
 from workqueue.errors import WorkerFault
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
-from workqueue.lifecycle import on_signals, operation_of
+from workqueue.lifecycle import on_signals
 from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
 from workqueue.tasks.events import Listener, Ready, Stopping

@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class Handlers(TypedDict, Generic[R]):
-    do_errand: Callable[[models.Task, TaskContext[R]], Awaitable[models.DigestResult | models.NapResult | models.Odd | models.OddResult | models.ParcelResult | None] | models.DigestResult | models.NapResult | models.Odd | models.OddResult | models.ParcelResult | None]
+    do_errand: Callable[[models.Task, TaskContext[R]], Awaitable[models.DigestResult | models.NapResult | models.OddResult | models.ParcelResult | None] | models.DigestResult | models.NapResult | models.OddResult | models.ParcelResult | None]
 
 
 def run_worker(

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from workqueue.errors import InputInvalid, NotSent, SendUnknown, WorkQueueError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass
@@ -32,6 +33,29 @@ class Account:
         parts = [f"{self.confirmed} confirmed", f"{self.refused} refused", f"{self.unknown} unknown"]
         parts += [f"{self.unread} unreadable"] * bool(self.unread) + ["the rest not tried"] * (not self.complete)
         return ", ".join(parts)
+
+
+class Source(Protocol[T_co]):
+    """Where what is to be sent comes from, for one reader; nothing more comes after `stop`."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+    def stop(self) -> None: ...
+
+
+class Given(Generic[T]):
+    """An iterable that is read where it is sent from, by this thread: it must not block."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self._stopped = items, False
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        for item in self._items:
+            if self._stopped:
+                return
+            yield item
 
 
 class Feed(Generic[T]):
@@ -96,7 +120,7 @@ class Feed(Generic[T]):
 
 
 async def submit(
-    tasks: Iterable[T | InputInvalid],
+    source: Source[T | InputInvalid],
     send: Callable[[T], Awaitable[None]],
     *,
     window: int,
@@ -109,7 +133,7 @@ async def submit(
     deadline ends the reading of more: the broker takes nothing any more. Raises BrokerUnreachable. Cancelled, it
     counts what was under way as unknown.
     """
-    feed, slots = Feed(tasks, ahead=2 * window), asyncio.Semaphore(window)
+    slots = asyncio.Semaphore(window)
     under_way: set[asyncio.Task[None]] = set()
     unreachable: list[WorkQueueError] = []
 
@@ -123,7 +147,7 @@ async def submit(
         except BaseException as error:
             account.unknown += 1
             account.complete = False
-            feed.stop()
+            source.stop()
             if isinstance(error, SendUnknown):
                 problem(error)
             elif isinstance(error, WorkQueueError):
@@ -134,7 +158,7 @@ async def submit(
             slots.release()
 
     try:
-        async for task in feed:
+        async for task in source:
             if isinstance(task, InputInvalid):
                 account.unread += 1
                 problem(task)
@@ -148,7 +172,7 @@ async def submit(
         account.complete = False
         raise
     finally:
-        feed.stop()
+        source.stop()
         for sending in under_way:
             sending.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)

@@ -1,0 +1,196 @@
+"""What became of tasks: the status for each state of the ledger, and many who wait for results at once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.generated.producer.messages import json as models
+from tests.generated.producer.messages.json import NapResult
+from workqueue import contract
+from workqueue.client import waiting
+from workqueue.client.results import Handle, Results
+from workqueue.client.status import Status, status_of
+from workqueue.client.waiting import Waiting
+from workqueue.codec.results import ResultReader
+from workqueue.errors import LedgerLost, ResultInvalid, SettingInvalid, TaskDead, TaskUnfinished
+from workqueue.ledger import Entry, LedgerBusy, Outcome
+from workqueue.ledger.none import NoLedger
+
+ID = UUID(int=7)
+AT = datetime(2026, 11, 26, 9, 0, tzinfo=UTC)
+AT_S = AT.timestamp()
+SENT = Entry(ID, "waiting", "nap", b"one", "", held=False, attempts=0, created_at=AT_S, claimed_at=None, next_at=None,
+             finished_at=None, result=None, error=None, last_error=None)  # fmt: skip
+TAKEN = replace(SENT, state="running", worker="w", held=True, claimed_at=AT_S)
+(SEND, *_) = contract.load("tests.generated.producer").sends.values()
+
+
+@pytest.mark.parametrize(
+    ("entry", "status"),
+    [
+        (None, Status(ID, "unknown")),
+        (SENT, Status(ID, "waiting", "nap", since=AT)),
+        (TAKEN, Status(ID, "running", "nap", "w", 1, since=AT)),
+        (replace(TAKEN, attempts=2, last_error="E: x"), Status(ID, "running", "nap", "w", 3, since=AT, error="E: x")),
+        (replace(TAKEN, held=False), Status(ID, "waiting", "nap", since=AT)),  # its worker died
+        (
+            replace(TAKEN, state="waiting", held=False, attempts=1, last_error="E: x", next_at=AT_S),
+            Status(ID, "retrying", "nap", "w", 1, next_at=AT, error="E: x"),
+        ),
+        (replace(TAKEN, held=False, attempts=1, last_error="E"), Status(ID, "retrying", "nap", "w", 1, error="E")),
+        (
+            replace(TAKEN, state="done", held=False, attempts=1, finished_at=AT_S, result="{}"),
+            Status(ID, "done", "nap", "w", 1, since=AT),
+        ),
+        (
+            replace(TAKEN, state="dead", held=False, attempts=1, finished_at=AT_S, error="gave-up: no: file\nT"),
+            Status(ID, "dead", "nap", "w", 1, since=AT, reason="gave-up", error="no: file"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_status_for_each_state(entry: Entry | None, status: Status) -> None:
+    assert status_of(ID, entry) == status
+    assert status_of(ID, entry, b"one") == status
+
+
+def test_another_payload_under_the_same_id_is_a_conflict_and_none_of_its_status() -> None:
+    status = status_of(ID, replace(TAKEN, state="done"), b"two")
+    assert (status.state, status.reason, status.worker) == ("dead", "conflict", None)
+
+
+class Told(NoLedger):
+    """Knows what is in `finished`; `errors` come first. Notes how it was asked."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.finished = list(errors), dict[UUID, Outcome]()
+        self.asked: list[int] = []
+        self.at_once = self.most_at_once = 0
+
+    async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
+        self.asked.append(len(ids))
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
+        await asyncio.sleep(0)
+        self.at_once -= 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return [self.finished[id] for id in ids if id in self.finished]
+
+    def finish(self, id: UUID, result: str | None = '{"kind": "nap", "attempt": 1}') -> None:
+        self.finished[id] = Outcome(id, "done", "w", 1, result, None, 0.0, digest=b"one")
+
+
+async def test_any_number_who_wait_share_one_poll() -> None:
+    ledger, ids = Told(), [uuid4() for _ in range(3000)]
+    waits = Waiting(ledger)
+    waiters = [asyncio.create_task(waits.outcome(id, 60)) for id in ids for _ in range(2)]
+    await asyncio.sleep(0.05)
+    for id in ids:
+        ledger.finish(id)
+    assert [outcome.id for outcome in await asyncio.gather(*waiters)] == [id for id in ids for _ in range(2)]
+    assert ledger.most_at_once == 1
+    assert max(ledger.asked) <= 2 * waiting.LOOK_AT
+    asked = len(ledger.asked)
+    await asyncio.sleep(0.3)
+    assert len(ledger.asked) <= asked + 1  # nobody waits, nobody is asked
+
+
+async def test_who_waits_no_longer_is_forgotten_and_the_others_are_not() -> None:
+    ledger = Told()
+    waits = Waiting(ledger)
+    other = asyncio.create_task(waits.outcome(ID, 60))
+    with pytest.raises(TimeoutError):
+        await waits.outcome(ID, 0.01)
+    cancelled = asyncio.create_task(waits.outcome(uuid4(), None))
+    await asyncio.sleep(0.05)
+    assert ledger.asked[-1] == 2
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    ledger.finish(ID)
+    assert (await other).id == ID
+
+
+async def test_a_ledger_that_is_busy_is_asked_again_and_that_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "BUSY_S", 0.0)
+    ledger = Told(LedgerBusy("locked"), LedgerBusy("locked"))
+    ledger.finish(ID)
+    with caplog.at_level(logging.WARNING):
+        assert (await Waiting(ledger).outcome(ID, 20)).id == ID
+    assert "the ledger none does not answer: locked" in caplog.text
+
+
+async def test_a_ledger_that_is_lost_is_told_to_all_who_wait_and_not_for_ever() -> None:
+    ledger = Told(LedgerLost("x", "deleted"))
+    waits = Waiting(ledger)
+    told = await asyncio.gather(waits.outcome(ID, 60), waits.outcome(uuid4(), 60), return_exceptions=True)
+    assert [type(one) for one in told] == [LedgerLost, LedgerLost]
+    ledger.finish(ID)
+    assert (await waits.outcome(ID, 60)).id == ID
+
+
+async def test_who_waits_when_the_client_is_closed_is_told() -> None:
+    waits = Waiting(Told())
+    waiter = asyncio.create_task(waits.outcome(ID, None))
+    await asyncio.sleep(0.05)
+    await waits.close()
+    with pytest.raises(RuntimeError, match="the client was closed"):
+        await waiter
+
+
+async def test_a_quick_result_is_seen_soon_and_a_slow_one_costs_little() -> None:
+    ledger = Told()
+    waits = Waiting(ledger)
+    waiter = asyncio.create_task(waits.outcome(ID, 60))
+    await asyncio.sleep(2.0)
+    assert len(ledger.asked) < 30
+    soon = asyncio.create_task(waits.outcome(other := uuid4(), 60))
+    await asyncio.sleep(0)
+    ledger.finish(other)
+    began_s = time.monotonic()
+    await soon
+    assert time.monotonic() - began_s < 1.0
+    waiter.cancel()
+
+
+async def test_a_result_is_of_the_contracts_model_or_none() -> None:
+    ledger, other = Told(), uuid4()
+    results = Results(ledger, {SEND.operation: ResultReader(SEND.message, models)})
+    ledger.finish(ID)
+    ledger.finish(other, None)
+    handle: Handle[NapResult] = Handle(ID, SEND.operation, b"one", results)
+    assert await handle.result(timeout_s=5) == NapResult(kind="nap", attempt=1)
+    assert await results.result(other) is None
+
+
+async def test_a_task_that_has_no_result_says_why() -> None:
+    ledger, unfit, another, slow = Told(), uuid4(), uuid4(), uuid4()
+    results = Results(ledger, {SEND.operation: ResultReader(SEND.message, models)})
+    ledger.finished[ID] = Outcome(ID, "dead", "w", 3, None, "failed: ValueError: no\nTraceback", 0.0)
+    ledger.finish(unfit, '{"kind": "nap", "attempt": 0}')
+    ledger.finish(another)
+    with pytest.raises(TaskDead, match=f"task {ID} is dead, failed: ValueError: no$") as dead:
+        await results.result(ID)
+    assert (dead.value.reason, dead.value.error, dead.value.worker, dead.value.attempts) == (
+        "failed", "ValueError: no", "w", 3,
+    )  # fmt: skip
+    with pytest.raises(ResultInvalid, match="attempt"):
+        await results.result(unfit)
+    with pytest.raises(TaskDead, match="conflict"):
+        await Handle(another, SEND.operation, b"two", results).result()
+    with pytest.raises(TaskUnfinished, match=r"did not finish within 0\.05 s, it is unknown") as unfinished:
+        await results.result(slow, timeout_s=0.05)
+    assert isinstance(unfinished.value, TimeoutError)
+
+
+async def test_without_a_ledger_there_is_no_status() -> None:
+    handle: Handle[None] = Handle(ID, SEND.operation, b"", None)
+    with pytest.raises(SettingInvalid, match="a status needs a ledger"):
+        await handle.status()

@@ -1,0 +1,242 @@
+"""For an application that sends tasks: confirmed sends, their status, and their results.
+
+    async with Client(Application) as queue:
+        handle = await queue.send(Checksum(kind="checksum", path="/etc/hosts"))
+        result = await handle.result(timeout_s=30)
+
+`SyncClient` is the same for code that blocks. `generated/<app>/client.py` has both with the types of the contract.
+"""
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Iterable
+from typing import Any, Self
+from uuid import UUID
+
+from workqueue import contract
+from workqueue.amqp.connection import reconnect_delay_s
+from workqueue.amqp.watch import Patience
+from workqueue.amqp.wire import Wire
+from workqueue.application import package_of, project_folder
+from workqueue.client.results import Handle, Results, with_ledger
+from workqueue.client.sending import Outgoing, Sender
+from workqueue.client.status import Status
+from workqueue.client.submit import Account, Given, submit
+from workqueue.errors import (
+    BrokerRefused,
+    BrokerUnreachable,
+    LedgerUnreachable,
+    NotAllSent,
+    NotSent,
+    SendUnknown,
+)
+from workqueue.ledger import Ledger, LedgerBusy, open_ledger
+from workqueue.settings import Settings, misspelt
+
+log = logging.getLogger(__name__)
+
+
+class Client:
+    """A connection to the queues of a generated application's send operations, and to the ledger. An asynchronous
+    context manager, for one event loop.
+
+    Safe to use from any number of tasks at a time. A connection that is lost is made anew by the next send, which waits
+    for it within its own time.
+    """
+
+    def __init__(
+        self, application: type[Any], *, settings: Settings | None = None, wait_s: float = 0.0, name: str | None = None
+    ) -> None:
+        """`settings` are those of the environment unless given. `wait_s`: how long, in seconds, `open` waits for a
+        broker and a ledger that are out of reach. `name` is this process in the broker's lists."""
+        self._application, self._wait_s = application, wait_s
+        self._given, self._name = settings, name or f"client-{os.getpid()}"
+        self._sender: Sender | None = None
+        self._wire: Wire | None = None
+        self._ledger: Ledger | None = None
+        self._results: Results | None = None
+        self._unrecorded = Patience()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect, and declare the contract's queues.
+
+        Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
+        LedgerDiffers and SettingInvalid at once.
+        """
+        patience, failures = Patience(), 0
+        while True:
+            try:
+                await self._open()
+                break
+            except (BrokerUnreachable, LedgerUnreachable) as error:
+                await self.close()
+                if isinstance(error, BrokerRefused) or patience.waited_s >= self._wait_s:
+                    raise
+                if patience.due():
+                    log.warning("%s  waits: %s", self._name, error)
+                failures += 1
+                await asyncio.sleep(reconnect_delay_s(failures, random.random))
+            except BaseException:
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """Close the connections. What is being sent is unknown then; who waits for a result is told."""
+        results, self._results = self._results, None
+        wire, self._wire, self._sender = self._wire, None, None
+        ledger, self._ledger = self._ledger, None
+        if results is not None:
+            await results.close()
+        if wire is not None:
+            await wire.close()
+        if ledger is not None:
+            await ledger.close()
+
+    async def send(
+        self,
+        task: object,
+        *,
+        to: str | None = None,
+        id: UUID | None = None,
+        key: str | None = None,
+        within_s: float | None = None,
+        record: bool = True,
+    ) -> Handle[Any]:
+        """Send a payload as a new task, or a whole task as it is. When this returns the broker has the task on disk.
+
+        `to` names the send operation, where several could send it. The same `id` is the same task, which is done once;
+        `key` makes an id from the queue, the kind and this text, so whoever sends the same key sends the same task.
+        `within_s` is how long it may take, WORKQUEUE_SEND_S unless given. With `record` the ledger is told of the task,
+        so that its status is `waiting` until a worker takes it; without, it is `unknown` until then, and the send is
+        one statement cheaper.
+
+        Raises NotSent when the broker has not got the task, and will not; SendUnknown when it may have it: sending it
+        again is safe, under the same id.
+        """
+        outgoing = self._prepare(task, to, id, key)
+        try:
+            await self.sender.send(outgoing, within_s=within_s)
+        except BrokerUnreachable as error:
+            raise _not_sent(outgoing, error) from error
+        if record:
+            await self._record(outgoing)
+        return self._handle(outgoing)
+
+    async def send_many(
+        self, tasks: Iterable[object], *, to: str | None = None, within_s: float | None = None
+    ) -> list[Handle[Any]]:
+        """Send them all, at most WORKQUEUE_WINDOW unconfirmed at a time; what is known of each, in their order.
+
+        They are not recorded, see `send`. `tasks` is read by the event loop's thread, no further ahead than is sent.
+        Raises NotAllSent, with all that is known, when some were refused or stayed unconfirmed.
+        """
+        sent: dict[int, Handle[Any]] = {}
+        refused, unknown, account = list[NotSent](), list[SendUnknown](), Account()
+
+        async def send(numbered: tuple[int, object]) -> None:
+            number, task = numbered
+            outgoing = self.sender.prepare(task, to=to)
+            try:
+                await self.sender.send(outgoing, within_s=within_s)
+            except BrokerUnreachable as error:
+                refused.append(_not_sent(outgoing, error))
+                raise
+            sent[number] = self._handle(outgoing)
+
+        def note(error: Exception) -> None:
+            if isinstance(error, NotSent):
+                refused.append(error)
+            elif isinstance(error, SendUnknown):
+                unknown.append(error)
+
+        try:
+            await submit(Given(enumerate(tasks)), send, window=self._settings.window, account=account, problem=note)
+        except BrokerUnreachable as error:
+            raise NotAllSent(_in_order(sent), refused, unknown, complete=False) from error
+        if refused or unknown:
+            raise NotAllSent(_in_order(sent), refused, unknown, complete=account.complete)
+        return _in_order(sent)
+
+    async def status(self, id: UUID) -> Status:
+        """Where the task is. Raises SettingInvalid without a ledger, LedgerBusy when it does not answer."""
+        return await self.results.status(id)
+
+    async def result(self, id: UUID, *, timeout_s: float | None = None, to: str | None = None) -> Any:
+        """Wait until the task is done, and return what its handler returned, in the model of the contract.
+
+        Any number may wait at a time: they share one poll of the ledger. With several operations `to` names the one
+        that sent it. Raises TaskDead, TaskUnfinished (a TimeoutError) after `timeout_s`, ResultInvalid; SettingInvalid
+        without a ledger.
+        """
+        return await self.results.result(id, timeout_s=timeout_s, operation=to)
+
+    @property
+    def sender(self) -> Sender:
+        """What sends, once the client is open."""
+        if self._sender is None:
+            raise RuntimeError("the client is not open: use it as `async with Client(...) as queue`")
+        return self._sender
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The ledger; None where there is none, or the client is not open."""
+        return self._ledger
+
+    @property
+    def results(self) -> Results:
+        """What knows of statuses and results, once the client is open. Raises SettingInvalid without a ledger."""
+        _ = self.sender
+        return with_ledger(self._results)
+
+    async def _open(self) -> None:
+        for line in misspelt():
+            log.warning(line)
+        package = package_of(self._application)
+        loaded = contract.load(package)
+        settings = self._settings = self._given or Settings.load(project=project_folder(self._application))
+        if settings.ledger_url != "none":
+            self._ledger = await open_ledger(settings)
+        self._wire = Wire(settings, loaded, self._name, lambda error: None, self._ledger)
+        sender = Sender(loaded, package, self._wire)
+        if self._ledger is not None:
+            self._results = Results(self._ledger, {name: each.results for name, each in sender.operations.items()})
+        await sender.open()
+        self._sender = sender
+
+    def _prepare(self, task: object, to: str | None, id: UUID | None, key: str | None) -> Outgoing:
+        if key is not None:
+            if id is not None:
+                raise TypeError("give an id or a key: a key makes the id")
+            id = self.sender.keyed(task, key, to=to)
+        return self.sender.prepare(task, to=to, task_id=id)
+
+    async def _record(self, outgoing: Outgoing) -> None:
+        """Have the ledger know that the task waits. It was sent: a ledger that does not answer changes nothing of
+        that, and the status is unknown until a worker has told it."""
+        if self._ledger is None:
+            return
+        try:
+            await self._ledger.record(outgoing.id, kind=outgoing.kind, digest=outgoing.digest)
+        except LedgerBusy as error:
+            if self._unrecorded.due():
+                log.warning("%s  tasks are sent, and not recorded: %s", self._name, error)
+
+    def _handle(self, outgoing: Outgoing) -> Handle[Any]:
+        return Handle(outgoing.id, outgoing.operation, outgoing.digest, self._results)
+
+
+def _not_sent(outgoing: Outgoing, error: BrokerUnreachable) -> NotSent:
+    return NotSent(str(outgoing.id), str(error))
+
+
+def _in_order(sent: dict[int, Handle[Any]]) -> list[Handle[Any]]:
+    return [sent[number] for number in sorted(sent)]

@@ -1,0 +1,91 @@
+"""What became of tasks that were sent: their statuses, and their results in the models of the contract."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+from uuid import UUID
+
+from workqueue.client.status import Status, reason_of, status_of
+from workqueue.client.waiting import Waiting
+from workqueue.codec.results import ResultReader
+from workqueue.errors import ResultInvalid, SettingInvalid, TaskDead, TaskUnfinished
+from workqueue.ledger import Ledger, Outcome
+from workqueue.tasks.policy import CONFLICT
+
+R = TypeVar("R")
+
+
+class Results:
+    """Asks a ledger about tasks; `readers` read the results of each send operation's tasks, by its name."""
+
+    def __init__(self, ledger: Ledger, readers: Mapping[str, ResultReader]) -> None:
+        self._ledger, self._readers, self._waiting = ledger, readers, Waiting(ledger)
+
+    async def status(self, task_id: UUID, digest: bytes = b"") -> Status:
+        """Where the task is; with a `digest`, as far as it is this payload. Raises LedgerBusy, LedgerLost."""
+        return status_of(task_id, await self._ledger.entry(task_id), digest)
+
+    async def result(
+        self, task_id: UUID, *, timeout_s: float | None = None, operation: str | None = None, digest: bytes = b""
+    ) -> Any:
+        """Wait for the task, and read its result as the operation's that sent it; None: that of any.
+
+        Raises TaskDead, TaskUnfinished, ResultInvalid, LedgerLost.
+        """
+        try:
+            outcome = await self._waiting.outcome(task_id, timeout_s)
+        except TimeoutError as error:
+            assert timeout_s is not None
+            status = await self.status(task_id, digest)
+            raise TaskUnfinished(task_id, timeout_s, status.state, status.error) from error
+        if digest and outcome.digest not in (None, b"", digest):
+            raise TaskDead(task_id, CONFLICT.reason, CONFLICT.error, worker=None, attempts=0)
+        readers = self._readers.values() if operation is None else (self._readers[operation],)
+        return _read(outcome, readers)
+
+    async def close(self) -> None:
+        await self._waiting.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Handle(Generic[R]):
+    """A task that was sent by this operation. `R` is what its handler returns; `digest` names its payload."""
+
+    id: UUID
+    operation: str
+    digest: bytes = field(repr=False)
+    results: Results | None = field(repr=False, compare=False)
+
+    async def status(self) -> Status:
+        """Where the task is, see `Status`. Raises SettingInvalid without a ledger, LedgerBusy."""
+        return await self._known().status(self.id, self.digest)
+
+    async def result(self, *, timeout_s: float | None = None) -> R:
+        """Wait until the task is done, and return what its handler returned. As `Client.result`."""
+        made = await self._known().result(self.id, timeout_s=timeout_s, operation=self.operation, digest=self.digest)
+        return cast(R, made)
+
+    def _known(self) -> Results:
+        return with_ledger(self.results)
+
+
+def with_ledger(results: Results | None) -> Results:
+    """Raises SettingInvalid where there is no ledger to ask."""
+    if results is None:
+        raise SettingInvalid("LEDGER_URL", "none", "a status needs a ledger, the one that the workers use")
+    return results
+
+
+def _read(outcome: Outcome, readers: Iterable[ResultReader]) -> Any:
+    if outcome.state == "dead":
+        reason, error = reason_of(outcome.error)
+        raise TaskDead(outcome.id, reason, error, worker=outcome.worker, attempts=outcome.attempts)
+    if outcome.result is None:
+        return None
+    problems = []
+    for reader in readers:
+        try:
+            return reader.read(outcome.result)
+        except ValueError as error:
+            problems.append(str(error))
+    raise ResultInvalid(outcome.id, problems[0], outcome.result)

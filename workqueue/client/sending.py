@@ -1,0 +1,152 @@
+"""From what an application wants done to a message that the broker has: which operation sends it, under which id."""
+
+import json
+import types
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any
+from uuid import UUID, uuid5
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
+from uuid_utils.compat import uuid7
+
+from workqueue import codec
+from workqueue.amqp.wire import Producer, Wire
+from workqueue.codec import Body, ModelCodec, Undecodable
+from workqueue.codec.results import ResultReader, models_in
+from workqueue.contract import Contract, Send
+from workqueue.errors import NotSent
+
+KEYS = UUID("6f1d4a52-8a3e-5c0b-9d57-3a9f1f0c7e21")
+"""The namespace of ids that are made from keys (RFC 9562, section 5.5). Never changed: the same key must stay the same
+task."""
+
+
+def envelope() -> dict[str, Any]:
+    """What makes a payload a task: an id, and the time.
+
+    The id begins with the time (RFC 9562, section 5.7), so that tasks which are done at about the same time are
+    neighbours in the ledger's tree, however large that is.
+    """
+    return {"id": uuid7(), "created_at": datetime.now(UTC)}
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A task that is about to be sent: its bytes are those of the contract."""
+
+    id: UUID
+    kind: str
+    body: Body
+    operation: str
+
+    @property
+    def digest(self) -> bytes:
+        """Names the payload, see `codec.digest`."""
+        return codec.digest(self.body)
+
+
+class Operation:
+    """One send operation: its models, its codec and its connection."""
+
+    def __init__(self, send: Send, models: types.ModuleType, producer: Producer) -> None:
+        self.send, self.producer, self.name = send, producer, send.operation
+        self.model: type[BaseModel] = getattr(models, send.message.name)
+        self.payloads = frozenset(models_in(self.model.model_fields["payload"].annotation))
+        self._codec: ModelCodec[BaseModel] = ModelCodec(self.model, send.message)
+        self.results = ResultReader(send.message, models)
+
+    def task(self, payload: object, task_id: UUID | None) -> BaseModel:
+        """The payload, a model or its JSON value, as a task, with an id of its own unless one is given.
+
+        Raises NotSent if it breaks the contract.
+        """
+        made = envelope() if task_id is None else {**envelope(), "id": task_id}
+        name = str(made["id"])
+        if isinstance(payload, BaseModel):
+            try:
+                return self.model(**made, payload=payload)
+            except ValidationError as error:
+                raise NotSent(name, f"{type(payload).__name__}: {self.name} sends {self.payload_names}") from error
+        task = self._codec.from_value(to_jsonable_python(made) | {"payload": payload})
+        if isinstance(task, Undecodable):
+            raise NotSent(name, task.error)
+        return task
+
+    @property
+    def payload_names(self) -> str:
+        return ", ".join(sorted(model.__name__ for model in self.payloads)) or self.model.__name__
+
+    def outgoing(self, task: Any) -> Outgoing:
+        """Raises NotSent if the task breaks the contract, or would not arrive as what was given."""
+        body = self._codec.encode(task)
+        return Outgoing(UUID(body.message_id), self.send.kind_of(task.payload) or "task", body, self.name)
+
+
+class Sender:
+    """Sends by the operation whose message, or payload, a model is of; by `to` where that may be several.
+
+    `send` guarantees what `Publisher.send` does.
+    """
+
+    def __init__(self, loaded: Contract, package: str, wire: Wire) -> None:
+        models = import_module(f"{package}.messages.json")
+        self.operations = {
+            send.operation: Operation(send, models, wire.producer(send)) for send in loaded.sends.values()
+        }
+        self._by_model: dict[type[Any], list[Operation]] = {}
+        for operation in self.operations.values():
+            for model in {operation.model, *operation.payloads}:
+                self._by_model.setdefault(model, []).append(operation)
+
+    async def open(self) -> None:
+        """Connect, and declare the queues. Raises as `Link.open`."""
+        for operation in self.operations.values():
+            await operation.producer.start()
+
+    def prepare(self, given: object, *, to: str | None = None, task_id: UUID | None = None) -> Outgoing:
+        """What is to be sent: a task of a message's model as it is, anything else as the payload of a new one.
+
+        Raises NotSent for what breaks the contract, or belongs to no operation, or to several.
+        """
+        operation = self._operation(given, to, task_id)
+        if type(given) is not operation.model:
+            return operation.outgoing(operation.task(given, task_id))
+        if task_id is not None:
+            raise TypeError(_has_its_id(operation))
+        return operation.outgoing(given)
+
+    def keyed(self, given: object, key: str, *, to: str | None = None) -> UUID:
+        """The id that a payload has by this key: the same for the same queue, kind and key, always and everywhere."""
+        operation = self._operation(given, to, None)
+        if type(given) is operation.model:
+            raise TypeError(_has_its_id(operation))
+        kind = operation.send.kind_of(given) or ""
+        return uuid5(KEYS, json.dumps([operation.send.queue.name, kind, key], ensure_ascii=False))
+
+    async def send(self, outgoing: Outgoing, *, within_s: float | None = None) -> None:
+        """Return once the broker has the task. Raises NotSent, SendUnknown, BrokerUnreachable."""
+        await self.operations[outgoing.operation].producer.send(outgoing.body, within_s=within_s)
+
+    def _operation(self, given: object, to: str | None, task_id: UUID | None) -> Operation:
+        if to is not None and to in self.operations:
+            return self.operations[to]
+        refused = str(task_id or getattr(given, "id", None) or "")
+        if to is not None:
+            known = ", ".join(self.operations)
+            raise NotSent(refused, f"to={to!r}: no such send operation; the contract has {known}")
+        found = self._by_model.get(type(given), [])
+        if not found and len(self.operations) == 1 and not isinstance(given, BaseModel):
+            found = list(self.operations.values())  # a payload that is no object, or one that is not a model yet
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(operation.name for operation in found)
+        sent = "; ".join(f"{operation.name} sends {operation.payload_names}" for operation in self.operations.values())
+        way_out = f"it may be any of {names}: say which" if found else sent
+        raise NotSent(refused, f"{type(given).__name__}: {way_out}")
+
+
+def _has_its_id(operation: Operation) -> str:
+    return f"a {operation.model.__name__} has its id; give its payload to send it under another"
