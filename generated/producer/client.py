@@ -36,7 +36,7 @@ class Client(client.Client):
             task: SubmitTaskInput,
             *,
             to: Literal['submit_task'] | None = None,
-            id: UUID | None = None,
+            id: UUID | str | None = None,
             key: str | None = None,
             within_s: float | None = None,
             record: bool = True,
@@ -45,7 +45,7 @@ class Client(client.Client):
             self, tasks: Iterable[SubmitTaskInput], *, to: Literal['submit_task'] | None = None, within_s: float | None = None
         ) -> list[Handle[SubmitTaskResult]]: ...
         async def result(  # type: ignore[override]
-            self, id: UUID, *, timeout_s: float | None = None, to: str | None = None
+            self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None
         ) -> SubmitTaskResult: ...
 
 
@@ -67,7 +67,7 @@ class SyncClient(blocking.SyncClient):
             task: SubmitTaskInput,
             *,
             to: Literal['submit_task'] | None = None,
-            id: UUID | None = None,
+            id: UUID | str | None = None,
             key: str | None = None,
             within_s: float | None = None,
             record: bool = True,
@@ -76,5 +76,5 @@ class SyncClient(blocking.SyncClient):
             self, tasks: Iterable[SubmitTaskInput], *, to: Literal['submit_task'] | None = None, within_s: float | None = None
         ) -> list[SyncHandle[SubmitTaskResult]]: ...
         def result(  # type: ignore[override]
-            self, id: UUID, *, timeout_s: float | None = None, to: str | None = None
+            self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None
         ) -> SubmitTaskResult: ...

@@ -106,7 +106,7 @@ class Client:
         task: object,
         *,
         to: str | None = None,
-        id: UUID | None = None,
+        id: UUID | str | None = None,
         key: str | None = None,
         within_s: float | None = None,
         record: bool = True,
@@ -166,18 +166,18 @@ class Client:
             raise NotAllSent(_in_order(sent), refused, unknown, complete=account.complete)
         return _in_order(sent)
 
-    async def status(self, id: UUID) -> Status:
+    async def status(self, id: UUID | str) -> Status:
         """Where the task is. Raises SettingInvalid without a ledger, LedgerBusy when it does not answer."""
-        return await self.results.status(id)
+        return await self.results.status(as_uuid(id))
 
-    async def result(self, id: UUID, *, timeout_s: float | None = None, to: str | None = None) -> Any:
+    async def result(self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None) -> Any:
         """Wait until the task is done, and return what its handler returned, in the model of the contract.
 
         Any number may wait at a time: they share one poll of the ledger. With several operations `to` names the one
         that sent it. Raises TaskDead, TaskUnfinished (a TimeoutError) after `timeout_s`, ResultInvalid; SettingInvalid
         without a ledger.
         """
-        return await self.results.result(id, timeout_s=timeout_s, operation=to)
+        return await self.results.result(as_uuid(id), timeout_s=timeout_s, operation=to)
 
     @property
     def sender(self) -> Sender:
@@ -212,12 +212,12 @@ class Client:
         await sender.open()
         self._sender = sender
 
-    def _prepare(self, task: object, to: str | None, id: UUID | None, key: str | None) -> Outgoing:
+    def _prepare(self, task: object, to: str | None, id: UUID | str | None, key: str | None) -> Outgoing:
         if key is not None:
             if id is not None:
                 raise TypeError("give an id or a key: a key makes the id")
             id = self.sender.keyed(task, key, to=to)
-        return self.sender.prepare(task, to=to, task_id=id)
+        return self.sender.prepare(task, to=to, task_id=None if id is None else as_uuid(id))
 
     async def _record(self, outgoing: Outgoing) -> None:
         """Have the ledger know that the task waits. It was sent: a ledger that does not answer changes nothing of
@@ -232,6 +232,11 @@ class Client:
 
     def _handle(self, outgoing: Outgoing) -> Handle[Any]:
         return Handle(outgoing.id, outgoing.operation, outgoing.digest, self._results)
+
+
+def as_uuid(id: UUID | str) -> UUID:
+    """An id as a task has it; in a URL, or in somebody's database, it is a text. Raises ValueError for another text."""
+    return id if isinstance(id, UUID) else UUID(id)
 
 
 def _not_sent(outgoing: Outgoing, error: BrokerUnreachable) -> NotSent:

@@ -74,7 +74,7 @@ class SyncClient:
         task: object,
         *,
         to: str | None = None,
-        id: UUID | None = None,
+        id: UUID | str | None = None,
         key: str | None = None,
         within_s: float | None = None,
         record: bool = True,
@@ -103,12 +103,12 @@ class SyncClient:
             raise NotAllSent(sent, refused, unknown, complete=complete)
         return sent
 
-    def status(self, id: UUID) -> Status:
+    def status(self, id: UUID | str) -> Status:
         """As `Client.status`."""
         running = self._here()
         return running.run(running.client.status(id))
 
-    def result(self, id: UUID, *, timeout_s: float | None = None, to: str | None = None) -> Any:
+    def result(self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None) -> Any:
         """As `Client.result`."""
         running = self._here()
         return running.run(running.client.result(id, timeout_s=timeout_s, to=to))

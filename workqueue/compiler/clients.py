@@ -51,7 +51,7 @@ CLASS = '''class {name}({base}):
         ) -> None: ...
 {methods}
         {start}def result(  # type: ignore[override]
-            self, id: UUID, *, timeout_s: float | None = None, to: str | None = None
+            self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None
         ) -> {result}: ...
 '''
 SEND = """        {start}def send({ignored}
@@ -59,7 +59,7 @@ SEND = """        {start}def send({ignored}
             task: {task},
             *,
             to: {to},
-            id: UUID | None = None,
+            id: UUID | str | None = None,
             key: str | None = None,
             within_s: float | None = None,
             record: bool = True,
