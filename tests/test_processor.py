@@ -573,7 +573,7 @@ async def test_a_task_that_is_cut_off_goes_back_to_the_broker_once_its_claim_is_
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["run"])
     assert not await bench.guard.idle(0.01)
-    bench.guard.cut_off()
+    bench.guard.end()
     began = time.monotonic()
     assert await bench.guard.idle(WAIT_S)
     assert time.monotonic() - began < WAIT_S / 2  # it is told, and does not just wait
@@ -601,7 +601,7 @@ async def test_a_process_that_ends_gives_the_claim_back_and_settles_nothing() ->
     bench = Bench(never)
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["run"])
-    bench.guard.attempts.holder.ending = True
+    bench.guard.end()
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
@@ -632,7 +632,7 @@ async def test_a_dead_task_that_comes_again_with_no_header_of_ours_is_a_dead_let
 async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_else() -> None:
     bench = Bench()
     await bench.take()
-    assert bench.guard.unrecorded == set()
+    assert bench.guard.execution.unrecorded == set()
     bench.ledger.busy["complete"] = 1_000_000
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["complete busy"])
@@ -640,7 +640,7 @@ async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_els
     taking.cancel()
     with suppress(asyncio.CancelledError):
         await taking
-    (told,) = bench.guard.unrecorded
+    (told,) = bench.guard.execution.unrecorded
     assert str(TASK.id) in told
 
 
@@ -730,7 +730,7 @@ async def test_a_handler_that_answers_its_cut_off_with_another_error_is_handed_b
     bench = Bench(wrap)
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["run"])
-    bench.guard.cut_off()
+    bench.guard.end()
     assert await taking == ["claim", "run", "release", TASKS, "ack"]
 
 
@@ -767,7 +767,7 @@ async def test_a_busy_ledger_does_not_hide_that_the_process_ends() -> None:
     bench.ledger.busy["release"] = 1
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["run"])
-    bench.guard.attempts.holder.ending = True
+    bench.guard.end()
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking

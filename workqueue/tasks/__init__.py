@@ -1,7 +1,8 @@
 """What becomes of one message: the way from a delivery to its ack.
 
 policy      what follows from an attempt: pure decisions
-processor   claims the task, has it tried, and acts on the decisions
+processor   claims the task, and acts on the decisions
+execution   has the task run, and its end recorded
 settling    the ways in which a message is settled, each in an order that loses nothing
 events      what became of it, as a value
 attempt     runs one handler to its outcome, whatever it does

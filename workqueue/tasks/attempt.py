@@ -26,15 +26,16 @@ from pydantic import BaseModel
 from workqueue.errors import GiveUp, HandlerBroke, HandlerInvalid, RetryAfter, escaped
 from workqueue.ledger import ClaimLost
 from workqueue.process import children
-from workqueue.tasks.context import TaskContext
+from workqueue.tasks.context import R, TaskContext
 from workqueue.tasks.events import Started
 from workqueue.tasks.policy import describe
+from workqueue.tasks.received import T
 from workqueue.tasks.scope import CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
 
 NAME_LIMIT = 200  # characters of a handler that an error quotes
 
-Handler = Callable[[Any, TaskContext[Any]], Awaitable[BaseModel | None] | BaseModel | None]
+Handler = Callable[[T, TaskContext[R]], Awaitable[BaseModel | None] | BaseModel | None]
 
 
 def check_handler(handler: object) -> None:
@@ -64,7 +65,7 @@ def check_handler(handler: object) -> None:
 class Attempts:
     """Runs the attempts of one handler. `running` are those that have not ended."""
 
-    def __init__(self, handler: Handler, holder: Holder, *, tell_begin: bool = False) -> None:
+    def __init__(self, handler: Handler[Any, Any], holder: Holder, *, tell_begin: bool = False) -> None:
         self._handler, self._tell_begin = handler, tell_begin
         self._on_loop = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
             getattr(handler, "__call__", None)  # noqa: B004  # an object's own, to look at

@@ -1,4 +1,4 @@
-"""The guard around a user's handler: claim, run, decide, settle.
+"""The guard around a user's handler: which of the messages that arrive are run, and what becomes of the others.
 
 | what arrives                                                                     | what becomes of it            |
 |----------------------------------------------------------------------------------|-------------------------------|
@@ -16,53 +16,36 @@
 | a copy that tells less than another one, once for each attempt                   | later, no attempt counted     |
 | a task that keeps killing workers                                                | a dead letter                 |
 | any task while the worker drains                                                 | a task again at once          |
-| any other: it is claimed, its handler runs, and the claim is renewed meanwhile   | one of these:                 |
-| - it returned                                                                    | done, with the result         |
-| - it raised, attempts are left                                                   | later, an attempt more        |
-| - it raised, none is left or GiveUp                                              | a dead letter                 |
-| - it was cut off at the end of a drain                                           | a task again at once          |
-| - its claim was lost                                                             | later: the next claim decides |
+| any other                                                                        | claimed, and run: `execution` |
 
 The steps of each, and their order, are in `settling`.
 """
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel
+from typing import Any, Generic
 
 from workqueue import codec, delivery
-from workqueue.codec import ERROR_LIMIT, ResultCodec, Schema, Undecodable
+from workqueue.codec import ERROR_LIMIT, Schema, Undecodable
 from workqueue.contract import Receive
 from workqueue.delivery import Delivery
-from workqueue.errors import GiveUp, LedgerLost
-from workqueue.ledger import FIRST, Claimed, ClaimLost, Conflict, Finished, LedgerBusy, Taken, Transaction
+from workqueue.ledger import FIRST, Claimed, Conflict, Finished, LedgerBusy, Taken
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
-from workqueue.tasks.attempt import Attempts
-from workqueue.tasks.context import TaskContext
-from workqueue.tasks.events import Done, Event, Skipped, What
-from workqueue.tasks.policy import Bury, Skip, Try, Wait, before_attempt, describe, rung_of, without_ledger
+from workqueue.tasks.attempt import Handler
+from workqueue.tasks.events import Event, Skipped, What
+from workqueue.tasks.execution import Execution
+from workqueue.tasks.policy import Bury, Skip, Try, Wait, before_attempt, rung_of, without_ledger
 from workqueue.tasks.received import Attempt, Received, Runtime, T
 from workqueue.tasks.room import Closed
-from workqueue.tasks.scope import CutOff, Holder
 from workqueue.tasks.settling import Settling
-
-log = logging.getLogger(__name__)
 
 ALONE_WAIT_S = 10.0  # for the other tasks of the process to end; meanwhile none begins
 RETURNS_AT_ONCE = 3  # how often a dead letter that is sent back is tried at once: something may send it back for ever
 DELIVERIES = 10  # after which a copy is made, which begins to count anew: the broker drops a message at its limit
-
-R = TypeVar("R")
-Handler = Callable[[T, TaskContext[R]], Awaitable[BaseModel | None] | BaseModel | None]
-
-DONE = Done(1)
 
 
 class Guard(Generic[T]):
@@ -73,17 +56,12 @@ class Guard(Generic[T]):
         self._receive, self._runtime = receive, runtime
         self._ledger, self._worker = runtime.ledger, runtime.worker
         self._single, self._room = runtime.single, runtime.room
-        self._results, self._headers = ResultCodec(receive), Schema(receive.message.headers_schema)
+        self._headers = Schema(receive.message.headers_schema)
         self._ask = Asking(runtime.worker)
         self.settling: Settling[T] = Settling(receive, runtime, self._ask)
-        holder = Holder(
-            runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell, receive.kind_of
-        )
-        self.attempts = Attempts(handler, holder, tell_begin=runtime.settings.log == "debug")
+        self.execution = Execution(handler, receive, runtime, self._ask, self.settling)
         self._emptied: asyncio.Future[None] | None = None
-        self._draining = self.ended = False
-        self.unrecorded: set[str] = set()
-        """The tasks, as a line has them, whose handler has ended and whose end is not in the ledger yet."""
+        self._draining = False
         self.in_hand = 0
 
     async def take(self, task: T | Undecodable) -> None:
@@ -122,13 +100,8 @@ class Guard(Generic[T]):
         return not self.in_hand
 
     def end(self) -> None:
-        """What is in hand now is cancelled; what it was about to record is told by `unrecorded`."""
-        self.ended = True
-        self.attempts.end()
-
-    def cut_off(self) -> None:
-        """Stop the running handlers; their messages go back to the broker."""
-        self.attempts.cut_off()
+        """Stop what is in hand: what runs is handed back, and all may be cancelled."""
+        self.execution.end()
 
     async def _at_sight(self, arrived: Delivery) -> What | None:
         """Settle what need not be looked into. A dead letter that was sent back is a task again, and waits for long
@@ -200,7 +173,7 @@ class Guard(Generic[T]):
                 return None
         attempt = Attempt(received, answer, received.arrived.headers.get("x-attempts", []))
         try:
-            return await self._attempt(attempt)
+            return await self.execution.run(attempt)
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
                 await self._ledger.release(received.task.id, answer.fence)
@@ -260,56 +233,6 @@ class Guard(Generic[T]):
         """How many workers died with the message, as far as it and the broker tell."""
         now = max(arrived.delivery_count, int(_is_again(arrived)))
         return story.count(arrived.headers, "x-crashes") + now
-
-    async def _attempt(self, attempt: Attempt[T]) -> What:
-        received = attempt.received
-        try:
-            await self._run(received, attempt.claim, attempt.number)
-        except CutOff:
-            await self.settling.release(received, attempt.claim)
-            return await self.settling.hand_back(received.arrived)
-        except ClaimLost:
-            return await self.settling.lost(received.arrived)
-        except LedgerLost:  # from a completion of the handler's own: that is no failed attempt
-            raise
-        except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
-            return await self.settling.failed(attempt, error)
-        self.settling.ack(received.arrived)
-        return DONE if attempt.number == 1 else Done(attempt.number)
-
-    async def _run(self, received: Received[T], claim: Claimed, number: int) -> None:
-        """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
-        limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
-        task = received.task
-
-        def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
-            return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
-
-        context = TaskContext(self._worker, number, self._runtime.settings, self._runtime.resources, complete)
-        limit_s = self._receive.time_limit_s(received.kind)
-        try:
-            result = await self.attempts.run(task, context, claim.fence, limit_s)
-        except Exception as error:
-            if not context.completed:
-                raise
-            log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task.id, describe(error))
-            return
-        if context.completed:
-            return
-        encoded = self._encode(result)
-        self.unrecorded.add(received.told)
-        try:
-            if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
-                raise ClaimLost
-        finally:
-            if not self.ended:
-                self.unrecorded.discard(received.told)
-
-    def _encode(self, result: BaseModel | None) -> str | None:
-        try:
-            return None if result is None else self._results.encode(result)
-        except ValueError as error:
-            raise GiveUp(str(error)) from error
 
 
 def _is_again(arrived: Delivery) -> bool:

@@ -12,8 +12,7 @@ from workqueue.errors import HandlersDiffer, HandlersInvalid, SettingInvalid
 from workqueue.lifecycle import Flags, count, load_settings, prepare, run
 from workqueue.observe.recycle import Recycle
 from workqueue.settings import Settings
-from workqueue.tasks.attempt import check_handler
-from workqueue.tasks.processor import Handler
+from workqueue.tasks.attempt import Handler, check_handler
 from workqueue.worker.ending import Ending
 from workqueue.worker.serving import Job, Serving
 

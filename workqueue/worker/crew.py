@@ -18,7 +18,7 @@ class Crew:
 
     def running(self) -> list[Scope]:
         """For any thread: a set is copied in one step."""
-        return [scope for guard in self._guards for scope in list(guard.attempts.running)]
+        return [scope for guard in self._guards for scope in list(guard.execution.running)]
 
     @property
     def in_hand(self) -> int:
@@ -37,7 +37,7 @@ class Crew:
         return all(await asyncio.gather(*(guard.idle(within_s) for guard in self._guards)))
 
     def unrecorded(self) -> list[str]:
-        return sorted(chain.from_iterable(guard.unrecorded for guard in self._guards))
+        return sorted(chain.from_iterable(guard.execution.unrecorded for guard in self._guards))
 
     def account(self, name: str, more: int = 0) -> Stopped:
         """What became of the messages; `more` are on their way back."""

@@ -18,9 +18,10 @@ from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import on_signals
 from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
+from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Listener, Ready, Stopping
 from workqueue.tasks.policy import describe
-from workqueue.tasks.processor import Guard, Handler
+from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.scope import Scope
 from workqueue.tasks.watchdog import Watchdog

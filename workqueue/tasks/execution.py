@@ -1,0 +1,109 @@
+"""A claimed task is run, its result recorded, and its message settled.
+
+| how the attempt ends                           | what becomes of the task                    |
+|------------------------------------------------|---------------------------------------------|
+| it returned                                    | done, with the result                       |
+| it raised, attempts are left                   | later, an attempt more                      |
+| it raised, none is left or GiveUp              | a dead letter                               |
+| its result breaks the contract                 | a dead letter                               |
+| it raised after its own `completion`           | done; a line tells what it raised           |
+| it was cut off at the end of a drain           | a task again at once                        |
+| its claim was lost                             | later: the next claim decides               |
+| the ledger was lost                            | nothing: the worker can't go on             |
+"""
+
+import logging
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic
+
+from pydantic import BaseModel
+
+from workqueue.codec import ResultCodec
+from workqueue.contract import Receive
+from workqueue.errors import GiveUp, LedgerLost
+from workqueue.ledger import Claimed, ClaimLost, Transaction
+from workqueue.tasks.asking import Asking
+from workqueue.tasks.attempt import Attempts, Handler
+from workqueue.tasks.context import TaskContext
+from workqueue.tasks.events import Done, What
+from workqueue.tasks.policy import describe
+from workqueue.tasks.received import Attempt, Received, Runtime, T
+from workqueue.tasks.scope import CutOff, Holder
+from workqueue.tasks.settling import Settling
+
+log = logging.getLogger(__name__)
+
+DONE = Done(1)
+
+
+class Execution(Generic[T]):
+    """Of the tasks of one operation. `unrecorded` are those, as a line has them, whose handler has ended and whose end
+    is not in the ledger yet."""
+
+    def __init__(
+        self, handler: Handler[T, Any], receive: Receive, runtime: Runtime, ask: Asking, settling: Settling[T]
+    ) -> None:
+        self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
+        self._settings, self._resources = runtime.settings, runtime.resources
+        self._ask, self._settling, self._results = ask, settling, ResultCodec(receive)
+        self._holder = Holder(
+            runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell, receive.kind_of
+        )
+        self._attempts = Attempts(handler, self._holder, tell_begin=runtime.settings.log == "debug")
+        self.running = self._attempts.running
+        self.unrecorded: set[str] = set()
+
+    def end(self) -> None:
+        """Stop what runs. From now on `unrecorded` keeps what can't be recorded any more."""
+        self._attempts.end()
+
+    async def run(self, attempt: Attempt[T]) -> What:
+        """Raises CancelledError where the process ends, with the claim still held, and errors of our own."""
+        received = attempt.received
+        try:
+            await self._complete(received, attempt.claim, attempt.number)
+        except CutOff:
+            await self._settling.release(received, attempt.claim)
+            return await self._settling.hand_back(received.arrived)
+        except ClaimLost:
+            return await self._settling.lost(received.arrived)
+        except LedgerLost:  # from a completion of the handler's own: that is no failed attempt
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
+            return await self._settling.failed(attempt, error)
+        self._settling.ack(received.arrived)
+        return DONE if attempt.number == 1 else Done(attempt.number)
+
+    async def _complete(self, received: Received[T], claim: Claimed, number: int) -> None:
+        """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
+        limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
+        task = received.task
+
+        def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
+            return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
+
+        context = TaskContext(self._worker, number, self._settings, self._resources, complete)
+        limit_s = self._receive.time_limit_s(received.kind)
+        try:
+            result = await self._attempts.run(task, context, claim.fence, limit_s)
+        except Exception as error:
+            if not context.completed:
+                raise
+            log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task.id, describe(error))
+            return
+        if context.completed:
+            return
+        encoded = self._encode(result)
+        self.unrecorded.add(received.told)
+        try:
+            if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
+                raise ClaimLost
+        finally:
+            if not self._holder.ending:
+                self.unrecorded.discard(received.told)
+
+    def _encode(self, result: BaseModel | None) -> str | None:
+        try:
+            return None if result is None else self._results.encode(result)
+        except ValueError as error:
+            raise GiveUp(str(error)) from error
