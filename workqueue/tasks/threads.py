@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from types import FrameType
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from workqueue import delivery
 from workqueue.process import children
@@ -37,63 +38,80 @@ async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
     until then the work is still being done, and nobody else may begin it. Code that blocks outside Python is not
     interrupted before it returns. Each further cancellation interrupts the thread again, should it have gone on.
     """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    # Not the future's own result and exception: a future takes no StopIteration, and is cancelled by CancelledError.
-    outcome: list[tuple[R | None, BaseException | None]] = []
+    work = _Work(partial(call, *args, **kwargs))
+    work.begin()
+    try:
+        await asyncio.shield(work.ended)
+    except asyncio.CancelledError as cancelled:
+        while work.goes_on():  # it may be interrupted just before it tells its outcome
+            work.interrupt()
+            await work.wait_out()
+        work.forget()
+        raise cancelled from work.error  # its traceback tells where the thread was
+    return work.result()
 
-    def end() -> None:
-        if not ended.done():
-            ended.set_result(None)
 
-    def in_own_thread() -> None:
+class _Work(Generic[R]):
+    """A call in a thread of its own. `error` is what it raised. All but `in_own_thread` is for the event loop's."""
+
+    def __init__(self, call: Callable[[], R]) -> None:
+        self._call, self._loop = call, asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        # Not the future's own result and exception: it takes no StopIteration, and is cancelled by CancelledError.
+        self._returned: R | None = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="handler", daemon=True)
+
+    def begin(self) -> None:
+        _at_work[self._thread] = delivery.current.get(None)
+        self._thread.start()
+
+    def forget(self) -> None:
+        _at_work.pop(self._thread, None)
+
+    def _run(self) -> None:
+        with suppress(Interrupted):  # that came after the call
+            self.in_own_thread()
+
+    def in_own_thread(self) -> None:
         try:
-            outcome.append((call(*args, **kwargs), None))
+            self._returned = self._call()
         except BaseException as raised:  # noqa: BLE001  # whatever it is, it is the caller's
-            outcome.append((None, raised))
+            self.error = raised
         if children.forked:  # the handler forked, and this is the child that came back from it
             os._exit(0)
-        _at_work.pop(thread, None)
+        self.forget()
         try:
-            loop.call_soon_threadsafe(end)
+            self._loop.call_soon_threadsafe(self._end)
         except RuntimeError:
             log.warning("a handler's thread ended after its worker, and its result is lost")
 
-    def work() -> None:
-        with suppress(Interrupted):  # that came after the call
-            in_own_thread()
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
 
-    thread = threading.Thread(target=copy_context().run, args=(work,), name="handler", daemon=True)
-    _at_work[thread] = delivery.current.get(None)
-    thread.start()
-    try:
-        await asyncio.shield(ended)
-    except asyncio.CancelledError as cancelled:
-        while not ended.done() and thread.is_alive():  # it may be interrupted just before it tells its outcome
-            _interrupt(thread)
-            await _wait_out(ended, thread)
-        _at_work.pop(thread, None)
-        raise cancelled from (outcome[0][1] if outcome else None)  # its traceback tells where the thread was
-    result, error = outcome.pop()
-    if error is None:
-        return result  # type: ignore[return-value]  # None only where R allows it
-    try:
-        raise error
-    finally:
-        del error  # its traceback refers to this frame: a cycle
+    def goes_on(self) -> bool:
+        return not self.ended.done() and self._thread.is_alive()
 
+    def interrupt(self) -> None:
+        ident = ctypes.c_ulong(self._thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Interrupted))
 
-async def _wait_out(ended: "asyncio.Future[None]", thread: threading.Thread) -> None:
-    """Returns when the thread has ended, or the waiting was cancelled."""
-    try:
-        while not ended.done() and thread.is_alive():
-            await asyncio.wait([ended], timeout=POLL_S)
-    except asyncio.CancelledError:
-        return
+    async def wait_out(self) -> None:
+        """Returns when the thread has ended, or the waiting was cancelled."""
+        with suppress(asyncio.CancelledError):
+            while self.goes_on():
+                await asyncio.wait([self.ended], timeout=POLL_S)
 
-
-def _interrupt(thread: threading.Thread) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupted))
+    def result(self) -> R:
+        """What the call returned or raised, once."""
+        error, self.error = self.error, None  # its traceback refers to its frames, and those to this: a cycle
+        if error is None:
+            return self._returned  # type: ignore[return-value]  # None only where R allows it
+        try:
+            raise error
+        finally:
+            del error
 
 
 def frames_of(whose: object) -> list[FrameType]:
