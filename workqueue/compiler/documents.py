@@ -7,6 +7,7 @@ written twice it keeps the last one without a word.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ def read(path: Path) -> Any:
         raise Unreadable(f"line {error.lineno}: {error.msg}") from error
     except RecursionError as error:
         raise Unreadable("contains itself (an anchor within what it names)") from error
+
+
+def mapping(node: Any) -> Mapping[str, Any]:
+    """What is in a node of a document: nothing if it is no object, which is for its rule to say."""
+    return node if isinstance(node, dict) else {}
 
 
 def _json(text: str) -> Any:

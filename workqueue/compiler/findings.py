@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from workqueue.compiler.documents import mapping
 from workqueue.compiler.resolve import Resolved
 
 RENAMED = {  # an old or a likely name of ours, and what to say for it
@@ -76,11 +77,6 @@ class Findings:
 def shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def mapping(node: Any) -> Mapping[str, Any]:
-    """The node if it is an object; what is none is said by its rule, and has nothing in it here."""
-    return node if isinstance(node, dict) else {}
 
 
 def channel_of(found: Findings, route: Any) -> tuple[str, Mapping[str, Any]]:

@@ -13,7 +13,8 @@ from typing import Any
 from asyncapi_python.utils import snake_case
 
 from workqueue.compiler import example, lint_queues, lint_schemas, lint_tasks
-from workqueue.compiler.findings import RENAMED, Findings, channel_of, mapping, nearest, shown
+from workqueue.compiler.documents import mapping
+from workqueue.compiler.findings import RENAMED, Findings, channel_of, nearest, shown
 from workqueue.compiler.resolve import Resolved
 
 SCHEMA = "spec/workqueue.schema.json"

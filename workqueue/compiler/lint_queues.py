@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from workqueue.compiler.findings import Findings, channel_at, channel_of, mapping, shown
+from workqueue.compiler.documents import mapping
+from workqueue.compiler.findings import Findings, channel_at, channel_of, shown
 
 LOOKS = 1_000_000  # deliveries that a dead letter must stand: each look is one
 MOVES = (

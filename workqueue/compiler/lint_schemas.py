@@ -6,7 +6,8 @@ from typing import Any
 import jsonschema_rs
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
-from workqueue.compiler.findings import Findings, mapping, nearest, shown
+from workqueue.compiler.documents import mapping
+from workqueue.compiler.findings import Findings, nearest, shown
 from workqueue.compiler.resolve import DRAFT_07, FIELDS
 
 Path = tuple[str | int, ...]

@@ -6,7 +6,8 @@ from typing import Any
 
 import jsonschema_rs
 
-from workqueue.compiler.findings import Findings, channel_of, mapping, shown
+from workqueue.compiler.documents import mapping
+from workqueue.compiler.findings import Findings, channel_of, shown
 from workqueue.compiler.lint_schemas import Path, every
 
 ENVELOPE = ("id", "created_at", "payload")
