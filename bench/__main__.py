@@ -20,7 +20,8 @@ from bench.contenders import CONTENDERS, Contender
 from bench.scenarios import ON_CLASSIC_TOO, QUICK, SCENARIOS, Scale
 from bench.stage import Failed, Stage
 from workqueue.dev.broker import ensure_installed
-from workqueue.dev.node import BrokerError, Node
+from workqueue.dev.node import Node
+from workqueue.dev.programs import BrokerError
 
 
 def main() -> int:

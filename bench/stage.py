@@ -24,7 +24,8 @@ from aio_pika.exceptions import AMQPError
 from bench.contenders import Contender
 from bench.protocol import RECORD
 from workqueue.dev.broker import install
-from workqueue.dev.node import BrokerError, Node, uninterrupted
+from workqueue.dev.node import Node, uninterrupted
+from workqueue.dev.programs import BrokerError
 from workqueue.testing.project import copy_project
 
 ROOT = Path(__file__).resolve().parent.parent

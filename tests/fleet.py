@@ -14,7 +14,7 @@ import psycopg
 from tests.harness import ROOT, Site, fast_copy, simulate
 from tests.hosts import Broker, Database, Network, start_cluster
 from tests.kept import Kept, KeptProducer, KeptWorker
-from workqueue.dev.node import BrokerError, until
+from workqueue.dev.programs import BrokerError, until
 from workqueue.testing import Note
 from workqueue.testing.account import Evidence, Letter, Span
 

@@ -24,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness import ROOT
-from workqueue.dev.node import BrokerError, find_server, gist, installed, run, speaks_amqp, until, write_private
+from workqueue.dev.folder import write_private
+from workqueue.dev.node import gist
+from workqueue.dev.ports import speaks_amqp
 from workqueue.dev.postgres import Postgres
+from workqueue.dev.programs import BrokerError, find_server, installed, run, until
 
 NEW_MOUNTS, NEW_PROCESSES, NEW_NETWORK = 0x00020000, 0x20000000, 0x40000000  # sched.h
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of sys/prctl.h

@@ -28,8 +28,8 @@ from tests.fleet import LEASE_S, LONG_S, Fleet, wait_at_most
 from tests.hosts import Broker, Host, isolated, lacking, ways
 from tests.kept import Kept
 from tests.outage import EFFECT_S, Effects, Outage, done_twice, effects, log_lines, started_twice
-from workqueue.dev.node import BrokerError
 from workqueue.dev.postgres import PostgresError
+from workqueue.dev.programs import BrokerError
 from workqueue.testing.account import Evidence, account, trail
 
 RATE = 16.0  # tasks in a second, by default: enough to see within a second who works, and who does not

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT
-from workqueue.dev import broker, node
-from workqueue.dev.broker import BrokerError, Node, Record
+from workqueue.dev import broker, programs
+from workqueue.dev.folder import Record
+from workqueue.dev.node import Node
+from workqueue.dev.programs import BrokerError, find_server
 
 NOWHERE = "amqp://127.0.0.1:1/"
 CONNECTION_START = b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x0a"
 CONTAINER = Record("wq-1@localhost", 20_001, 24_001, "cookie", engine="podman")
 needs_server = pytest.mark.skipif(
-    broker.find_server() is None and "CI" not in os.environ, reason="no rabbitmq-server is installed here"
+    find_server() is None and "CI" not in os.environ, reason="no rabbitmq-server is installed here"
 )
 
 
@@ -55,7 +57,7 @@ def test_the_address_of_the_folders_own_broker_in_amqp_uri_names_no_other(
     """`make broker` prints it, and it stays in the environment when that broker is stopped."""
     monkeypatch.setenv("AMQP_URI", Node(tmp_path).uri)
     assert broker.find(tmp_path) is None
-    with pytest.raises(broker.BrokerError, match="nothing answers at AMQP_URI"):
+    with pytest.raises(BrokerError, match="nothing answers at AMQP_URI"):
         broker.find(tmp_path / "another")
 
 
@@ -190,7 +192,7 @@ def test_installing_keeps_the_service_from_starting_and_cleans_up_when_apt_fails
     if had_policy:
         policy.write_text("theirs")
     during: list[str] = []
-    real_run = node.run
+    real_run = programs.run
 
     def run(command: list[str], env: dict[str, str] | None = None, timeout_s: float = 0) -> str:
         if "apt-get" not in command:

@@ -20,7 +20,7 @@ from tests.chaos import ODD_WAYS, OWN
 from tests.harness import EXAMPLE, ROOT, TESTS
 from tests.workers.main import ODD
 from workqueue.dev.broker import ensure_installed
-from workqueue.dev.node import BrokerError
+from workqueue.dev.programs import BrokerError
 from workqueue.observe.lines import JsonLines, TextLines
 from workqueue.tasks import events
 from workqueue.tasks.events import Event

@@ -16,7 +16,10 @@ import pytest
 
 from tests.harness import ROOT
 from workqueue.dev import node as module
-from workqueue.dev.node import BrokerError, Node, epmd, find_server, speaks_amqp, until
+from workqueue.dev import programs
+from workqueue.dev.node import Node
+from workqueue.dev.ports import epmd, speaks_amqp
+from workqueue.dev.programs import BrokerError, find_server, until
 
 pytestmark = pytest.mark.broker
 HOST = "127.0.0.1"
@@ -36,7 +39,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def fake_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A start script that is up to the test to write, in place of RabbitMQ's."""
     script = tmp_path / "rabbitmq-server"
-    monkeypatch.setattr(module, "find_server", lambda: script)
+    monkeypatch.setattr(programs, "find_server", lambda: script)
     return script
 
 

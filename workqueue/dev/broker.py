@@ -18,9 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from workqueue.dev.node import BrokerError, Node, Record, find_server, locked, run, speaks_amqp, until
-
-__all__ = ["BrokerError", "Node", "Record", "ensure_installed", "find", "find_server", "start_private", "stop_private"]
+from workqueue.dev.folder import Record, locked
+from workqueue.dev.node import Node
+from workqueue.dev.ports import speaks_amqp
+from workqueue.dev.programs import BrokerError, find_server, run, until
 
 DEFAULT_URI = "amqp://guest:guest@localhost:5672/"
 IMAGE = "docker.io/library/rabbitmq:4.0"  # spelled out, since podman has no default registry

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from workqueue.dev.broker import ensure_installed
-from workqueue.dev.node import BrokerError, Node
+from workqueue.dev.node import Node
+from workqueue.dev.programs import BrokerError
 
 SIZE = 3  # the smallest of which one may be lost: a quorum queue goes on while more than half of its replicas do
 

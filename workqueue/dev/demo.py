@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workqueue.dev.broker import BrokerError, start_private, stop_private
+from workqueue.dev.broker import start_private, stop_private
+from workqueue.dev.programs import BrokerError
 from workqueue.extras import needed
 
 FOLDER = Path(".demo")

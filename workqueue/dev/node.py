@@ -5,25 +5,22 @@ on the file `pid` of its folder, in which is the number of its process; so no ot
 """
 
 import fcntl
-import hashlib
-import json
 import os
-import secrets
-import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-# Below the ephemeral ports (from 32768 on Linux, 49152 on macOS): among those, a client that keeps reconnecting to a
-# node that is down can be given the node's port for its own end, and the node cannot come back.
-AMQP_PORTS, EPMD_PORTS, DIST_PORTS = range(20_000, 24_000), range(24_000, 28_000), range(28_000, 32_000)
+from workqueue.dev.folder import Record, locked, write_private
+from workqueue.dev.ports import DIST_PORTS, epmd, free_port, is_free, speaks_amqp
+from workqueue.dev.programs import BrokerError, installed, run, until
+
+__all__ = ["START_S", "BrokerError", "Node", "gist", "uninterrupted"]
+
 START_S = 180.0  # two seconds on a laptop; a busy machine in CI may take many times as long
 STOP_S = 30.0
 BOOTED_S = 10.0
@@ -37,55 +34,6 @@ disk_free_limit.absolute = 10MB
 # Quorum queues keep their write-ahead log in memory too, and read it at boot; the default of 512 MB is for servers.
 raft.wal_max_size_bytes = 64000000
 """
-
-
-class BrokerError(Exception):
-    """A broker is out of reach or did not do as told; the text says which, why, and what helps."""
-
-    exit_code = 3
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a folder remembers of its broker.
-
-    The password is derived from `cookie`, so nodes that share it share their user, as those of a cluster must.
-    """
-
-    name: str
-    port: int
-    epmd_port: int
-    cookie: str
-    engine: str = ""  # "docker" or "podman" if it is a container
-    user = "wq"
-
-    @property
-    def password(self) -> str:
-        return hashlib.sha256(self.cookie.encode()).hexdigest()[:32]
-
-    @property
-    def uri(self) -> str:
-        return f"amqp://{self.user}:{self.password}@127.0.0.1:{self.port}/"
-
-    @classmethod
-    def load(cls, folder: Path) -> Self | None:
-        """The folder's record, or None if it never had a broker."""
-        with suppress(FileNotFoundError):
-            return cls(**json.loads((folder / "broker.json").read_text()))
-        return None
-
-    @classmethod
-    def load_or_make(
-        cls, folder: Path, cookie: str | None = None, epmd_port: int | None = None, engine: str = ""
-    ) -> Self:
-        """The folder's record; a new one, of these settings, if it has none."""
-        with locked(folder):
-            if record := cls.load(folder):
-                return record
-            name, port = f"wq-{secrets.token_hex(4)}@localhost", free_port(AMQP_PORTS)
-            record = cls(name, port, epmd_port or free_port(EPMD_PORTS), cookie or secrets.token_hex(20), engine)
-            write_private(folder / "broker.json", json.dumps(asdict(record), indent=1))
-            return record
 
 
 class Node:
@@ -250,102 +198,11 @@ class Node:
         until(lambda: epmd(self.record.epmd_port, b"k") == b"", 0.5)
 
 
-def find_server() -> Path | None:
-    """The start script of an installed RabbitMQ, wherever PATH, Debian, Fedora or Homebrew have it.
-
-    What distributions put on PATH wraps the script, and insists on its own user. The script lies beside rabbitmq-env.
-    """
-    for folder in (*os.get_exec_path(), "/usr/lib/rabbitmq/bin", "/opt/homebrew/sbin", "/usr/local/sbin"):
-        script = Path(folder, "rabbitmq-server").resolve().with_name("rabbitmq-server")
-        if script.with_name("rabbitmq-env").exists():
-            return script
-    return None
-
-
-def installed(program: str) -> str:
-    server = find_server()
-    if server is None:
-        raise BrokerError("no RabbitMQ is installed here: `make broker` helps, or says what does")
-    return str(server.with_name(program))
-
-
-def speaks_amqp(host: str, port: int) -> bool:
-    """True if what listens there opens the handshake of AMQP."""
-    start = ask(host, port, b"AMQP\x00\x00\x09\x01", 11)
-    return start[:1] == b"\x01" and start[7:] == b"\x00\x0a\x00\x0a"  # a method frame: connection.start
-
-
-def epmd(port: int, request: bytes) -> bytes:
-    """What the epmd at that port answers to `n`, its names, or `k`, end yourself; empty if there is none."""
-    return ask("127.0.0.1", port, len(request).to_bytes(2, "big") + request)
-
-
-def ask(host: str, port: int, request: bytes, size: int = -1) -> bytes:
-    with suppress(OSError), socket.create_connection((host, port), 1) as connection:
-        connection.sendall(request)
-        return connection.makefile("rb").read(size)
-    return b""
-
-
-def is_free(port: int) -> bool:
-    with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-        return True
-    return False
-
-
-def free_port(band: range) -> int:
-    while not is_free(port := secrets.choice(band)):
-        pass
-    return port
-
-
-def until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait for a condition; False if it does not come true in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def run(command: list[str], env: dict[str, str] | None = None, timeout_s: float = 120) -> str:
-    """What the command prints; BrokerError with its reason in one line if it fails."""
-    shown = shlex.join(command[:3])  # what follows may be secret
-    try:
-        done = subprocess.run(
-            command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BrokerError(f"`{shown}` failed: {error}") from error
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise BrokerError(f"`{shown}` failed with {done.returncode}: {said[max(said.find('Error'), 0) :][:300]}")
-    return done.stdout
-
-
 def gist(log: Path) -> str:
     """The lines of a node's log that are most likely to hold the reason: its first errors, else its last lines."""
     lines = [line[:200] for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line.partition("> ")[2] for line in lines if "[error]" in line]
     return "\n".join([line for line in errors if line][:8] or lines[-8:])
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file in one step by one that only its owner can read."""
-    new = path.with_name(path.name + ".new")
-    new.touch(0o600)
-    new.write_text(text)
-    new.replace(path)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time starts or ends what is in a folder."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

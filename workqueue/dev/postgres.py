@@ -15,9 +15,9 @@ from typing import Self
 import psycopg
 
 from workqueue.dev.broker import install
-from workqueue.dev.node import START_S, free_port
+from workqueue.dev.node import START_S
+from workqueue.dev.ports import POSTGRES_PORTS, free_port
 
-PORTS = range(16_000, 20_000)  # below the ephemeral ports, for the reason that those of a node are
 STOP_S = 30.0
 # fsync off: a kill of the server, which is what tests do, loses nothing by it; only the machine's own death would.
 SERVER = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
@@ -37,7 +37,7 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="workqueue-postgres-"))
         self._password = secrets.token_hex(16)
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = free_port(PORTS)
+        self._port = free_port(POSTGRES_PORTS)
 
     @property
     def url(self) -> str:

@@ -12,7 +12,8 @@ import shlex
 
 from yarl import URL
 
-from workqueue.dev.node import BrokerError, Node, run
+from workqueue.dev.node import Node
+from workqueue.dev.programs import BrokerError, run
 
 LASTING = {"add_vhost": "delete_vhost", "add_user": "delete_user"}
 
