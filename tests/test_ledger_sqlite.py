@@ -249,6 +249,22 @@ async def test_the_file_of_a_process_that_died_goes_when_it_is_noticed(
     assert len(left - holders(path)) == 1
 
 
+async def test_a_process_that_cannot_be_asked_whether_it_lives_has_until_its_lease_ends(
+    ledger: SqliteLedger, path: str, python: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    before = holders(path)
+    process = python(CLAIM_AND_WAIT.format(lease_s=LONG_S))
+    assert line(process) == "claimed"
+    (holder,) = holders(path) - before
+    process.kill()
+    process.wait(20)
+    os.unlink(f"{path}.holders/{holder}")
+    os.mkdir(f"{path}.holders/{holder}")  # can't be opened, as another user's can't; root may open any file
+    answer = await ledger.claim(UUID(int=1), "w", LONG_S, **ASKED)
+    assert isinstance(answer, Taken)
+    assert answer.left_s > LONG_S / 2
+
+
 # --- a store that can't answer ----------------------------------------------------------------------------------------
 
 

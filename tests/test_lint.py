@@ -213,6 +213,7 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "dead letters that looks use up": (arguments("lost", "x-delivery-limit"), "channels/lost/bindings/amqp/queue/arguments/x-delivery-limit", "after 20"),
     "no limit, as only RabbitMQ 4 has it": (arguments("lost", "x-delivery-limit", -1), "channels/lost/bindings/amqp/queue/arguments/x-delivery-limit", "-1"),
     "the broker gives up before the workers": (arguments("invoices", "x-delivery-limit", 2), "channels/invoices/bindings/amqp/queue/arguments/x-delivery-limit", "2 workers died"),
+    "the broker gives up at once": (arguments("invoices", "x-delivery-limit", 1), "channels/invoices/bindings/amqp/queue/arguments/x-delivery-limit", "2 workers died"),
     "at most once": (arguments("soon", "x-dead-letter-strategy"), "channels/soon/bindings/amqp/queue/arguments/x-dead-letter-strategy", "at-least-once"),
     "a full queue drops": (arguments("invoices", "x-overflow", "drop-head"), "channels/invoices/bindings/amqp/queue/arguments/x-overflow", '"drop-head"'),
     "a queue that is deleted when unused": (arguments("invoices", "x-expires", 10), "channels/invoices/bindings/amqp/queue/arguments/x-expires", "deleted"),

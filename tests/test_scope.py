@@ -282,6 +282,15 @@ async def test_a_coroutine_that_cannot_be_stopped_is_told_once_with_its_place_an
 
 
 @pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(("swallowed", "lines"), [(2, 0), (3, 1)])
+async def test_what_ends_at_its_second_cancellation_is_not_told_to_be_stubborn(
+    swallowed: int, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    await held(a_scope(0.01, 10), swallow(swallowed))
+    assert len(caplog.records) == lines
+
+
+@pytest.mark.usefixtures("hurried")
 async def test_a_thread_that_cannot_be_stopped_is_told_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
     told = threading.Event()
 
