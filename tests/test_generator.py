@@ -1,9 +1,11 @@
 """What compiling a contract leaves behind in a process and on a terminal: nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +90,57 @@ def test_what_a_handler_returns_is_a_model_whatever_the_result_is(
     typed = (tmp_path / "made" / "billing" / "handlers.py").read_text()
     assert f"Awaitable[{returned}] | {returned}]" in typed
     assert stand_in.result(receive(tmp_path / "made" / "billing"), generate.load(tmp_path / "made" / "billing")) is None
+
+
+def with_a_dotted_operation(document: Any) -> None:
+    """`orders.place` beside `bill`, on queues of its own."""
+    channels, bill = document["channels"], document["operations"]["bill"]
+    text = json.dumps([{f"o-{name}": channel for name, channel in channels.items()}, bill])
+    text = text.replace("billing.", "orders.").replace("#/channels/", "#/channels/o-")
+    more, document["operations"]["orders.place"] = json.loads(text)
+    channels.update(more)
+
+
+TYPED = """
+from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from made.billing import Application
+from made.billing.handlers import run_worker
+from made.billing.messages.json import Job, Receipt
+from workqueue import Settings, TaskContext
+
+async def handle(task: Job, context: TaskContext[int]) -> Receipt: return Receipt(number=context.resources)
+async def other(task: Job, context: TaskContext[str]) -> Receipt: return Receipt(number=1)
+async def takes(task: Receipt, context: TaskContext[int]) -> Receipt: return task
+async def gives(task: Job, context: TaskContext[int]) -> int: return 1
+
+@asynccontextmanager
+async def numbers(settings: Settings) -> AsyncIterator[int]:
+    yield 1
+
+"""
+CALLS = {
+    '{"bill": handle, "orders.place": handle}': "",
+    '{"bill": other, "orders.place": handle}': "Cannot infer value of type parameter",
+    '{"bill": handle, "orders.place": takes}': "Incompatible types",
+    '{"bill": handle, "orders.place": gives}': "Incompatible types",
+    '{"bill": handle}': 'Missing key "orders.place"',
+}
+
+
+@compiles
+@pytest.mark.broker  # a type checker takes its seconds
+def test_an_operation_with_a_dot_in_its_name_leaves_the_types_of_the_others_as_they_are(tmp_path: Path) -> None:
+    generate.build(project(tmp_path, changed(with_a_dotted_operation)), tmp_path / "made")
+    lines = [f"run_worker(Application, {call}, lifespan=numbers)" for call in CALLS]
+    (tmp_path / "typed.py").write_text(TYPED + "\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "typed.py"]
+    environment = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    for number, (call, error) in enumerate(CALLS.items(), TYPED.count("\n") + 1):
+        found = [line for line in done.stdout.splitlines() if f"typed.py:{number}: error" in line]
+        assert bool(found) == bool(error), (call, done.stdout)
+        assert error in "".join(found), (call, done.stdout)
 
 
 def receive(package: Path) -> contract.Receive:

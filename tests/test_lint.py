@@ -491,6 +491,7 @@ FINE: dict[str, Change] = {
         for channel in d["channels"].values()
     ],
     "keys of other tools": lambda d: (at("x-internal", True)(d), at("operations/bill/x-owner", "us")(d), at(f"{PRINT}/x-faker", "n")(d)),
+    "an id with a dot": lambda d: d["operations"].update({"do.bill": d["operations"].pop("bill")}),
     "an id with dashes": lambda d: d["operations"].update({"do-bill": d["operations"].pop("bill")}),
     "a payload with a field payload": at(f"{PRINT}/properties/payload", {"type": "string"}),
     "a schema of several formats": lambda d: at(f"{MESSAGE}/payload", {

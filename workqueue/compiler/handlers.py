@@ -27,16 +27,22 @@ R = TypeVar("R")
 
 
 '''
-GENERIC = "class Handlers(TypedDict, Generic[R]):\n{fields}\n"
-PLAIN = 'Handlers = TypedDict("Handlers", {{\n{fields}\n}})\n'
+QUOTED = """# Names that no class can have for its fields. This can't be generic, so the resources of these may be any.
+Quoted = TypedDict("Quoted", {{
+{fields}
+}})
+
+
+"""
+CLASS = "class Handlers({base}, Generic[R]):\n{fields}\n"
 END = '''
 
 def run_worker(
     application: type[Application],
-    handlers: {handlers},
+    handlers: Handlers[R],
     *,
     about: str | None = None,
-    lifespan: Callable[[Settings], AbstractAsyncContextManager[{resources}]] | None = None,
+    lifespan: Callable[[Settings], AbstractAsyncContextManager[R]] | None = None,
     variables: Collection[str] = (),
 ) -> int:
     """`workqueue.run_worker`, for this application."""
@@ -49,16 +55,21 @@ def source(loaded: Contract, models: ModuleType) -> str | None:
     receives = sorted(loaded.receives.values(), key=lambda receive: receive.operation)
     if not receives:
         return None
-    named = all(receive.operation.isidentifier() and not keyword.iskeyword(receive.operation) for receive in receives)
-    resources, fields = "R" if named else "Any", []
+    fields, quoted = [], []
     for receive in receives:
-        returned = " | ".join([*results_of(receive.message, models), "None"])
-        task = f"models.{receive.message.name}"
-        handler = f"Callable[[{task}, TaskContext[{resources}]], Awaitable[{returned}] | {returned}]"
-        fields.append(f"    {receive.operation}: {handler}" if named else f"    {receive.operation!r}: {handler},")
-    made = (GENERIC if named else PLAIN).format(fields="\n".join(fields))
-    end = END.format(handlers="Handlers[R]" if named else "Handlers", resources=resources)
-    return START + made + end
+        name = receive.operation
+        if name.isidentifier() and not keyword.iskeyword(name):
+            fields.append(f"    {name}: {_handler(receive, models, 'R')}")
+        else:
+            quoted.append(f"    {name!r}: {_handler(receive, models, 'Any')},")
+    base = QUOTED.format(fields="\n".join(quoted)) if quoted else ""
+    handlers = CLASS.format(base="Quoted" if quoted else "TypedDict", fields="\n".join(fields) or "    pass")
+    return START + base + handlers + END
+
+
+def _handler(receive: Receive, models: ModuleType, resources: str) -> str:
+    returned = " | ".join([*results_of(receive.message, models), "None"])
+    return f"Callable[[models.{receive.message.name}, TaskContext[{resources}]], Awaitable[{returned}] | {returned}]"
 
 
 def results_of(message: Message, models: ModuleType) -> list[str]:
