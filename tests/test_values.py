@@ -28,6 +28,7 @@ pytestmark = pytest.mark.compiler
 
 SPEC = Path(__file__).parent.parent / "spec"
 TEXT = {"type": "string"}
+DAY = {"type": "string", "format": "date"}
 
 
 def kind(name: str, required: tuple[str, ...] = (), /, **properties: Any) -> dict[str, Any]:
@@ -367,7 +368,18 @@ UNKEPT = {
         "/payload/field: '2026-01-01T00:00:00Z' would become '2026-01-01'",
     ),
     "a default of a type of its own": (
-        {"type": "string", "format": "date", "default": "2026-01-01"},
+        {**DAY, "default": "2026-01-01"},
+        "the default of field would reach a handler as text",
+    ),
+    "such a default far below": (
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"properties": {"day": {**DAY, "default": "2026-01-01"}}}},
+        },
+        "the default of day would reach a handler as text",
+    ),
+    "such a default in a list": (
+        {"type": "array", "items": DAY, "default": ["2026-01-01"]},
         "the default of field would reach a handler as text",
     ),
 }

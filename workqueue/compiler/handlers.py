@@ -8,7 +8,7 @@ import keyword
 from types import ModuleType
 
 from workqueue.codec.results import result_models
-from workqueue.contract import Contract, Message
+from workqueue.contract import Contract, Message, Receive
 
 MODULE = "handlers.py"
 START = '''"""What the handler of each receive operation takes and returns. Built by `make generate`; never edited."""

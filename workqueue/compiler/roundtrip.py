@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from workqueue import contract, kinds
@@ -37,7 +37,7 @@ def problems(package: Path) -> list[str]:
         models = _imported(package)
     except Exception as error:  # noqa: BLE001  # whatever a generated module raises, it can't be used
         return [f"{package.name}: the generated models can't be imported: {' '.join(str(error).split())[:500]}"]
-    found: list[str] = []
+    found = list(_defaults(models))
     operations: list[contract.Send | contract.Receive] = [*loaded.sends.values(), *loaded.receives.values()]
     for operation in operations:
         found += _Trial(operation.message).of_message(getattr(models, operation.message.name))
@@ -86,7 +86,6 @@ class _Trial:
                 self._note(kind, value, change(value, from_json(codec.encode(made))))
             except NotSent as error:
                 self._note(kind, value, error.reason)
-            self._lines += self._default(kind, made)
         return self._found()
 
     def of_result(self, receive: contract.Receive, models: ModuleType) -> list[str]:
@@ -110,7 +109,6 @@ class _Trial:
             return f"/{'/'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
         except ValueError as error:
             return str(error)
-        self._lines += self._default(self._kind(value), made)
         return found
 
     def _kind(self, payload: Any) -> str:
@@ -130,17 +128,23 @@ class _Trial:
     def _found(self) -> list[str]:
         return self._lines + [line for where, line in self._refused.items() if where not in self._kept]
 
-    @staticmethod
-    def _default(kind: str, made: BaseModel) -> Iterator[str]:
-        """A default that reaches a handler as the text of the contract, not as the type of its field."""
-        try:
-            made.model_dump_json(by_alias=True, warnings="error")
-        except PydanticSerializationError as error:
-            named = re.findall(r"field_name='([^']*)'", str(error))
-            yield (
-                f"{kind}: the default of {named[-1] if named else 'a field'} would reach a handler as text, not as the "
-                "type of its format; leave the default out, or the format"
-            )
+
+def _defaults(models: ModuleType) -> Iterator[str]:
+    """Defaults that reach a handler as the text of the contract, not as the type of their field. Looked for in the
+    models, since a value in which a field is left out is made of few."""
+    for model in vars(models).values():
+        fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+        for name, field in fields.items():
+            if field.is_required() or field.validate_default:
+                continue
+            try:
+                kept: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
+                kept.dump_json(field.get_default(call_default_factory=True), warnings="error")
+            except PydanticSerializationError:
+                yield (
+                    f"{model.__name__}: the default of {field.alias or name} would reach a handler as text, not as the "
+                    "type of its format; leave the default out, or the format"
+                )
 
 
 def _places(value: Any, here: str = "") -> Iterator[str]:
