@@ -6,6 +6,7 @@ compiled one by one, and refused.
 
 import importlib.util
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -398,21 +399,23 @@ def test_generate_refuses_what_can_not_be_kept_and_names_kind_field_and_change(
 
 
 def test_the_examples_own_contract_is_proved_quickly() -> None:
-    assert roundtrip.problems(SPEC.parent / "generated" / "worker") == []
-    assert roundtrip.problems(SPEC.parent / "generated" / "producer") == []
+    assert unkept(SPEC.parent / "generated" / "worker") == []
+    assert unkept(SPEC.parent / "generated" / "producer") == []
+
+
+def unkept(package: Path) -> list[str]:
+    loaded = contract.read(json.loads((package / "contract.json").read_bytes()))
+    return roundtrip.problems(loaded, generate.load(package).messages.json)
 
 
 def test_the_proof_sees_a_model_that_changes_values(tmp_path: Path) -> None:
-    package = tmp_path / "worker"
-    (package / "messages" / "json").mkdir(parents=True)
-    ours = SPEC.parent / "generated" / "worker"
-    (package / "contract.json").write_text((ours / "contract.json").read_text())
-    text = (ours / "messages" / "json" / "__init__.py").read_text()
+    package = shutil.copytree(SPEC.parent / "generated" / "worker", tmp_path / "worker")
+    text = (package / "messages" / "json" / "__init__.py").read_text()
     changed = text.replace("class Simulate(BaseModel):", "class Simulate(BaseModel):\n    seconds: int", 1)
     changed = changed.replace("    seconds: Annotated[\n        float,", "    other: Annotated[\n        float | None,")
     assert changed != text
     (package / "messages" / "json" / "__init__.py").write_text(changed)
-    assert roundtrip.problems(package)
+    assert unkept(package)
 
 
 # --- the digest -------------------------------------------------------------------------------------------------------

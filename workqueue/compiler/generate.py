@@ -78,17 +78,27 @@ def build(root: Path, target: Path) -> None:
     (target / "__init__.py").write_text('"""Built from spec/ by `make generate`; never edited."""\n')
     problems: list[str] = []
     for name, resolved in found.items():
-        _generate(resolved, target / name)
-        text = json.dumps(resolved.document, indent=1, ensure_ascii=False)
-        (target / name / "contract.json").write_text(text + "\n", encoding="utf-8")
-        problems += _proof(resolved, target / name) or [
-            f"{resolved.place()}: {problem}" for problem in roundtrip.problems(target / name)
-        ]
-    if not problems:
-        for name, resolved in found.items():
-            _write_types(resolved, target / name)
+        try:
+            _compile(resolved, target / name)
+        except SpecError as error:
+            problems += error.problems
     if problems:
         raise SpecError(problems)
+
+
+def _compile(resolved: Resolved, package: Path) -> None:
+    """Write an application's package, and prove that it is what the contract says. Raises SpecError."""
+    _generate(resolved, package)
+    text = json.dumps(resolved.document, indent=1, ensure_ascii=False)
+    (package / "contract.json").write_text(text + "\n", encoding="utf-8")
+    loaded, models = _imported(resolved, package)
+    if problems := [*_missing(resolved, models), *_ambiguous(resolved, models)]:
+        raise SpecError(problems)
+    if problems := roundtrip.problems(loaded, models):
+        raise SpecError([f"{resolved.place()}: {problem}" for problem in problems])
+    for module in (handlers, clients):
+        if typed := module.source(loaded, models):
+            (package / module.MODULE).write_text(typed, encoding="utf-8")
 
 
 def _generate(resolved: Resolved, package: Path) -> None:
@@ -114,15 +124,6 @@ def _generate(resolved: Resolved, package: Path) -> None:
             ) as error:  # the generator has no error type of its own, and may end the process
                 why = " ".join(f"{error} {said.getvalue()[-300:]}".split()).replace(str(folder), "")
                 raise SpecError([f"{resolved.place()}: the generator refuses it: {why}"]) from error
-
-
-def _write_types(resolved: Resolved, package: Path) -> None:
-    """What a type checker holds handlers and applications to."""
-    loaded, models = contract.read(resolved.document), load(package).messages.json
-    for module in (handlers, clients):
-        text = module.source(loaded, models)
-        if text is not None:
-            (package / module.MODULE).write_text(text, encoding="utf-8")
 
 
 def _for_generator(document: dict[str, Any]) -> dict[str, Any]:
@@ -159,25 +160,26 @@ def _printable(node: dict[str, Any]) -> None:
             )
 
 
-def _proof(resolved: Resolved, package: Path) -> list[str]:
-    """What was made can be imported, has the models, and is what the runtime can read."""
+def _imported(resolved: Resolved, package: Path) -> tuple[contract.Contract, ModuleType]:
+    """The contract as the runtime reads it, and the module of the models. Raises SpecError."""
     try:
-        contract.read(resolved.document)
-        module = load(package)
+        return contract.read(resolved.document), load(package).messages.json
     except ContractInvalid as error:
-        return [f"{resolved.place()}: {error}"]
-    except Exception as error:  # noqa: BLE001  # whatever importing generated code raises
-        return [f"{resolved.place()}: its modules can't be imported: {' '.join(str(error).split())}"]
-    problems = []
+        raise SpecError([f"{resolved.place()}: {error}"]) from error
+    except Exception as error:  # whatever importing generated code raises
+        why = " ".join(str(error).split())
+        raise SpecError([f"{resolved.place()}: its modules can't be imported: {why}"]) from error
+
+
+def _missing(resolved: Resolved, models: ModuleType) -> Iterator[str]:
     for operation in resolved.document["operations"].values():
         channel = operation["channel"]["$ref"].rpartition("/")[2]
         (message,) = resolved.document["channels"][channel]["messages"].values()
-        model = getattr(module.messages.json, message["name"], None)
+        model = getattr(models, message["name"], None)
         names = _names(model) if isinstance(model, type) and issubclass(model, BaseModel) else set()
         if not _fields(resolved, message) <= names:
             place = resolved.place("components", "schemas", message["name"])
-            problems.append(f"{place}: the generator makes no model {message['name']} of it; rename it")
-    return problems + list(_ambiguous(resolved, module.messages.json))
+            yield f"{place}: the generator makes no model {message['name']} of it; rename it"
 
 
 def _ambiguous(resolved: Resolved, models: ModuleType) -> Iterator[str]:

@@ -4,13 +4,9 @@ For each message and result of a generated package, values are made at the bound
 and sent through the codec. A value that the schema accepts and its model changes is a problem, in one line.
 """
 
-import importlib
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,21 +18,11 @@ from workqueue.codec import ModelCodec, ResultCodec, Undecodable
 from workqueue.codec.results import models_of
 from workqueue.codec.values import change
 from workqueue.compiler.samples import Maker
-from workqueue.errors import ContractInvalid, NotSent
+from workqueue.errors import NotSent
 
 
-def problems(package: Path) -> list[str]:
-    """A line for each field of a generated package that does not keep what the contract lets it hold."""
-    try:
-        loaded = contract.read(json.loads((package / "contract.json").read_text(encoding="utf-8")))
-    except KeyError as error:
-        return [f"{package.name}: the contract does not state {error}"]
-    except ContractInvalid as error:
-        return [f"{package.name}: {error}"]
-    try:
-        models = _imported(package)
-    except Exception as error:  # noqa: BLE001  # whatever a generated module raises, it can't be used
-        return [f"{package.name}: the generated models can't be imported: {' '.join(str(error).split())[:500]}"]
+def problems(loaded: contract.Contract, models: ModuleType) -> list[str]:
+    """A line for each field of an application's models that does not keep what the contract lets it hold."""
     found = list(_defaults(models))
     operations: list[contract.Send | contract.Receive] = [*loaded.sends.values(), *loaded.receives.values()]
     for operation in operations:
@@ -44,18 +30,6 @@ def problems(package: Path) -> list[str]:
         if isinstance(operation, contract.Receive):
             found += _Trial(operation.message).of_result(operation, models)
     return list(dict.fromkeys(found))
-
-
-def _imported(package: Path) -> ModuleType:
-    """The module of a package's models alone: the rest of the package wants a runtime."""
-    name = f"_roundtrip_{package.name}"
-    spec = importlib.util.spec_from_file_location(name, package / "messages" / "json" / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where pydantic looks up names in annotations
-    spec.loader.exec_module(module)
-    return module
 
 
 class _Trial:
