@@ -133,48 +133,66 @@ async def submit(
     deadline ends the reading of more: the broker takes nothing any more. Raises BrokerUnreachable. Cancelled, it
     counts what was under way as unknown.
     """
-    slots = asyncio.Semaphore(window)
-    under_way: set[asyncio.Task[None]] = set()
-    unreachable: list[WorkQueueError] = []
-
-    async def one(task: T) -> None:
-        try:
-            await send(task)
-            account.confirmed += 1
-        except NotSent as error:
-            account.refused += 1
-            problem(error)
-        except BaseException as error:
-            account.unknown += 1
-            account.complete = False
-            source.stop()
-            if isinstance(error, SendUnknown):
-                problem(error)
-            elif isinstance(error, WorkQueueError):
-                unreachable.append(error)
-            else:
-                raise
-        finally:
-            slots.release()
-
+    submission = Submission(source, send, account, problem)
     try:
-        async for task in source:
-            if isinstance(task, InputInvalid):
-                account.unread += 1
-                problem(task)
-                continue
-            await slots.acquire()
-            sending = asyncio.ensure_future(one(task))
-            under_way.add(sending)
-            sending.add_done_callback(under_way.discard)
-        await asyncio.gather(*under_way)
+        await submission.send_all(asyncio.Semaphore(window))
     except BaseException:
         account.complete = False
         raise
     finally:
-        source.stop()
-        for sending in under_way:
+        await submission.end()
+    if submission.unreachable is not None:
+        raise submission.unreachable
+
+
+class Submission(Generic[T]):
+    """What one `submit` has under way. `unreachable` is why there is no broker, if there is none."""
+
+    def __init__(
+        self,
+        source: Source[T | InputInvalid],
+        send: Callable[[T], Awaitable[None]],
+        account: Account,
+        problem: Callable[[WorkQueueError], None],
+    ) -> None:
+        self._source, self._send, self._account, self._problem = source, send, account, problem
+        self._under_way: set[asyncio.Task[None]] = set()
+        self.unreachable: WorkQueueError | None = None
+
+    async def send_all(self, slots: asyncio.Semaphore) -> None:
+        async for task in self._source:
+            if isinstance(task, InputInvalid):
+                self._account.unread += 1
+                self._problem(task)
+                continue
+            await slots.acquire()
+            sending = asyncio.ensure_future(self._one(task, slots))
+            self._under_way.add(sending)
+            sending.add_done_callback(self._under_way.discard)
+        await asyncio.gather(*self._under_way)
+
+    async def end(self) -> None:
+        self._source.stop()
+        for sending in self._under_way:
             sending.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-    if unreachable:
-        raise unreachable[0]
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _one(self, task: T, slots: asyncio.Semaphore) -> None:
+        try:
+            await self._send(task)
+            self._account.confirmed += 1
+        except NotSent as error:
+            self._account.refused += 1
+            self._problem(error)
+        except BaseException as error:
+            self._account.unknown += 1
+            self._account.complete = False
+            self._source.stop()
+            if isinstance(error, SendUnknown):
+                self._problem(error)
+            elif isinstance(error, WorkQueueError):
+                self.unreachable = self.unreachable or error
+            else:
+                raise
+        finally:
+            slots.release()

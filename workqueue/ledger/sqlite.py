@@ -8,10 +8,8 @@ clock's times beside them are for people, for pruning, and for workers of the ve
 """
 
 import asyncio
-import fcntl
 import logging
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,11 +17,11 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID
 
-from workqueue.ledger import FIRST, Claimed, Conflict, Entry, Finished, LedgerBusy, Outcome, Taken, Transaction, text_of
-from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, boot, steady_s
+from workqueue.ledger import FIRST, Claimed, Conflict, Entry, Finished, Outcome, Taken, Transaction, text_of
+from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, steady_s
 from workqueue.ledger.sqlite_block import Blocks
 from workqueue.ledger.sqlite_file import SqliteFile
-from workqueue.process.children import forget, keep_from_children
+from workqueue.ledger.sqlite_holders import Holders
 
 BLOCKING_S = 5.0  # the same where nothing else goes on
 BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy
@@ -97,15 +95,14 @@ class SqliteLedger:
         self._db, self.identity, self.place = self._file.db, self._file.identity, self._file.path
         self._blocks = Blocks(self._file)
         self._look_at_s = 0.0
-        self._boot = f"{boot()}-"
-        self._holder = ""
-        self._lock: int | None = None
+        self._holders, self._holder = Holders(self._file), ""
+        self._boot = self._holders.boot
 
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
     ) -> Claimed | Taken | Finished | Conflict:
-        if self._lock is None:
-            self._hold()
+        if not self._holder:
+            self._holder = self._holders.hold()
         dead = ""
         while True:
             now, steady = time.time(), steady_s()
@@ -122,8 +119,8 @@ class SqliteLedger:
                     return Conflict()
                 if state in ("done", "dead"):
                     return Finished(state, fence)
-                left_s = self._left_s(holder, lease_until, ends_at)
-                if state == "running" and dead != holder and not self._alive(holder):
+                left_s = self._holders.left_s(holder, lease_until, ends_at)
+                if state == "running" and dead != holder and not self._holders.alive(holder):
                     dead = holder
                 elif state == "running" or (next_at == lease_until and left_s > 0):
                     return Taken(max(0.0, left_s), attempts)
@@ -179,8 +176,8 @@ class SqliteLedger:
         for row in (await self._execute(ENTRY, (task_id.bytes,)))[1]:
             state, kind, digest, worker, holder, lease_until, ends_at, *rest = row
             held = (
-                state == "running" and self._left_s(holder, lease_until, ends_at) > 0
-                and (holder == self._holder or self._alive(holder))
+                state == "running" and self._holders.left_s(holder, lease_until, ends_at) > 0
+                and self._holders.alive(holder)
             )  # fmt: skip
             return Entry(task_id, state, kind, digest, worker, held, *rest)
         return None
@@ -224,12 +221,8 @@ class SqliteLedger:
     async def close(self) -> None:
         await self._blocks.close()
         self._file.close()
-        if self._lock is not None:
-            with suppress(OSError):
-                (self._file.holders / self._holder).unlink()
-            forget(self._lock)
-            os.close(self._lock)
-            self._lock = None
+        self._holders.close()
+        self._holder = ""
 
     async def _change(self, change: str, values: Sequence[Any]) -> bool:
         return (await self._execute(change, values))[0] == 1
@@ -268,39 +261,3 @@ class SqliteLedger:
             if os.stat(f"{self.place}-wal").st_size > LOG_BYTES:
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")  # stops nobody, and leaves little for the next
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _left_s(self, holder: str, lease_until: float, ends_at: float | None) -> float:
-        """Of a lease: by the steady clock, where its holder is of this boot and of a version that writes it."""
-        if holder.startswith(self._boot) and ends_at is not None:
-            return ends_at - steady_s()
-        return lease_until - time.time()
-
-    def _hold(self) -> None:
-        """Take this process's lock, once; a producer, which claims nothing, has none."""
-        holder = f"{self._boot}{secrets.token_hex(6)}"
-        try:
-            self._file.holders.mkdir(mode=0o700, exist_ok=True)
-            lock = os.open(self._file.holders / holder, os.O_CREAT | os.O_RDWR, 0o600)
-        except OSError as error:
-            raise LedgerBusy(str(error)) from error
-        keep_from_children(lock)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        self._holder, self._lock = holder, lock
-        self._file.watch(str(self._file.holders / holder))
-
-    def _alive(self, holder: str) -> bool:
-        try:
-            lock = os.open(self._file.holders / holder, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        except OSError:  # another user's: it can't be asked, and has until its lease ends
-            return True
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        with suppress(FileNotFoundError):
-            (self._file.holders / holder).unlink()
-        return False
