@@ -1,5 +1,6 @@
 """The tests' own contract (tests/spec): its scripts, its queues, its tasks, and a site that runs them."""
 
+import asyncio
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -13,7 +14,8 @@ from workqueue.testing import MAIN, Scripts, copy_project, hurried
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = Scripts("tests/generated", "tests/workers/main.py", ("-m", "tests.workers.producer"))
 EXAMPLE = MAIN
-RECEIVE = TESTS.receive(ROOT)
+ERRANDS, CHORES = (operation.receive for operation in TESTS.operations(ROOT).values())
+RECEIVE = ERRANDS
 QUEUE, DEAD_QUEUE = RECEIVE.queue.name, RECEIVE.dead.name
 
 
@@ -27,6 +29,11 @@ class Site(testing.Site):
     def __post_init__(self) -> None:
         if self.scripts == EXAMPLE:
             self.environment.setdefault("WORKQUEUE_ROOT", str(self.folder))  # a variable of its own
+
+    async def start_producer(self, *flags: str, **environment: str) -> asyncio.subprocess.Process:
+        """Start a producer, whose lines go to the site's operation if the flags say nothing else."""
+        to = self.to if "--jsonl" in flags and "--to" not in flags else ()
+        return await super().start_producer(*flags, *to, **environment)
 
 
 @cache

@@ -22,6 +22,7 @@ from hypothesis_jsonschema import from_schema
 
 from tests.generated.producer.messages.json import Digest, Nap, Task
 from tests.generated.worker.messages.json import DigestResult, NapResult
+from tests.harness import QUEUE, RECEIVE
 from workqueue import contract
 from workqueue.codec import ModelCodec, ResultCodec, Schema, Undecodable, for_model
 from workqueue.codec import models as codec_module
@@ -29,8 +30,7 @@ from workqueue.errors import NotSent
 
 SPEC = Path(__file__).parent / "spec"
 
-(SEND,) = contract.load("tests.generated.producer").sends.values()
-(RECEIVE,) = contract.load("tests.generated.worker").receives.values()
+SEND = contract.load("tests.generated.producer").sends[QUEUE]
 CODEC: ModelCodec[Task] = for_model(Task)
 SCHEMA: dict[str, Any] = dict(SEND.message.schema)
 SCHEMAS: dict[str, Any] = SCHEMA["components"]["schemas"]

@@ -21,9 +21,10 @@ PRODUCER_SPEC = yaml.safe_load((ROOT / "tests/spec/producer.asyncapi.yaml").read
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "tests/generated/worker/contract.json").read_text())
 
 WORKER, PRODUCER = contract.load("tests.generated.worker"), contract.load("tests.generated.producer")
-(RECEIVE,), (SEND,) = WORKER.receives.values(), PRODUCER.sends.values()
-(OPERATION,) = WORKER_SPEC["operations"].values()
+RECEIVE, SEND = WORKER.receives["errands"], PRODUCER.sends["errands"]
+OPERATIONS = WORKER_SPEC["operations"]
 SCHEMAS = COMMON["components"]["schemas"]
+each_received = pytest.mark.parametrize("receive", WORKER.receives.values(), ids=[*OPERATIONS])
 
 
 def named(route: dict[str, str]) -> str:
@@ -43,39 +44,43 @@ def test_the_queues_are_those_of_the_spec_with_all_their_arguments() -> None:
     assert [queue.name for queue in WORKER.queues] == [in_spec(key).name for key in WORKER_SPEC["channels"]]
     assert list(WORKER.queues) == [in_spec(key) for key in WORKER_SPEC["channels"]]
     assert list(PRODUCER.queues) == [in_spec(key) for key in PRODUCER_SPEC["channels"]]
-    assert list(WORKER.receives) == list(PRODUCER.sends) == [in_spec("errands").name]
+    assert list(WORKER.receives) == list(PRODUCER.sends) == [in_spec(key).name for key in ("errands", "chores")]
 
 
-def test_the_worker_takes_its_numbers_from_the_spec() -> None:
-    assert RECEIVE.queue == in_spec("errands")
-    assert RECEIVE.prefetch == OPERATION["bindings"]["amqp"]["x-prefetch"]
-    assert RECEIVE.lease_s == OPERATION["x-lease-s"]
-    assert RECEIVE.crash_limit == OPERATION["x-crash-limit"]
-    assert RECEIVE.dead == in_spec(named(OPERATION["x-deadLetter"]["channel"]))
+@each_received
+def test_the_worker_takes_its_numbers_from_the_spec(receive: contract.Receive) -> None:
+    operation = OPERATIONS[receive.operation]
+    assert receive.queue == in_spec(named(operation["channel"]))
+    assert receive.prefetch == operation["bindings"]["amqp"]["x-prefetch"]
+    assert receive.lease_s == operation["x-lease-s"]
+    assert receive.crash_limit == operation["x-crash-limit"]
+    assert receive.dead == in_spec(named(operation["x-deadLetter"]["channel"]))
     assert (
-        RECEIVE.dead_message_type == COMMON["components"]["messages"]["deadLetter"]["bindings"]["amqp"]["messageType"]
+        receive.dead_message_type == COMMON["components"]["messages"]["deadLetter"]["bindings"]["amqp"]["messageType"]
     )
-    assert RECEIVE.result_max_bytes == SCHEMAS["Result"]["x-max-bytes"]
-    assert RECEIVE.time_limits_s == {
+    assert receive.result_max_bytes == SCHEMAS["Result"]["x-max-bytes"]
+    assert receive.time_limits_s == {
         schema["properties"]["kind"]["const"]: schema["x-time-limit-s"]
         for schema in SCHEMAS.values()
         if "x-time-limit-s" in schema
     }
-    assert len(RECEIVE.time_limits_s) == len(SCHEMAS["Task"]["properties"]["payload"]["oneOf"])
+    assert len(receive.time_limits_s) == len(SCHEMAS["Task"]["properties"]["payload"]["oneOf"])
     assert WORKER.version == WORKER_SPEC["info"]["version"]
 
 
-def test_the_rungs_go_from_short_to_long_with_the_delays_of_their_ttl() -> None:
-    ttls = [in_spec(named(route)).arguments["x-message-ttl"] for route in OPERATION["x-retry"]["channels"]]
-    assert [rung.delay_s * 1000 for rung in RECEIVE.rungs] == ttls
-    assert all(rung.queue.arguments["x-message-ttl"] == rung.delay_s * 1000 for rung in RECEIVE.rungs)
+@each_received
+def test_the_rungs_go_from_short_to_long_with_the_delays_of_their_ttl(receive: contract.Receive) -> None:
+    retry = OPERATIONS[receive.operation]["x-retry"]
+    ttls = [in_spec(named(route)).arguments["x-message-ttl"] for route in retry["channels"]]
+    assert [rung.delay_s * 1000 for rung in receive.rungs] == ttls
+    assert all(rung.queue.arguments["x-message-ttl"] == rung.delay_s * 1000 for rung in receive.rungs)
     assert ttls == sorted(ttls)
-    assert RECEIVE.max_attempts == OPERATION["x-retry"]["maxAttempts"] == len(ttls) + 1
+    assert receive.max_attempts == retry["maxAttempts"] == len(ttls) + 1
 
 
 def test_operations_are_found_by_their_ids_as_well_as_by_their_queues() -> None:
-    assert WORKER.operations == dict.fromkeys(WORKER_SPEC["operations"], RECEIVE)
-    assert PRODUCER.operations == dict.fromkeys(PRODUCER_SPEC["operations"], SEND)
+    assert WORKER.operations == dict(zip(OPERATIONS, WORKER.receives.values(), strict=True))
+    assert PRODUCER.operations == dict(zip(PRODUCER_SPEC["operations"], PRODUCER.sends.values(), strict=True))
 
 
 @pytest.mark.parametrize("message", [RECEIVE.message, SEND.message], ids=["received", "sent"])
@@ -97,8 +102,7 @@ def test_both_sides_read_the_same_message(message: contract.Message) -> None:
 
 
 def operation(document: dict[str, Any]) -> Any:
-    (found,) = document["operations"].values()
-    return found
+    return document["operations"][RECEIVE.operation]
 
 
 def task_message(document: dict[str, Any]) -> Any:
@@ -139,8 +143,7 @@ def test_a_changed_contract_changes_what_is_read(
 ) -> None:
     changed = deepcopy(DOCUMENT)
     change(changed)
-    (receive,) = contract.read(changed).receives.values()
-    assert look(receive) == expected
+    assert look(contract.read(changed).receives[RECEIVE.queue.name]) == expected
     assert look(RECEIVE) != expected
 
 
@@ -246,35 +249,43 @@ def test_every_queue_outlives_broker_and_clients(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize(
-    "queue", [RECEIVE.queue, *(rung.queue for rung in RECEIVE.rungs)], ids=lambda queue: queue.name
+    ("queue", "target"),
+    [
+        (queue, receive.dead if queue == receive.queue else receive.queue)
+        for receive in WORKER.receives.values()
+        for queue in (receive.queue, *(rung.queue for rung in receive.rungs))
+    ],
+    ids=lambda queue: queue.name,
 )
-def test_what_leaves_a_queue_by_itself_arrives_where_it_is_meant_to(queue: Queue) -> None:
+def test_what_leaves_a_queue_by_itself_arrives_where_it_is_meant_to(queue: Queue, target: Queue) -> None:
     """at-least-once needs reject-publish; at-most-once, the default, loses what the target can't take just then."""
-    target = RECEIVE.dead if queue == RECEIVE.queue else RECEIVE.queue
     assert queue.arguments["x-dead-letter-exchange"] == ""
     assert queue.arguments["x-dead-letter-routing-key"] == target.name
     assert queue.arguments["x-dead-letter-strategy"] == "at-least-once"
     assert queue.arguments["x-overflow"] == "reject-publish"
 
 
-def test_only_the_rungs_end_messages_by_time_and_dead_letters_stay() -> None:
-    assert "x-message-ttl" not in RECEIVE.queue.arguments
-    assert set(RECEIVE.dead.arguments) == {"x-queue-type", "x-delivery-limit"}
-    assert RECEIVE.dead.arguments["x-delivery-limit"] >= 1_000_000  # each look at a dead letter is a delivery
-    assert RECEIVE.dead in WORKER.queues
-    assert all(rung.queue in WORKER.queues for rung in RECEIVE.rungs)
-    delays = [rung.delay_s for rung in RECEIVE.rungs]
+@each_received
+def test_only_the_rungs_end_messages_by_time_and_dead_letters_stay(receive: contract.Receive) -> None:
+    assert "x-message-ttl" not in receive.queue.arguments
+    assert set(receive.dead.arguments) == {"x-queue-type", "x-delivery-limit"}
+    assert receive.dead.arguments["x-delivery-limit"] >= 1_000_000  # each look at a dead letter is a delivery
+    assert receive.dead in WORKER.queues
+    assert all(rung.queue in WORKER.queues for rung in receive.rungs)
+    delays = [rung.delay_s for rung in receive.rungs]
     assert delays == sorted(set(delays))
 
 
-def test_the_workers_give_up_on_a_deadly_task_before_the_broker_does() -> None:
-    assert RECEIVE.crash_limit < RECEIVE.queue.arguments["x-delivery-limit"]
+@each_received
+def test_the_workers_give_up_on_a_deadly_task_before_the_broker_does(receive: contract.Receive) -> None:
+    assert receive.crash_limit < receive.queue.arguments["x-delivery-limit"]
 
 
-def test_what_is_sent_is_stored_and_must_be_routed() -> None:
-    assert SEND.persistent
-    assert SEND.mandatory
-    assert SEND.queue == RECEIVE.queue
+@pytest.mark.parametrize("send", PRODUCER.sends.values(), ids=[*PRODUCER_SPEC["operations"]])
+def test_what_is_sent_is_stored_and_must_be_routed(send: contract.Send) -> None:
+    assert send.persistent
+    assert send.mandatory
+    assert send.queue == WORKER.receives[send.queue.name].queue
 
 
 def test_a_task_whose_every_attempt_failed_still_fits_into_its_headers() -> None:

@@ -108,7 +108,7 @@ from workqueue.worker import run_worker
 
 async def handle(task): ...
 
-sys.exit(run_worker(Application, {"do_errand": handle}))
+sys.exit(run_worker(Application, {"do_errand": handle, "do_chore": handle}))
 """
 
 
@@ -129,13 +129,15 @@ def test_a_handler_in_the_place_of_a_dict_of_them_is_told_with_the_names_that_it
 
 
 CALLS = {
-    "as it is": ('{"do_errand": handle}', ""),
-    "none": ("{}", 'Missing key "do_errand"'),
-    "one too many": ('{"do_errand": handle, "do_more": handle}', 'Extra key "do_more"'),
-    "one that returns something else": ('{"do_errand": counts}', "Incompatible types"),
-    "one that takes something else": ('{"do_errand": takes}', "Incompatible types"),
-    "one of other resources": ('{"do_errand": pooled}, lifespan=numbers', "Cannot infer value of type parameter"),
-}
+    "as it is": ('{"do_errand": handle, "do_chore": handle}', ""),
+    "one is missing": ('{"do_errand": handle}', 'Missing key "do_chore"'),
+    "one too many": ('{"do_errand": handle, "do_chore": handle, "do_more": handle}', 'Extra key "do_more"'),
+    "one that returns something else": ('{"do_errand": handle, "do_chore": counts}', "Incompatible types"),
+    "one that takes something else": ('{"do_errand": takes, "do_chore": handle}', "Incompatible types"),
+    "one of other resources": (
+        '{"do_errand": pooled, "do_chore": pooled}, lifespan=numbers', "Cannot infer value of type parameter",
+    ),
+}  # fmt: skip
 TYPED = """
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

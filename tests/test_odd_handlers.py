@@ -225,7 +225,7 @@ async def broken(*_):
 async def handle(task, run):
     return None
 
-sys.exit(run_worker(Application, {{"do_errand": handle}}))
+sys.exit(run_worker(Application, {{"do_errand": handle, "do_chore": handle}}))
 """
 
 

@@ -117,9 +117,9 @@ def test_without_the_examples_kinds_its_tests_are_left_out_all_others_stay_and_t
 
 def test_a_copy_whose_contract_is_hurried_has_short_delays_whatever_they_were(tmp_path: Path) -> None:
     project = fast_copy(tmp_path / "project", lease_s=3, limit_s=9, scripts=EXAMPLE)
-    receive = EXAMPLE.receive(project)
+    (receive,) = (operation.receive for operation in EXAMPLE.operations(project).values())
     assert [rung.delay_s for rung in receive.rungs] == [0.1, 0.15, 0.2, 0.25, 0.3][: len(receive.rungs)]
     assert receive.lease_s == 3.0
     assert set(receive.time_limits_s.values()) == {9.0}
-    as_it_is = EXAMPLE.receive(ROOT)
+    (as_it_is,) = (operation.receive for operation in EXAMPLE.operations(ROOT).values())
     assert [rung.queue.name for rung in receive.rungs] == [rung.queue.name for rung in as_it_is.rungs]

@@ -18,6 +18,7 @@ import jsonschema
 import pytest
 
 from tests.generated.worker.messages.json import NapResult, Task
+from tests.harness import RECEIVE
 from workqueue import contract, delivery
 from workqueue.codec import Undecodable
 from workqueue.contract import Queue, Receive
@@ -45,7 +46,6 @@ from workqueue.tasks.received import Runtime
 
 WAIT_S = 20.0
 CONTRACT = contract.load("tests.generated.worker")
-(RECEIVE,) = CONTRACT.receives.values()
 DOCUMENT = json.loads(Path(__file__).parent.joinpath("generated/worker/contract.json").read_text())
 
 

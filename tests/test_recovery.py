@@ -111,9 +111,8 @@ async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site
 
     loaded, settings = load("tests.generated.worker"), Settings(amqp_uri=(site.uri,))
     opened, ended = list[Lane](), list[WorkQueueError]()
-    (receive,) = loaded.receives.values()
     link = Losing(settings, "starting", Topology(loaded.queues, "starting"))
-    consumer = Consumer(link, receive, "starting", settings, ended.append)
+    consumer = Consumer(link, loaded.receives[QUEUE], "starting", settings, ended.append)
     await consumer.start()
     (task,) = simulate(1)
     await site.publish(json.dumps(task).encode(), message_id=task["id"])

@@ -15,21 +15,20 @@ import pytest
 from pamqp.commands import Basic
 from yarl import URL
 
-from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate, task
+from tests.harness import DEAD_QUEUE, QUEUE, RECEIVE, Site, simulate, task
 from workqueue.amqp import connection
 from workqueue.amqp.connection import Link
 from workqueue.amqp.copies import DROPPED, fitted
 from workqueue.amqp.lane import Unroutable
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
-from workqueue.contract import Queue, load
+from workqueue.contract import Queue
 from workqueue.dev.node import Node
 from workqueue.errors import BrokerRefused, BrokerUnreachable, NotSent
 from workqueue.settings import Settings
 from workqueue.testing import WAIT_S, until, vhost
 from workqueue.testing.given import Broker, given_broker
 
-(RECEIVE,) = load("tests.generated.worker").receives.values()
 RETRY_QUEUE = RECEIVE.rungs[0].queue.name
 FAILS = {"kind": "nap", "seconds": 0, "failures": 1}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Site, simulate
+from tests.harness import QUEUE, Site, simulate
 from workqueue.amqp import connection, consumer, watch
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer, Incoming
@@ -30,7 +30,7 @@ from workqueue.testing.given import Broker
 from workqueue.testing.proxy import Proxy
 
 LOADED = load("tests.generated.worker")
-(RECEIVE,) = LOADED.receives.values()
+RECEIVE = LOADED.receives[QUEUE]
 
 
 @dataclasses.dataclass

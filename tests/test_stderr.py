@@ -198,7 +198,7 @@ async def test_a_worker_whose_log_nobody_reads_does_its_tasks_once_keeps_its_cla
 
 async def test_a_producer_whose_problems_are_read_slowly_tells_each_of_them(site: Site) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *site.scripts.producer, "--jsonl", "-"),
+        *(sys.executable, *site.scripts.producer, "--jsonl", "-", *site.to),
         cwd=site.project, env=site._environment({}), stdin=PIPE, stderr=PIPE, limit=1024,
     )  # fmt: skip
     assert process.stdin is not None

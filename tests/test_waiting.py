@@ -101,7 +101,7 @@ async def hinted(site: Site, *flags: str, lines: str, **environment: str) -> str
     """What a producer says that is sooner to hint."""
     (site.folder / "soon.py").write_text(HINTS)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(site.folder / "soon.py"), "--jsonl", "-", "--wait", *flags),
+        *(sys.executable, str(site.folder / "soon.py"), "--jsonl", "-", "--wait", *site.to, *flags),
         cwd=site.project,
         env=site._environment(environment),
         stdin=PIPE,

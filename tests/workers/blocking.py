@@ -17,4 +17,4 @@ def handle(task: Task, context: TaskContext[None]) -> NapResult:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, {"do_errand": handle}, about=__doc__))
+    sys.exit(run_worker(Application, {"do_errand": handle, "do_chore": handle}, about=__doc__))

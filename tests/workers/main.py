@@ -130,4 +130,4 @@ ODD: dict[str, Callable[[], Any]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(Application, {"do_errand": handle}, about=__doc__))
+    sys.exit(run_worker(Application, {"do_errand": handle, "do_chore": handle}, about=__doc__))

@@ -151,4 +151,4 @@ def handle_plain(task: Task, context: TaskContext[None]) -> Any:
 
 if __name__ == "__main__":
     handler = handle_plain if os.environ.get("PLAIN") else handle
-    sys.exit(run_worker(Application, {"do_errand": handler}, about=__doc__))
+    sys.exit(run_worker(Application, {"do_errand": handler, "do_chore": handler}, about=__doc__))

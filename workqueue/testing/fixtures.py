@@ -15,8 +15,8 @@ from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
 from workqueue.testing.given import Broker, given_broker
-from workqueue.testing.processes import MAIN, Scripts
 from workqueue.testing.project import copy_project, hurried
+from workqueue.testing.scripts import MAIN, Scripts
 from workqueue.testing.site import Site
 from workqueue.testing.vhosts import vhost
 

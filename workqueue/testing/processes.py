@@ -8,45 +8,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workqueue import contract
-
 PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
 WAIT_S = 60.0  # generous: a deadline, not a time
-
-
-@dataclass(frozen=True)
-class Scripts:
-    """What runs on a contract: its compiled modules, the worker's script, and Python's arguments for the producer."""
-
-    generated: str
-    worker: str
-    producer: tuple[str, ...]
-
-    def receive(self, project: Path) -> contract.Receive:
-        """The first receive operation of this project's compiled contract."""
-        return next(receive for loaded in self._contracts(project) for receive in loaded.receives.values())
-
-    def to(self, project: Path) -> tuple[str, ...]:
-        """The flags that the producer needs to send to that operation, where it could send to others too."""
-        queue = self.receive(project).queue.name
-        for loaded in self._contracts(project):
-            if queue in loaded.sends and len(loaded.sends) > 1:
-                return "--to", loaded.sends[queue].operation
-        return ()
-
-    def _contracts(self, project: Path) -> Iterator[contract.Contract]:
-        for document in sorted((project / self.generated).glob("*/contract.json")):
-            yield contract.read(json.loads(document.read_bytes()))
-
-
-MAIN = Scripts("generated", "main-worker.py", ("main-producer.py",))
-"""Those of a project like the example."""
 
 
 async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
@@ -65,13 +34,15 @@ async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_
 
 @dataclass(frozen=True)
 class Note:
-    """A line of the record: a handler's start or end."""
+    """A line of the record: a handler's start or end. `operation` is the one that the handler is for; empty in a record
+    of a version that did not write it."""
 
     word: str
     id: str
     worker: str
     pid: int
     at: float
+    operation: str = ""
 
 
 @dataclass

@@ -4,8 +4,8 @@
 
 With STAND_IN, a folder, stand-ins take the place of the script's handlers and of its lifespan; see `stand_in`.
 
-A line is `start|end id worker pid time`; an attempt that fails has no end. Appends of a line are atomic, so many
-workers share the file, and one that is killed loses nothing that it wrote.
+A line is `start|end id worker pid time operation`; an attempt that fails has no end. Appends of a line are atomic, so
+many workers share the file, and one that is killed loses nothing that it wrote.
 """
 
 import inspect
@@ -27,12 +27,11 @@ record = os.open(os.environ["RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 run_worker = worker.run_worker
 
 
-def note(word: str, task: Any, run: Any) -> None:
-    os.write(record, f"{word} {task.id} {run.worker} {os.getpid()} {time.time():.6f}\n".encode())
-
-
-def recorded(handler: Callable[..., Any]) -> Callable[..., Any]:
+def recorded(operation: str, handler: Callable[..., Any]) -> Callable[..., Any]:
     """The same handler to the worker, plain or async, a function or an object that is called."""
+
+    def note(word: str, task: Any, run: Any) -> None:
+        os.write(record, f"{word} {task.id} {run.worker} {os.getpid()} {time.time():.6f} {operation}\n".encode())
 
     async def handle(task: Any, run: Any) -> Any:
         note("start", task, run)
@@ -64,7 +63,7 @@ def run_recorded(application: type[Any], handlers: Mapping[str, Any], **options:
 
         handlers = stand_in.handlers(application, handlers, Path(folder))
         options.pop("lifespan", None)
-    return run_worker(application, {name: recorded(handler) for name, handler in handlers.items()}, **options)
+    return run_worker(application, {name: recorded(name, handler) for name, handler in handlers.items()}, **options)
 
 
 worker.run_worker = run_recorded  # what the script imports

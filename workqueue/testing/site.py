@@ -25,8 +25,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from workqueue import contract
-from workqueue.testing.processes import MAIN, WAIT_S, Note, Produced, Scripts, Worker, drain, until
-from workqueue.testing.stand_in import StandIn
+from workqueue.testing.processes import WAIT_S, Note, Produced, Worker, drain, until
+from workqueue.testing.scripts import MAIN, Operation, Scripts
+from workqueue.testing.stand_in import StandIn, skip
 
 RECORDER = str(Path(__file__).with_name("recorder.py"))
 PRODUCER_S = 220.0  # below the time limit of a test, so that what was running is stopped
@@ -43,6 +44,8 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     scripts: Scripts = MAIN
+    operation: str = ""
+    """The receive operation that it sends to and looks at; the contract's first one if this is empty."""
     stand_in: bool = False
     """Its workers have stand-ins for their handlers, which do the tasks of `tasks` as those say; see `StandIn`."""
     recorder: str = RECORDER
@@ -50,9 +53,21 @@ class Site:
     """Its workers write to pipes, each of which is read to the log's file as long as the worker's `read` is set."""
 
     @cached_property
+    def _operation(self) -> Operation:
+        operations = self.scripts.operations(self.project)
+        return operations[self.operation or next(iter(operations))]
+
+    @property
     def receive(self) -> contract.Receive:
-        """The worker's operation, as the contract of this site has it."""
-        return self.scripts.receive(self.project)
+        """Its operation, as the contract of this site has it."""
+        return self._operation.receive
+
+    @property
+    def to(self) -> tuple[str, ...]:
+        """The flags with which a producer sends lines to its operation. Skips the test where none can."""
+        if self._operation.send is None:
+            skip(f"nothing in this project sends to {self.queue}")
+        return self._operation.to
 
     @property
     def queue(self) -> str:
@@ -136,7 +151,7 @@ class Site:
     async def send(self, payloads: list[dict[str, Any]], *flags: str, **environment: str) -> Produced:
         """Send these payloads, or whole tasks, with a producer that must succeed."""
         text = "".join(json.dumps(payload) + "\n" for payload in payloads)
-        to = () if "--to" in flags else self.scripts.to(self.project)
+        to = () if "--to" in flags else self.to
         produced = await self.producer("--jsonl", "-", *to, *flags, lines=text, **environment)
         assert produced.code == 0, produced.err
         return produced
@@ -145,7 +160,7 @@ class Site:
         """Send these, wait until all are finished, and return the lines of the results file."""
         results = self.folder / f"results-{secrets.token_hex(6)}.jsonl"
         text = "".join(json.dumps(payload) + "\n" for payload in payloads)
-        flags = ("--jsonl", "-", "--wait", "--results", str(results), *self.scripts.to(self.project))
+        flags = ("--jsonl", "-", "--wait", "--results", str(results), *self.to)
         produced = await self.producer(*flags, lines=text, **environment)
         print(f"the producer ended with {produced.code} and said:\n{produced.err}")  # shown where the test fails
         assert produced.code in (0, 1)  # 1: some of them died
@@ -197,7 +212,7 @@ class Site:
         except FileNotFoundError:
             return []
         fields = map(str.split, whole.splitlines())
-        return [Note(word, id, worker, int(pid), float(at)) for word, id, worker, pid, at in fields]
+        return [Note(word, id, worker, int(pid), float(at), *more) for word, id, worker, pid, at, *more in fields]
 
     def ended(self) -> Counter[str]:
         """How often each task's handler came to its end."""

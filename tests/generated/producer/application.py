@@ -15,7 +15,7 @@ import sys
 
 
 class Application(BaseApplication):
-    """The tests' producer - Sends errands.
+    """The tests' producer - Sends errands and chores.
 
     AsyncAPI Version: 3.1.0
     Application Version: 2.5.0

@@ -15,7 +15,7 @@ import sys
 
 
 class Application(BaseApplication):
-    """The tests' worker - Takes errands one at a time and does them.
+    """The tests' worker - Takes errands and chores, one of each at a time, and does them.
 
     AsyncAPI Version: 3.1.0
     Application Version: 2.5.0

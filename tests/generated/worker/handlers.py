@@ -14,6 +14,7 @@ R = TypeVar("R")
 
 
 class Handlers(TypedDict, Generic[R]):
+    do_chore: Callable[[models.Task, TaskContext[R]], Awaitable[models.DigestResult | models.NapResult | models.OddResult | models.ParcelResult | None] | models.DigestResult | models.NapResult | models.OddResult | models.ParcelResult | None]
     do_errand: Callable[[models.Task, TaskContext[R]], Awaitable[models.DigestResult | models.NapResult | models.OddResult | models.ParcelResult | None] | models.DigestResult | models.NapResult | models.OddResult | models.ParcelResult | None]
 
 

@@ -39,8 +39,8 @@ from workqueue.dev.postgres import PostgresError
 from workqueue.testing.account import Account
 from workqueue.testing.chaos.plan import ALL, HOSTS, KINDS, usable
 from workqueue.testing.chaos.run import Chaos
-from workqueue.testing.processes import MAIN, Scripts
 from workqueue.testing.project import copy_project, hurried
+from workqueue.testing.scripts import MAIN, Scripts
 
 HURRIED_LEASE_S = 10
 
@@ -117,8 +117,8 @@ def prepare(given: argparse.Namespace, folder: Path, own: Own | None) -> tuple[P
     here = Path.cwd()
     if given.payloads and not given.hurry:
         scripts = replace(MAIN, worker=str(Path(given.handler or MAIN.worker).resolve()))
-        delays = [f"{rung.delay_s:g}" for rung in scripts.receive(here).rungs]
-        print(f"chaos: delays of {', '.join(delays)} s, as the contract says; with HURRY=1 they are short")
+        longest = max(one.receive.rungs[-1].delay_s for one in scripts.operations(here).values())
+        print(f"chaos: delays of up to {longest:g} s, as the contract says; with HURRY=1 they are short")
         return here, scripts
     if own is not None:
         return own.project, own.scripts

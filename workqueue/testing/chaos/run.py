@@ -27,8 +27,9 @@ from workqueue.testing.account import Account, Evidence, Letter, Life, Span, acc
 from workqueue.testing.chaos.faults import SETTLE_S, Faults
 from workqueue.testing.chaos.load import EXAMPLES_NAP, NAP, Task, make_tasks
 from workqueue.testing.chaos.plan import KINDS, Fault, plan, usable
-from workqueue.testing.processes import Scripts, Worker, until
+from workqueue.testing.processes import Worker, until
 from workqueue.testing.proxy import Proxy
+from workqueue.testing.scripts import Scripts
 from workqueue.testing.site import Site
 
 WORKERS = 3
@@ -315,7 +316,7 @@ class Chaos:
                 await asyncio.sleep(0.5)
         self._producers += 1
         site = self._sites[self._producers % len(self._sites)]
-        self.producer = Producing(await site.start_producer("--jsonl", "-"))
+        self.producer = Producing(await site.start_producer("--jsonl", "-", *self.site.to))
         process = self.producer.process
         assert process.stderr is not None
         assert process.stdout is not None
