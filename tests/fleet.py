@@ -16,7 +16,7 @@ from tests.hosts import Broker, Database, Network, start_cluster
 from tests.kept import Kept, KeptProducer, KeptWorker
 from workqueue.dev.programs import BrokerError, until
 from workqueue.testing import Note
-from workqueue.testing.account import Evidence, Letter, Span
+from workqueue.testing.evidence import Evidence, Letter, Span
 
 BROKERS = WORKERS = 3
 PRODUCERS = 2
@@ -200,8 +200,9 @@ class Fleet:
         given = {id: at for producer in self.producers for id, at in producer.given.items()}
         lives = [life for worker in self.workers for life in worker.lives]
         return Evidence(
-            given=given, failures=dict.fromkeys(given, 0), poison={}, notes=self.record(), letters=self.letters,
-            lives=lives, unhealthy=unhealthy, left_over=self._depth(), stuck=stuck, own_failures=False,
+            given=given, receives=dict.fromkeys(given, self._site.receive), failures=dict.fromkeys(given, 0), poison={},
+            notes=self.record(), letters=self.letters, lives=lives, unhealthy=unhealthy, left_over=self._depth(),
+            stuck=stuck, own_failures=False,
         )  # fmt: skip
 
     def _await_end(self) -> bool:
@@ -232,7 +233,8 @@ class Fleet:
                 queue = await channel.declare_queue(self._dead_queue, passive=True)
                 while (message := await queue.get(fail=False)) is not None:
                     await message.ack()
-                    self.letters.append(Letter(json.loads(message.body)["id"], message.headers))
+                    id = str(json.loads(message.body)["id"])
+                    self.letters.append(Letter(id, message.headers, self._site.receive.operation))
 
         asyncio.run(take())
 

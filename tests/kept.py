@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.harness import Site, simulate
 from tests.hosts import AMQP_PORT, SUBNET, Host
-from workqueue.testing.account import Life
+from workqueue.testing.evidence import Life
 
 SHORT_S = (0.01, 0.05)
 AHEAD = 150  # tasks that a producer was given and that are not done: more would only take long to work off

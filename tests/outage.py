@@ -1,6 +1,6 @@
 """What an outage did to those who work, and whether that is within the limits: pure, from when who did what.
 
-Times are Unix times, as in `workqueue.testing.account`.
+Times are Unix times, as in `workqueue.testing.evidence`.
 """
 
 import math
@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from workqueue.testing import Note
-from workqueue.testing.account import Life
+from workqueue.testing.evidence import Life
 
 STRETCH_S = 15.0  # without a task done, while most brokers and the ledger can be reached
 BACK_S = 20.0  # until who was cut off from one of several brokers works again

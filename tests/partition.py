@@ -30,7 +30,8 @@ from tests.kept import Kept
 from tests.outage import EFFECT_S, Effects, Outage, done_twice, effects, log_lines, started_twice
 from workqueue.dev.postgres import PostgresError
 from workqueue.dev.programs import BrokerError
-from workqueue.testing.account import Evidence, account, trail
+from workqueue.testing.account import account
+from workqueue.testing.evidence import Evidence, trail
 
 RATE = 16.0  # tasks in a second, by default: enough to see within a second who works, and who does not
 FAR_S = 0.15  # one way; a quorum queue's counters are asked for with a timeout of 0.25 s

@@ -6,21 +6,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.harness import ROOT
+from tests.pages import blocks, source_with_mails
 from workqueue import contract
 from workqueue.testing import copy_project, vhost
 from workqueue.testing.given import Broker
 
 SPINE_LINES = 1200
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
 def test_the_files_to_read_first_are_there_and_no_more_than_an_hours_work() -> None:
@@ -46,25 +41,7 @@ def test_every_room_of_the_package_is_on_the_page() -> None:
 @pytest.mark.compiler
 @pytest.mark.example
 def test_the_second_operation_works_as_it_is_printed(tmp_path: Path, node: Broker) -> None:
-    mails, worker, producer = blocks("operations.md", "yaml")
-    added: dict[str, Any] = {"worker": yaml.safe_load(worker), "producer": yaml.safe_load(producer)}
-
-    def edit(text: str) -> str:
-        document = yaml.safe_load(text)
-        for name, parts in added.items():
-            if document["info"]["title"].endswith(name):
-                for part in ("channels", "operations"):
-                    document[part] |= parts[part]
-        return yaml.safe_dump(document, sort_keys=False)
-
-    source = tmp_path / "source"
-    (source / "spec").mkdir(parents=True)
-    for file in (ROOT / "spec").iterdir():
-        (source / "spec" / file.name).write_bytes(file.read_bytes())
-    (source / "spec" / "mails.asyncapi.yaml").write_text(mails)
-    (source / "workqueue").symlink_to(ROOT / "workqueue")
-    (source / "main-producer.py").write_bytes((ROOT / "main-producer.py").read_bytes())
-    project = copy_project(source, tmp_path / "project", edit)
+    project = copy_project(source_with_mails(tmp_path / "source"), tmp_path / "project")
     loaded = contract.read(json.loads((project / "generated/worker/contract.json").read_bytes()))
     assert [receive.operation for receive in loaded.receives.values()] == ["process_task", "send_mail"]
     assert loaded.receives["mails"].max_attempts == 2

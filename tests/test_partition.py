@@ -21,7 +21,7 @@ from tests.network import Wires, packed
 from tests.outage import Effects, Line, Outage, done_twice, effects, log_lines, longest_gap, started_twice
 from tests.partition import KINDS, plan
 from workqueue.testing import Note, until
-from workqueue.testing.account import Life
+from workqueue.testing.evidence import Life
 
 NEAR, FAR = packed("10.203.0.11"), packed("10.203.0.12")
 AN_OUTAGE = Outage("broker vanishes", "rabbit1", began=100.0, healed=130.0, settled=140.0)

@@ -1,149 +1,18 @@
-"""What a chaos run came to: pure, from what handlers wrote, what workers logged, and what lay in the dead letters.
+"""What a run came to: pure, from the evidence."""
 
-The ledger is not asked: it is one of the things on trial.
-"""
-
-import json
 import signal
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
+from workqueue.testing.evidence import Evidence, Life, Span
 from workqueue.testing.processes import Note
 
 IDLE_S = 10.0  # a worker gets something within this, whatever happened before
-BUSY = 20  # tasks that others began meanwhile: there was something to get
-Span = tuple[float, float]
+BUSY = 20  # tasks that nobody has begun: there is something to get
 EXTRA_STARTS = 3  # of a task that was cut off where nobody could count it, beyond what its limit says
-SETTLED = {"done", "retrying", "dead", "skipped", "delayed", "lost_claim", "handed_back"}
-OLDER = {"done": "done", "failed": "retrying", "dead": "dead", "handed back": "handed_back"}
-"""Words of the text log, and the events that they tell of; whatever else was said of a task, it was delayed then."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """An event of a worker's log about a message."""
-
-    at: float
-    event: str
-    id: str
-    attempt: int = 1
-    error: str = ""
-
-
-def parse(line: str) -> Told | None:
-    """The one place that reads a log. None for what is not about a message."""
-    if not line.startswith("{"):
-        return parse_text(line)
-    try:
-        said = json.loads(line)
-    except json.JSONDecodeError:  # it was killed while it wrote
-        return None
-    if "id" not in said:
-        return None
-    return Told(said["time"], said["event"], said["id"], said.get("attempt", 1), said.get("error", ""))
-
-
-def parse_text(line: str) -> Told | None:
-    """The same for a worker of a version that writes text: `<time> <worker>  <word>  <kind>  <id>[  attempt <n>]...`"""
-    head, *parts = line.split("  ")
-    if len(parts) < 3 or len(parts[2]) < 36 or parts[0] == "running":
-        return None
-    at = datetime.fromisoformat(head[:19]).timestamp() + int(head[20:23]) / 1000
-    word, _, attempt = parts[3].partition(" ") if len(parts) > 3 else ("", "", "")
-    number = int(attempt.partition(",")[0]) if word == "attempt" else 1
-    return Told(at, OLDER.get(parts[0], "delayed"), parts[2][:36], number, "  ".join(parts[3:]))
-
-
-@dataclass
-class Life:
-    """A worker process, and what was done to it. Times are Unix times."""
-
-    name: str
-    pid: int
-    log: Path
-    began: float
-    ready: float | None = None
-    termed: float | None = None
-    killed: float | None = None
-    ended: float | None = None
-    code: int | None = None
-    concurrency: int = 1
-    frozen: list[Span] = field(default_factory=list)
-    """When it had no processor: a fault stopped it, or the machine had too much to do."""
-
-    @cached_property
-    def lines(self) -> list[str]:
-        """What it logged; asked for once it has ended."""
-        return self.log.read_text(errors="replace").splitlines()
-
-    @cached_property
-    def told(self) -> list[Told]:
-        """What it logged of tasks."""
-        return list(filter(None, map(parse, self.lines)))
-
-    @cached_property
-    def told_done(self) -> set[str]:
-        return {told.id for told in self.told if told.event == "done"}
-
-    @cached_property
-    def settled(self) -> list[float]:
-        """When it settled a message, by its log: also one that it need not handle, being done already."""
-        return [told.at for told in self.told if told.event in SETTLED]
-
-    @property
-    def is_crash(self) -> bool:
-        """It ended in a way that nobody asked for; 3 is its right when there is no broker or ledger to start with."""
-        return self.killed is None and self.code not in ((0, 3) if self.termed else (3,))
-
-
-@dataclass(frozen=True)
-class Letter:
-    """A dead letter. `id` is the task's if it has one, else the message's."""
-
-    id: str
-    headers: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that was seen. `given` is when each task was first given to a producer; `failures` how often each of this
-    suite's own is to fail, None for always; `poison` what each was; `unhealthy` when broker, ledger or network could
-    not be used."""
-
-    given: Mapping[str, float]
-    failures: Mapping[str, int | None]
-    poison: Mapping[str, str]
-    notes: Sequence[Note]
-    letters: Sequence[Letter]
-    lives: Sequence[Life]
-    unhealthy: Sequence[Span]
-    left_over: int
-    stuck: bool
-    """Nothing ended any more, though there was something left."""
-    own_failures: bool
-    """Handlers may fail by themselves: the tasks are not this suite's own."""
-    curable: Mapping[str, str] = field(default_factory=dict)
-    """The poison with which just the headers are wrong, and the task in its body: it is one like any other once it was
-    sent back, as what its headers said is history then."""
-    odd: frozenset[str] = frozenset()
-    """Tasks whose handlers do what handlers should not: each is done or dead, and which is not said here."""
-    deadly: frozenset[str] = frozenset()
-    """Tasks that kill the process which takes them."""
-    flooded: frozenset[str] = frozenset()
-    """Tasks that always fail and were sent several times."""
-    moved: Sequence[Letter] = ()
-    """Dead letters that were sent back to the queue of tasks."""
-    deleted: int = 0
-    """Messages that went with a queue which was thought to be empty when this suite deleted it."""
-    max_attempts: int = 6
-    crash_limit: int = 3
 
 
 @dataclass
@@ -151,6 +20,7 @@ class Account:
     """Sets of ids, but for what their names say. Empty where all is well, except `honest`."""
 
     sent: int = 0
+    by_operation: Counter[str] = field(default_factory=Counter)
     done: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     honest: set[str] = field(default_factory=set)
@@ -171,7 +41,9 @@ class Account:
     convicted: set[str] = field(default_factory=set)
     """Dead as the cause of their workers' deaths, and they were not."""
     overtried: set[str] = field(default_factory=set)
-    """Started more often than any limit of the contract allows."""
+    """Started more often than any limit of its operation allows."""
+    astray: set[str] = field(default_factory=set)
+    """Begun by another operation's handler, or among another operation's dead letters, than it was sent to."""
     odd: int = 0
     deadly: int = 0
     moved: int = 0
@@ -190,7 +62,7 @@ class Account:
     def offending(self) -> set[str]:
         lost = self.lost if len(self.lost) > self.deleted else set()
         wrong = self.twice | self.dead_unexpected | self.poison_lost | self.unknown | self.miscounted
-        return lost | wrong | self.convicted | self.overtried
+        return lost | wrong | self.convicted | self.overtried | self.astray
 
     @property
     def kept(self) -> bool:
@@ -199,7 +71,8 @@ class Account:
 
     def __str__(self) -> str:
         rows = {
-            "sent (unique ids)": self.sent,
+            "sent (unique ids)": f"{self.sent}: "
+            + ", ".join(f"{n} to {name}" for name, n in self.by_operation.items()),
             "done": len(self.done),
             "done more than once": f"{len(self.twice)} violations, {len(self.honest)} in the honest window",
             "lost": f"{len(self.lost)}" + f", {self.deleted} went with a deleted queue" * bool(self.deleted),
@@ -209,6 +82,7 @@ class Account:
             "odd and deadly": f"{self.odd} odd, {self.deadly} deadly, {len(self.convicted)} good tasks convicted",
             "sent back": f"{self.moved} dead letters",
             "tried too often": len(self.overtried),
+            "at another operation": len(self.astray),
             "handled, never sent": len(self.unknown),
             "attempts miscounted": len(self.miscounted),
             "rolling restarts": f"{self.rolled} workers ended by SIGTERM, {self.by_sigterm} failed attempts by it",
@@ -230,6 +104,7 @@ def account(seen: Evidence) -> Account:
         (ends if note.word == "end" else starts)[note.id].append(note)
     letters = Counter(letter.id for letter in seen.letters)
     result = Account(sent=len(seen.given), poison_sent=len(seen.poison), left_over=seen.left_over)
+    result.by_operation = Counter(map(seen.operation, seen.given))
     result.odd, result.deadly = len(seen.odd), len(seen.deadly)
     result.moved, result.deleted = len(seen.moved), seen.deleted
     result.done = ends.keys() & seen.given.keys()
@@ -243,6 +118,7 @@ def account(seen: Evidence) -> Account:
     count_dead(seen, ends, result)
     count_done_again(seen, ends, result)
     count_starts(seen, starts, result)
+    result.astray = set(astray(seen))
     if not seen.own_failures:
         count_attempts(seen, result)
     result.crashed = [
@@ -281,10 +157,11 @@ def count_dead(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Accou
 
 def count_done_again(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Account) -> None:
     sent_back = Counter(letter.id for letter in seen.moved)
-    last = {note.pid: note for note in seen.notes}
+    last = {(note.pid, seen.operation(note.id)): note for note in seen.notes}
     lives = {life.pid: life for life in seen.lives}
     for id, notes in ends.items():
-        excused = sum(is_in_honest_window(note, last[note.pid], lives[note.pid]) for note in notes)
+        lasts = [last[note.pid, seen.operation(id)] for note in notes]
+        excused = sum(is_in_honest_window(note, last, lives[note.pid]) for note, last in zip(notes, lasts, strict=True))
         # An odd one may come to its end, and be dead for what it returned: sent back, it does so again.
         allowed = 1 + (sent_back[id] if id in seen.odd else 0)
         if len(notes) > allowed:
@@ -292,18 +169,34 @@ def count_done_again(seen: Evidence, ends: Mapping[str, Sequence[Note]], result:
 
 
 def is_in_honest_window(end: Note, last: Note, life: Life) -> bool:
-    """Whether this was the last that a process did before it was killed, and it had not said that it was done. One
-    that has several in hand does more meanwhile."""
+    """Whether this was the last of its operation that a process did before it was killed, and it had not said that it
+    was done. One that has several of an operation in hand does more meanwhile."""
     return life.killed is not None and (end == last or life.concurrency > 1) and end.id not in life.told_done
 
 
 def count_starts(seen: Evidence, starts: Mapping[str, Sequence[Note]], result: Account) -> None:
-    """No task is begun without end: what kills has a limit, and copies of one task don't multiply its attempts."""
+    """No task is begun without end: what kills has a limit, and copies of one task don't multiply its attempts. None is
+    given up before it had the attempts of its operation."""
     sent_back = Counter(letter.id for letter in seen.moved)
-    limits = dict.fromkeys(seen.deadly, seen.crash_limit) | dict.fromkeys(seen.flooded, seen.max_attempts)
+    limits = {id: seen.receives[id].crash_limit for id in seen.deadly}
+    limits |= {id: seen.receives[id].max_attempts for id in seen.flooded}
     for id, limit in limits.items():
         if len(starts.get(id, ())) > (limit + EXTRA_STARTS) * (1 + sent_back[id]):
             result.overtried.add(id)
+    for letter in (*seen.letters, *seen.moved):
+        if letter.id in seen.given and letter.headers.get("x-reason") == "failed":
+            attempts = seen.receives[letter.id].max_attempts
+            if len(starts.get(letter.id, ())) < attempts or len(letter.headers.get("x-attempts", ())) > attempts:
+                result.miscounted.add(letter.id)
+
+
+def astray(seen: Evidence) -> Iterator[str]:
+    for note in seen.notes:
+        if note.operation and note.id in seen.receives and note.operation != seen.operation(note.id):
+            yield note.id
+    for letter in (*seen.letters, *seen.moved):
+        if letter.id in seen.receives and letter.operation != seen.operation(letter.id):
+            yield letter.id
 
 
 def count_attempts(seen: Evidence, result: Account) -> None:
@@ -327,17 +220,22 @@ def count_attempts(seen: Evidence, result: Account) -> None:
 
 
 def idle(seen: Evidence) -> Iterator[str]:
-    """The workers that got nothing for too long, while all was well and there was something to get."""
-    starts = sorted(note.at for note in seen.notes if note.word == "start")
-    feeding = (min(seen.given.values()), max(seen.given.values()))
+    """The workers that got nothing of an operation for too long, while all was well and there was something to get."""
+    first: dict[str, float] = {}
+    for note in seen.notes:
+        first.setdefault(note.id, note.at)
     stopped = max((note.at for note in seen.notes), default=0.0)
-    for life in seen.lives:
-        own = [note.at for note in seen.notes if note.pid == life.pid] + life.settled
-        ends = [at for at in (life.termed, life.killed, life.ended, stopped) if at is not None]
-        for since, till in spans_between([life.began, *own, min(ends)], [*seen.unhealthy, *life.frozen]):
-            begun = bisect_left(starts, till) - bisect_left(starts, since)
-            if till - since > IDLE_S and (begun >= BUSY or (feeding[0] < since and till < feeding[1])):
-                yield f"{life.name} ({life.log.name}) got nothing for {till - since:.1f} s, from {since:.3f}"
+    for operation in dict.fromkeys(map(seen.operation, seen.given)):
+        given = {id: at for id, at in seen.given.items() if seen.operation(id) == operation}
+        came, begun = sorted(given.values()), sorted(at for id, at in first.items() if id in given)
+        for life in seen.lives:
+            own = [note.at for note in seen.notes if note.pid == life.pid and seen.operation(note.id) == operation]
+            own += [told.at for told in life.settled if seen.operation(told.id) in (operation, "")]
+            ends = [at for at in (life.termed, life.killed, life.ended, stopped) if at is not None]
+            for since, till in spans_between([life.began, *own, min(ends)], [*seen.unhealthy, *life.frozen]):
+                if till - since > IDLE_S and bisect_left(came, till) - bisect_left(begun, since) >= BUSY:
+                    told = f"got nothing of {operation} for {till - since:.1f} s, from {since:.3f}"
+                    yield f"{life.name} ({life.log.name}) {told}"
 
 
 def longest_stall(seen: Evidence, done_at: Mapping[str, float]) -> tuple[float, float]:
@@ -346,7 +244,7 @@ def longest_stall(seen: Evidence, done_at: Mapping[str, float]) -> tuple[float, 
     longest, began = 0.0, min(seen.given.values())
     start = began
     settled = [note.at for note in seen.notes if note.word == "end"] + [
-        at for life in seen.lives for at in life.settled
+        told.at for life in seen.lives for told in life.settled
     ]
     for since, till in spans_between([start, *settled], seen.unhealthy):
         if till - since > longest:
@@ -370,14 +268,3 @@ def spans_between(moments: Iterable[float], less: Iterable[Span]) -> Iterator[Sp
                 since = max(since, end)
         if since < till:
             yield since, till
-
-
-def trail(ids: Iterable[str], seen: Evidence) -> Iterator[str]:
-    """Everything that was recorded, logged and dead-lettered about these ids, as lines."""
-    for id in sorted(ids):
-        given = f"given at {seen.given[id]}, to fail {seen.failures[id]} times" if id in seen.given else "never given"
-        yield f"{id}  {seen.poison.get(id, given)}"
-        yield from (f"  record  {n.word:<5}  {n.worker}  pid {n.pid}  {n.at:.6f}" for n in seen.notes if n.id == id)
-        for life in seen.lives:
-            yield from (f"  {life.log.name}  {line}" for line in life.lines if id in line)
-        yield from (f"  dead letter  {json.dumps(dict(e.headers), default=str)}" for e in seen.letters if e.id == id)

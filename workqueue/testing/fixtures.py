@@ -106,9 +106,15 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def site(node: Broker, tmp_path: Path, scripts: Scripts, project: Path) -> Iterator[Site]:
+def operation() -> str:
+    """The receive operation that `site` sends to and looks at; override it for another than the contract's first."""
+    return ""
+
+
+@pytest.fixture
+def site(node: Broker, tmp_path: Path, scripts: Scripts, project: Path, operation: str) -> Iterator[Site]:
     """A vhost of the shared node, a folder and a ledger for one test; its processes end with it."""
-    here = Site(tmp_path, vhost(node), project, scripts=scripts)
+    here = Site(tmp_path, vhost(node), project, scripts=scripts, operation=operation)
     yield here
     here.stop()
     here.tell()

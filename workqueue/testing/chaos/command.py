@@ -4,13 +4,15 @@
     make chaos PAYLOADS=mine.jsonl [HANDLER=my-worker.py] [HURRY=1]
     make chaos OLD=REVISION
 
-It starts a broker, a ledger, three workers and a producer of its own, with a proxy between them and the broker, and
-lets tasks flow while a schedule of faults runs; the same seed gives the same schedule and the same tasks. What is
-counted is what handlers wrote and what lies among the dead letters, never what the ledger says.
+It starts a broker, a ledger, three workers and a producer for each send operation, with a proxy between them and the
+broker, and lets tasks flow to all operations at once while a schedule of faults runs; the same seed gives the same
+schedule and the same tasks. What is counted is what handlers wrote and what lies among the dead letters, never what
+the ledger says.
 
 With PAYLOADS, a line of JSON each, it runs this project's contract as it is, with main-producer.py and with
-main-worker.py or HANDLER; a dead letter is then no broken promise, as the handler may have failed. HURRY makes the
-delays and the lease of a copy of the contract short. Without PAYLOADS it runs a hurried copy with the example's kinds.
+main-worker.py or HANDLER; a dead letter is then no broken promise, as the handler may have failed. Each payload goes
+to the first operation whose message it fits. HURRY makes the delays and the lease of a copy of the contract short.
+Without PAYLOADS it runs a hurried copy, with the example's kinds on every operation that takes them.
 With OLD every other worker and producer is of that revision of this repository, each with its own contract, hurried.
 
 Exit codes: 0 every promise was kept; 1 one was not, and all there is about it is in the folder that is named; 2 wrong
@@ -29,16 +31,18 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import BrokerError
 from workqueue.dev.postgres import PostgresError
+from workqueue.errors import ContractInvalid, InputInvalid
 from workqueue.testing.account import Account
+from workqueue.testing.chaos.payloads import addressed, read
 from workqueue.testing.chaos.plan import ALL, HOSTS, KINDS, usable
 from workqueue.testing.chaos.run import Chaos
+from workqueue.testing.chaos.settings import Payload, RunSettings
 from workqueue.testing.project import copy_project, hurried
 from workqueue.testing.scripts import MAIN, Scripts
 
@@ -86,22 +90,7 @@ def parse(arguments: list[str], own: Own | None = None) -> argparse.Namespace:
         flags.error("--handler and --hurry are about this project's own contract; name tasks of it with --payloads")
     if given.handler and not Path(given.handler).is_file():
         flags.error(f"--handler {given.handler}: there is no such file")
-    given.payloads = payloads(flags, given.payloads) if given.payloads else []
     return given
-
-
-def payloads(flags: argparse.ArgumentParser, name: str) -> list[dict[str, Any]]:
-    """The payloads of a file whose lines are payloads or whole tasks, as for the producer."""
-    try:
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
-        values = [json.loads(line) for line in lines if line.strip()]
-    except OSError as error:
-        flags.error(f"--payloads {name}: {error.strerror}")
-    except ValueError as error:
-        flags.error(f"--payloads {name}: a line is not JSON ({error})")
-    if not values or not all(isinstance(value, dict) for value in values):
-        flags.error(f"--payloads {name}: give a line of JSON for each payload, an object")
-    return [value["payload"] if {"id", "payload"} <= value.keys() else value for value in values]
 
 
 def has_examples_kinds(generated: Path) -> bool:
@@ -162,27 +151,40 @@ async def _run(chaos: Chaos) -> Account:
         raise first_of(group) from group
 
 
+def set_up(given: argparse.Namespace, folder: Path, own: Own | None, payloads: tuple[Payload, ...]) -> Chaos:
+    """A run in this folder, and a line on what it runs. Raises CalledProcessError and ContractInvalid."""
+    project, scripts = prepare(given, folder, own)
+    check(project, scripts)
+    settings = RunSettings(
+        folder, project, scripts, given.seed, given.seconds, given.tasks, given.ledger, given.concurrency,
+        odd_ways=own.odd_ways if own else (), payloads=payloads, kinds=tuple(given.faults),
+        old=check_out(given.old, folder / "old") if given.old else None,
+    )  # fmt: skip
+    chaos = Chaos(settings, say=lambda line: print(line, flush=True))
+    others = [name for name in scripts.operations(project) if name not in chaos.operations]
+    print(f"chaos: tasks for {', '.join(chaos.operations)}" + f"; none for {', '.join(others)}" * bool(others))
+    return chaos
+
+
 def main(arguments: list[str], own: Own | None = None) -> int:
     given = parse(arguments, own)
     if given.payloads or given.old:
         own = None
+    try:
+        payloads = addressed(read(given.payloads), MAIN.operations(Path.cwd())) if given.payloads else ()
+    except (InputInvalid, ContractInvalid) as error:
+        print(f"chaos: {error}", file=sys.stderr)
+        return 2
     folder = Path(tempfile.mkdtemp(prefix="workqueue-chaos-"))
     print(f"chaos: seed {given.seed}, {given.tasks} tasks in {given.seconds:g} s, {given.ledger}, in {folder}")
     try:
         ensure_installed()
-        project, scripts = prepare(given, folder, own)
-        check(project, scripts)
-        old = check_out(given.old, folder / "old") if given.old else None
-        chaos = Chaos(
-            folder, seed=given.seed, seconds=given.seconds, tasks=given.tasks, ledger=given.ledger,
-            concurrency=given.concurrency, project=project, scripts=scripts, payloads=given.payloads,
-            odd_ways=own.odd_ways if own else (), old=old, kinds=given.faults, say=lambda line: print(line, flush=True),
-        )  # fmt: skip
+        chaos = set_up(given, folder, own, payloads)
         result = asyncio.run(_run(chaos))
     except (asyncio.CancelledError, KeyboardInterrupt):
         shutil.rmtree(folder, ignore_errors=True)
         return 130
-    except subprocess.CalledProcessError as error:
+    except (subprocess.CalledProcessError, ContractInvalid) as error:
         print(f"chaos: {error}", file=sys.stderr)
         return 2
     except (BrokerError, PostgresError) as error:

@@ -2,38 +2,53 @@
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from workqueue.codec import Schema
 from workqueue.contract import Receive
+from workqueue.testing.chaos.settings import EXAMPLES_NAP, NAP, RunSettings
 
-NAP, EXAMPLES_NAP = "nap", "simulate"  # the kind that takes a time and fails, of the tests and of the example
 ALWAYS = 100  # failures: more than a task has attempts
 
 
 @dataclass(frozen=True)
 class Task:
-    """A line for the producer. `failures` is None if it is to fail always, 0 for one that nobody tells to fail."""
+    """A line for the producer of an operation. `failures` is None if it is to fail always, 0 for one that nobody tells
+    to fail."""
 
     id: str
     line: bytes
     failures: int | None
+    operation: str
 
 
-def make_task(rng: random.Random, payload: dict[str, Any]) -> Task:
-    id = str(UUID(int=rng.getrandbits(128), version=4))
+def make_task(rng: random.Random, payload: Mapping[str, Any], operation: str) -> Task:
+    task = whole(str(UUID(int=rng.getrandbits(128), version=4)), payload)
     failures = payload.get("failures", 0) if payload.get("kind") in (NAP, EXAMPLES_NAP) else 0
-    text = json.dumps({"id": id, "created_at": "2026-11-25T09:30:00Z", "payload": payload})
-    return Task(id, text.encode() + b"\n", None if failures == ALWAYS else failures)
+    line = json.dumps(task).encode() + b"\n"
+    return Task(task["id"], line, None if failures == ALWAYS else failures, operation)
 
 
-def make_tasks(seed: int, count: int, payloads: Sequence[dict[str, Any]], kind: str = NAP) -> list[Task]:
-    """The tasks in the order they are given, 3 % of them given again a little later."""
-    rng = random.Random(f"tasks {seed}")
-    tasks = [make_task(rng, rng.choice(payloads) if payloads else some_payload(rng, kind)) for _ in range(count)]
+def whole(id: str, payload: Any) -> dict[str, Any]:
+    """The task with this payload."""
+    return {"id": id, "created_at": "2026-11-25T09:30:00Z", "payload": payload}
+
+
+def make_tasks(settings: RunSettings, operations: Sequence[str]) -> list[Task]:
+    """The tasks in the order they are given, 3 % of them given again a little later. Those of no user's are spread
+    over the operations."""
+    rng, count = random.Random(f"tasks {settings.seed}"), settings.tasks
+
+    def made() -> Task:
+        if settings.payloads:
+            payload = rng.choice(settings.payloads)
+            return make_task(rng, payload.value, payload.operation)
+        return make_task(rng, some_payload(rng, settings.nap), rng.choice(operations))
+
+    tasks = [made() for _ in range(count)]
     for index in sorted(rng.sample(range(count), count * 3 // 100), reverse=True):
         tasks.insert(index + rng.randint(1, 100), tasks[index])
     return tasks
@@ -63,7 +78,7 @@ def some_payload(rng: random.Random, kind: str) -> dict[str, Any]:
 
 def poison(rng: random.Random, good: Task, receive: Receive) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Bodies and headers that the contract does not allow, made from a task that it does."""
-    text = make_task(rng, json.loads(good.line)["payload"]).line.strip()  # under an id of its own
+    text = make_task(rng, json.loads(good.line)["payload"], good.operation).line.strip()  # under an id of its own
     task = json.loads(text)
     yield rng.randbytes(50), {}
     yield b"", {}

@@ -64,18 +64,20 @@ def usable(kinds: Sequence[str], *, own: bool, server: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class Fault:
-    """One line of the schedule. `seconds` is how long it lasts, `worker` which one it hits, where it hits one."""
+    """One line of the schedule. `seconds` is how long it lasts; `worker` is which one it hits, where it hits one, and
+    `operation` whose messages, queues or producer, where it hits such."""
 
     at_s: float
     kind: str
     worker: int
+    operation: str
     seconds: float
 
     def __str__(self) -> str:
-        return f"{self.at_s:6.1f} s  {self.kind:<32} worker{self.worker}  {self.seconds:.1f} s"
+        return f"{self.at_s:6.1f} s  {self.kind:<32} worker{self.worker}  {self.operation}  {self.seconds:.1f} s"
 
 
-def plan(seed: int, seconds: float, kinds: Sequence[str], workers: int = 3) -> list[Fault]:
+def plan(seed: int, seconds: float, kinds: Sequence[str], operations: Sequence[str], workers: int = 3) -> list[Fault]:
     """The schedule: every kind in a random order, then any; as many as there is time for."""
     rng = random.Random(f"faults {seed}")
     count = max(1, int(seconds / FAULT_EVERY_S))
@@ -84,6 +86,12 @@ def plan(seed: int, seconds: float, kinds: Sequence[str], workers: int = 3) -> l
     rng.shuffle(chosen)
     every_s = seconds / count
     return [
-        Fault((i + rng.random()) * every_s, kind, rng.randrange(workers) + 1, rng.uniform(*ALL[kind].lasts_s))
+        Fault(
+            at_s=(i + rng.random()) * every_s,
+            kind=kind,
+            worker=rng.randrange(workers) + 1,
+            operation=rng.choice(operations),
+            seconds=rng.uniform(*ALL[kind].lasts_s),
+        )
         for i, kind in enumerate(chosen)
     ]
