@@ -2,7 +2,8 @@
 
 Every test has a vhost of its own on a RabbitMQ node that this run started. The workers are main-worker.py, on the
 queues, with the delays and limits that spec/ says; only their handlers are stand-ins, which take as long and fail as
-often as a test tells them, and write each start and end into a record. That is what the tests count.
+often as a test tells them, and write each start and end into a record. That is what the tests count. Where the contract
+has several receive operations, each test runs for each of them, beside workers that serve them all.
 """
 
 import asyncio
@@ -17,12 +18,21 @@ from typing import Any
 import pytest
 
 from workqueue.dev.node import Node
-from workqueue.testing import Scripts, Site, until, vhost
+from workqueue.testing import MAIN, Scripts, Site, until, vhost
+
+PROJECT = Path(__file__).parent
+OPERATIONS = [*MAIN.operations(PROJECT)]
 
 
 @pytest.fixture(scope="session")
 def project() -> Path:
-    return Path(__file__).parent
+    return PROJECT
+
+
+@pytest.fixture(params=OPERATIONS, ids=OPERATIONS if len(OPERATIONS) > 1 else [pytest.HIDDEN_PARAM])
+def operation(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
@@ -105,9 +115,9 @@ async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(site: Site) 
 
 
 async def test_tasks_sent_while_no_worker_is_up_survive_a_broker_that_is_killed(
-    own_node: Node, tmp_path: Path, project: Path, scripts: Scripts
+    own_node: Node, tmp_path: Path, project: Path, scripts: Scripts, operation: str
 ) -> None:
-    site = Site(tmp_path, vhost(own_node), project, scripts=scripts, stand_in=True)
+    site = Site(tmp_path, vhost(own_node), project, scripts=scripts, operation=operation, stand_in=True)
     try:
         tasks = site.tasks(200)
         await site.send(tasks)

@@ -43,9 +43,9 @@ def fast_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def site(node: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+def site(node: Broker, tmp_path: Path, operation: str, request: pytest.FixtureRequest) -> Iterator[Site]:
     scripts: Scripts = EXAMPLE if request.node.get_closest_marker("example") else TESTS
-    here = Site(tmp_path, vhost(node), scripts=scripts)
+    here = Site(tmp_path, vhost(node), scripts=scripts, operation=operation)
     yield here
     here.stop()
     here.tell()
