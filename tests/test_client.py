@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
 import pytest
@@ -30,6 +31,7 @@ from workqueue.settings import Settings
 from workqueue.testing import until
 
 QUICK = Nap(kind="nap", seconds=0.0)
+TO: Final = "send_errand"
 
 
 def settings(site: Site) -> Settings:
@@ -49,7 +51,7 @@ def blocking_queue(site: Site) -> Iterator[SyncClient]:
 
 
 async def test_a_task_waits_runs_and_gives_its_result(site: Site, queue: Client) -> None:
-    handle = await queue.send(Nap(kind="nap", seconds=1.0))
+    handle = await queue.send(Nap(kind="nap", seconds=1.0), to=TO)
     assert await site.depth_is(1)
     assert (await handle.status()).state == "waiting"
     with pytest.raises(TaskUnfinished, match="did not finish within 0 s, it is waiting"):
@@ -71,8 +73,8 @@ async def test_what_fails_is_retrying_and_then_done_or_dead(fast: Site) -> None:
     async with Client(Application, settings=settings(fast)) as queue:
         await fast.worker()
         once, always = (
-            await queue.send(Nap(kind="nap", seconds=0.0, failures=1)),
-            await queue.send(Nap(kind="nap", seconds=0.0, failures=100)),
+            await queue.send(Nap(kind="nap", seconds=0.0, failures=1), to=TO),
+            await queue.send(Nap(kind="nap", seconds=0.0, failures=100), to=TO),
         )
         assert (await once.result(timeout_s=20)) == NapResult(kind="nap", attempt=2)
         seen: set[str] = set()
@@ -92,8 +94,8 @@ async def test_what_fails_is_retrying_and_then_done_or_dead(fast: Site) -> None:
 
 
 async def test_the_same_key_or_id_is_one_task(site: Site, queue: Client) -> None:
-    first, again = await queue.send(QUICK, key="order-17"), await queue.send(QUICK, key="order-17")
-    other = await queue.send(Nap(kind="nap", seconds=0.1), key="order-17")
+    first, again = await queue.send(QUICK, key="order-17", to=TO), await queue.send(QUICK, key="order-17", to=TO)
+    other = await queue.send(Nap(kind="nap", seconds=0.1), key="order-17", to=TO)
     assert first.id == again.id == other.id
     await site.worker()
     assert await first.result(timeout_s=20) == await again.result(timeout_s=20) == NapResult(kind="nap", attempt=1)
@@ -105,8 +107,8 @@ async def test_the_same_key_or_id_is_one_task(site: Site, queue: Client) -> None
 
 
 async def test_a_task_that_is_not_recorded_is_unknown_until_it_is_taken(site: Site, queue: Client) -> None:
-    handle = await queue.send(QUICK, record=False)
-    (of_many,) = await queue.send_many([QUICK])
+    handle = await queue.send(QUICK, record=False, to=TO)
+    (of_many,) = await queue.send_many([QUICK], to=TO)
     assert [(await one.status()).state for one in (handle, of_many)] == ["unknown", "unknown"]
     assert (await queue.status(uuid4())).state == "unknown"
     await site.worker()
@@ -117,7 +119,7 @@ async def test_many_are_sent_in_order_and_what_was_not_is_told_apart(site: Site,
     wrong = Nap.model_construct(kind="nap", seconds=-1.0)
     given: list[Nap | Digest] = [QUICK, wrong, Digest(kind="digest", text="x"), QUICK, wrong]
     with pytest.raises(NotAllSent, match=r"3 tasks sent, 2 not sent, 0 unknown; task .* was refused: ") as failed:
-        await queue.send_many(given)
+        await queue.send_many(given, to=TO)
     assert (len(failed.value.refused), failed.value.unknown, failed.value.complete) == (2, (), True)
     await site.worker()
     results = await asyncio.gather(*(handle.result(timeout_s=20) for handle in failed.value.sent))
@@ -125,13 +127,13 @@ async def test_many_are_sent_in_order_and_what_was_not_is_told_apart(site: Site,
 
 
 async def test_many_at_once_and_one_that_is_cancelled_leak_nothing(site: Site, queue: Client) -> None:
-    sending = [asyncio.create_task(queue.send(QUICK)) for _ in range(300)]
+    sending = [asyncio.create_task(queue.send(QUICK, to=TO)) for _ in range(300)]
     await asyncio.sleep(0)
     for one in sending[::3]:
         one.cancel()
     done = await asyncio.gather(*sending, return_exceptions=True)
     assert sum(isinstance(one, asyncio.CancelledError) for one in done) == 100
-    await queue.send(QUICK)
+    await queue.send(QUICK, to=TO)
     await site.worker()
     sent = [one for one in done if not isinstance(one, BaseException)]
     await asyncio.gather(*(one.result(timeout_s=30) for one in sent))
@@ -156,18 +158,18 @@ async def test_while_the_broker_is_away_nothing_is_called_sent(own_node: Node, t
     """A send that raised is sent again under its id, and is done once whatever had become of the first."""
     site = Site(tmp_path, own_node.uri)
     async with Client(Application, settings=settings(site)) as queue:
-        sent = [await queue.send(QUICK) for _ in range(20)]
+        sent = [await queue.send(QUICK, to=TO) for _ in range(20)]
         again = {uuid4() for _ in range(30)}
-        sending = [asyncio.create_task(queue.send(QUICK, id=id, within_s=2.0)) for id in again]
+        sending = [asyncio.create_task(queue.send(QUICK, id=id, within_s=2.0, to=TO)) for id in again]
         own_node.kill()
         for one, id in zip(sending, again, strict=True):
             with suppress(NotSent, SendUnknown):
                 sent.append(await one)
                 again = again - {id}
         with pytest.raises(NotSent, match="no broker"):
-            await queue.send(QUICK, within_s=1.0)
+            await queue.send(QUICK, within_s=1.0, to=TO)
         await asyncio.to_thread(own_node.start)
-        sent += await asyncio.gather(*(queue.send(QUICK, id=id) for id in again))
+        sent += await asyncio.gather(*(queue.send(QUICK, id=id, to=TO) for id in again))
         await site.worker()
         try:
             await asyncio.gather(*(handle.result(timeout_s=60) for handle in sent))
@@ -178,7 +180,7 @@ async def test_while_the_broker_is_away_nothing_is_called_sent(own_node: Node, t
 
 async def test_a_client_that_is_not_open_says_how_to_open_it() -> None:
     with pytest.raises(RuntimeError, match="the client is not open: use it as `async with"):
-        await Client(Application).send(QUICK)
+        await Client(Application).send(QUICK, to=TO)
 
 
 # --- SyncClient -------------------------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ async def test_threads_share_a_blocking_client(site: Site, blocking_queue: SyncC
     results: list[object] = []
 
     def work() -> None:
-        handles = [blocking_queue.send(QUICK) for _ in range(5)]
+        handles = [blocking_queue.send(QUICK, to=TO) for _ in range(5)]
         results.extend(handle.result(timeout_s=30) for handle in handles)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -207,23 +209,23 @@ from tests.generated.producer.client import SyncClient
 from tests.generated.producer.messages.json import Nap
 
 queue = SyncClient(Application)
-nap = Nap(kind="nap", seconds=0.0)
-ids = [queue.send(nap).id]
+nap, TO = Nap(kind="nap", seconds=0.0), "send_errand"
+ids = [queue.send(nap, to=TO).id]
 children = []
 for _ in range(3):
     here, there = os.pipe()
     child = os.fork()
     if not child:
-        os.write(there, str([str(queue.send(nap).id) for _ in range(5)]).encode())
+        os.write(there, str([str(queue.send(nap, to=TO).id) for _ in range(5)]).encode())
         sys.exit(0)
     children.append((child, here))
-    ids.append(queue.send(nap).id)
+    ids.append(queue.send(nap, to=TO).id)
 for child, here in children:
     assert os.waitpid(child, 0)[1] == 0
     ids += eval(os.read(here, 4096))
 for id in ids:
     queue.result(str(id), timeout_s=30)
-queue.send_many([nap] * 10)
+queue.send_many([nap] * 10, to=TO)
 print(len(set(map(str, ids))))
 """
 
@@ -243,12 +245,12 @@ async def test_a_process_that_is_forked_has_connections_of_its_own(site: Site) -
 def test_a_blocking_client_connects_when_it_is_used_and_again_after_it_was_closed(site: Site) -> None:
     queue = SyncClient(Application, settings=settings(site))
     queue.close()
-    first = queue.send(QUICK)
+    first = queue.send(QUICK, to=TO)
     queue.close()
     assert queue.status(first.id).state == "waiting"
     queue.close()
     with pytest.raises(NotAllSent, match="1 tasks sent, 1 not sent"):
-        queue.send_many([QUICK, Nap.model_construct(kind="nap", seconds=-1.0)])
+        queue.send_many([QUICK, Nap.model_construct(kind="nap", seconds=-1.0)], to=TO)
     queue.close()
 
 
@@ -264,11 +266,11 @@ def test_where_threads_do_not_run_it_is_refused(site: Site, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "gevent.monkey", Patched)
     queue = SyncClient(Application, settings=settings(site))
     with pytest.raises(ThreadsMissing, match="SyncClient needs threads: gevent has replaced them"):
-        queue.send(QUICK)
+        queue.send(QUICK, to=TO)
     monkeypatch.delitem(sys.modules, "gevent.monkey")
     monkeypatch.setitem(sys.modules, "uwsgi", Uwsgi)
     with pytest.raises(ThreadsMissing, match="uWSGI runs none; start it with --enable-threads"):
-        queue.send(QUICK)
+        queue.send(QUICK, to=TO)
     Uwsgi.opt["threads"] = b"2"
-    queue.send(QUICK)
+    queue.send(QUICK, to=TO)
     queue.close()

@@ -31,8 +31,11 @@ class Workers:
         self._closing = False
 
     async def start(self) -> None:
-        """Start them, and wait until all are ready."""
-        self._keepers = [asyncio.create_task(self._keep(number + 1)) for number in range(WORKERS)]
+        """Start them, and wait until all are ready. The first begins alone: where there are two versions it is of the
+        older, and an upgrade finds the queues as that has declared them."""
+        self._keepers = [asyncio.create_task(self._keep(1))]
+        await until(self._ready, "the first worker is ready", within_s=START_S)
+        self._keepers += [asyncio.create_task(self._keep(number + 1)) for number in range(1, WORKERS)]
         await until(lambda: len(self._ready()) == WORKERS, "all workers are ready", within_s=START_S)
 
     async def _keep(self, number: int) -> None:
