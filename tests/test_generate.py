@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT
-from workqueue.compiler import generate as script
+from workqueue.compiler import command
 
 COMMON, WORKER = "spec/common.asyncapi.yaml", "spec/worker.asyncapi.yaml"
 
@@ -34,7 +34,7 @@ def generate(copy: Path, capsys: pytest.CaptureFixture[str]) -> Generate:
     """Runs the script on the copy with these arguments; gives its exit code and what it said on standard error."""
 
     def run(*arguments: str) -> tuple[int, str]:
-        code = script.main([*arguments, str(copy)])
+        code = command.main([*arguments, str(copy)])
         said = capsys.readouterr()
         assert said.out == ""
         return code, said.err

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import ROOT
 from tests.test_lint import PRINT, at, changed, compiles, project
 from workqueue import contract
-from workqueue.compiler import generate
+from workqueue.compiler import command, generate
 from workqueue.compiler.samples import matching
 from workqueue.testing import stand_in
 
@@ -58,7 +58,7 @@ def test_a_folder_without_a_spec_is_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     for name in ("nowhere", "file"):
-        assert generate.main([*arguments, str(tmp_path / name)]) == 2
+        assert command.main([*arguments, str(tmp_path / name)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line == f"generate: {tmp_path / name / 'spec'}: there is no such folder; name the one that holds spec/"
 
@@ -66,7 +66,7 @@ def test_a_folder_without_a_spec_is_one_line(
 def test_a_file_in_the_place_of_generated_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "spec").mkdir()
     (tmp_path / "generated").write_text("of weeks")
-    assert generate.main([str(tmp_path)]) == 2
+    assert command.main([str(tmp_path)]) == 2
     assert "is no folder" in capsys.readouterr().err
     assert (tmp_path / "generated").read_text() == "of weeks"
 

@@ -18,8 +18,8 @@ import yaml
 
 from tests.harness import ROOT
 from workqueue import contract
+from workqueue.compiler import command, lint
 from workqueue.compiler import generate as script
-from workqueue.compiler import lint
 from workqueue.compiler.generator import CodeGenerator
 from workqueue.compiler.resolve import resolve
 
@@ -621,7 +621,7 @@ def test_two_at_once_leave_one_whole_result(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name)
     running = [subprocess.Popen([sys.executable, "-m", "workqueue", "generate"], cwd=tmp_path) for _ in range(4)]
     assert [process.wait(100) for process in running] == [0, 0, 0, 0]
-    assert script.main(["--check", str(tmp_path)]) == 0
+    assert command.main(["--check", str(tmp_path)]) == 0
     assert not list(tmp_path.glob(".generate-*"))
 
 

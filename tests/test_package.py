@@ -98,6 +98,12 @@ def test_what_needs_an_extra_that_is_not_installed_is_one_line_and_exit_2(instal
     assert (done.returncode, done.stderr) == (2, said)
 
 
+def test_the_help_of_a_command_needs_no_extra(installed: Path, tmp_path: Path) -> None:
+    done = run(installed, "generate", "--help", cwd=tmp_path, without="yaml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--check" in done.stdout
+
+
 def test_the_names_of_the_package_need_no_extra(installed: Path, tmp_path: Path) -> None:
     extras = ("rich", "psycopg", "yaml", "pytest", "typer", "black", "jinja2", "datamodel_code_generator")
     code = (

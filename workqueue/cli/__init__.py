@@ -13,7 +13,7 @@ from workqueue.extras import needed
 
 COMMANDS = {
     "init": ("workqueue.cli.init", "lay down the example as a project of your own"),
-    "generate": ("workqueue.compiler.generate", "compile spec/ into generated/, or check that it is compiled"),
+    "generate": ("workqueue.compiler.command", "compile spec/ into generated/, or check that it is compiled"),
     "broker": ("workqueue.dev.broker", "find a RabbitMQ, or run a private one in .broker"),
     "cluster": ("workqueue.dev.cluster", "run three private RabbitMQ nodes as one cluster in .cluster"),
     "chaos": ("workqueue.testing.chaos.command", "tasks under every fault, and an account of each of them"),
