@@ -355,6 +355,10 @@ def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
+
+BOMB = "asyncapi: 3.0.0\nx-0: &a0 {a: 1}\n" + "".join(
+    f"x-{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 11)
+)
 FILES: dict[str, tuple[str, str]] = {
     "a key twice": ("asyncapi: 3.0.0\ninfo: {}\noperations: {}\ninfo: {}\n", "line 4: the key 'info' is there twice"),
     "a tab": ("asyncapi: 3.0.0\noperations:\n\ta: 1\n", "line 3: a tab"),
@@ -363,6 +367,7 @@ FILES: dict[str, tuple[str, str]] = {
     "a key that is a number": ("asyncapi: 3.0.0\noperations:\n  404: {}\n", "line 3: the key '404' is no text"),
     "an open bracket": ("asyncapi: [\n", "line"),
     "an object of Python": ("asyncapi: !!python/name:os.system\n", "line 1"),
+    "anchors that stand for billions": (BOMB, "its anchors stand for 23,456,790,110 values"),
     "what contains itself": ("asyncapi: 3.0.0\noperations: &a\n  b: *a\n", "contains itself"),
 }
 
@@ -372,6 +377,14 @@ def test_a_file_that_cannot_be_read_is_one_line(text: str, named: str, tmp_path:
     (said,) = problems(project(tmp_path, text))
     assert said.startswith("spec/billing.asyncapi.yaml")
     assert named in said
+
+
+def test_anchors_and_merge_keys_are_written_out(tmp_path: Path) -> None:
+    anchors = "x: &x {a: 1, b: [2]}\ny: {<<: *x, a: 3}\nz: [*x, *x]\n"
+    project(tmp_path, f"asyncapi: 3.0.0\n{anchors}operations: {{}}\n")
+    found = resolve(tmp_path / "spec/billing.asyncapi.yaml", tmp_path).document
+    x = {"a": 1, "b": [2]}
+    assert (found["y"], found["z"]) == ({"a": 3, "b": [2]}, [x, x])
 
 
 def test_values_are_those_of_json_and_not_of_yaml_1_1(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+COPIED = 100_000  # values that a document's anchors may stand for; all of the example's contract is a thousand
+
 
 class Unreadable(Exception):
     """The document can't be read; the message says where in it and why."""
@@ -25,19 +27,37 @@ class _Loader(yaml.CSafeLoader):
 
     def get_single_node(self) -> yaml.Node | None:
         root: yaml.Node | None = super().get_single_node()
-        seen: set[int] = set()
-        todo = [root] if root else []
-        while todo:
-            node = todo.pop()
-            if id(node) in seen:  # an anchor's, which is named again
-                continue
-            seen.add(id(node))
+        if root is not None:
+            _check(root)
+        return root
+
+
+def _check(root: yaml.Node) -> None:
+    """Before anything is made of the nodes: an anchor's is one node, however often it is named, until its values are
+    written out. Raises Unreadable."""
+    todo, sizes = (
+        [root],
+        dict[int, int](),
+    )  # of each node with all below it, written out; 0 as long as that is not known
+    while todo:
+        node = todo[-1]
+        if isinstance(node, yaml.MappingNode):
+            below = [value for _, value in node.value]
+        else:
+            below = node.value if isinstance(node, yaml.SequenceNode) else []
+        if id(node) not in sizes:
             if isinstance(node, yaml.MappingNode):
                 _check_keys(node)
-                todo += [value for _, value in node.value]
-            elif isinstance(node, yaml.SequenceNode):
-                todo += node.value
-        return root
+            sizes[id(node)] = 0
+            if any(sizes.get(id(one)) == 0 for one in below):
+                raise Unreadable("contains itself (an anchor within what it names); say it with a $ref")
+            todo += [one for one in below if id(one) not in sizes]
+        else:
+            todo.pop()
+            sizes[id(node)] = sizes[id(node)] or 1 + sum(sizes[id(one)] for one in below)
+    copied = sizes[id(root)] - len(sizes)
+    if copied > COPIED:
+        raise Unreadable(f"its anchors stand for {copied:,} values, and may for {COPIED:,}; say it with $refs")
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
@@ -83,7 +103,7 @@ def read(path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise Unreadable(f"line {error.lineno}: {error.msg}") from error
     except RecursionError as error:
-        raise Unreadable("contains itself (an anchor within what it names)") from error
+        raise Unreadable("is nested too deeply") from error
 
 
 def mapping(node: Any) -> Mapping[str, Any]:
