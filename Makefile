@@ -6,8 +6,8 @@ PY := $(VENV)/bin/python
 SET_UP := $(VENV)/installed
 PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
 MODULES := generated/__init__.py
-# With the blanks of their names as make wants them.
-SOURCES := $(shell find spec -type f | sed 's/ /\\ /g')
+# What is newer than they are; by find, since make can't have files of every name. Where that fails, generate says why.
+CHANGED := $(shell find -L spec -newer $(MODULES) 2>/dev/null || echo spec)
 # Compiled anew when these change; whose spec/ is compiled; and what `make check` makes.
 COMPILER := requirements.txt
 HOMES := .
@@ -20,11 +20,15 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 
+ifneq ($(wildcard workqueue.py),)
+$(error workqueue.py would be imported here in the place of the package; give it another name)
+endif
+
 # What develops the library itself, in its own repository.
 -include tests/development.mk
 
 .PHONY: help venv install generate verify broker broker-stop cluster cluster-stop worker1 worker2 worker3 producer demo \
-        test-workqueue chaos types check clean
+        test-workqueue chaos types check clean ANEW
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / {printf "  make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,8 +58,8 @@ $(SET_UP): requirements.txt $(wildcard constraints.txt) $(WHEELS) | $(PY)
 	@touch $@
 
 # A changed contract is compiled before anything runs on it.
-$(MODULES): $(SOURCES) $(COMPILER) | $(SET_UP)
-	@$(ONE_AT_A_TIME) $(PY) -m workqueue generate && touch $@
+$(MODULES): $(COMPILER) $(if $(CHANGED),ANEW) | $(SET_UP)
+	@$(ONE_AT_A_TIME) $(PY) -m workqueue generate
 
 # --- the queue ------------------------------------------------------------------------------------------------------
 
