@@ -26,7 +26,7 @@ from tests.harness import QUEUE, RECEIVE
 from workqueue import contract
 from workqueue.codec import ModelCodec, ResultCodec, Schema, Undecodable, for_model
 from workqueue.codec import models as codec_module
-from workqueue.errors import NotSent
+from workqueue.errors import TaskInvalid
 
 SPEC = Path(__file__).parent / "spec"
 
@@ -536,7 +536,7 @@ INVALID_MODELS = {
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize(("model", "problem"), INVALID_MODELS.values(), ids=INVALID_MODELS)
 def test_a_model_that_breaks_the_contract_is_not_sent(model: Task, problem: str) -> None:
-    with pytest.raises(NotSent) as caught:
+    with pytest.raises(TaskInvalid) as caught:
         CODEC.encode(model)
     assert problem in caught.value.reason
     assert caught.value.message_id == str(getattr(model, "id", ""))
@@ -544,7 +544,7 @@ def test_a_model_that_breaks_the_contract_is_not_sent(model: Task, problem: str)
 
 
 def test_a_refused_model_says_so_once() -> None:
-    with pytest.raises(NotSent):
+    with pytest.raises(TaskInvalid):
         CODEC.encode(mutated("seconds", "3"))
 
 

@@ -14,7 +14,7 @@ from workqueue.client.sending import Sender, envelope
 from workqueue.codec import Body
 from workqueue.codec.results import ResultReader
 from workqueue.contract import Contract, Send
-from workqueue.errors import NotSent
+from workqueue.errors import TaskInvalid
 
 LOADED = contract.load("tests.generated.producer")
 (SEND, *_) = LOADED.sends.values()
@@ -72,10 +72,10 @@ def test_a_key_names_the_same_task_for_ever() -> None:
 
 
 def test_what_could_go_by_several_operations_needs_to_be_told_which() -> None:
-    with pytest.raises(NotSent, match=f"Nap: it may be any of {SEND.operation}, send_other: say which"):
+    with pytest.raises(TaskInvalid, match=f"Nap: it may be any of {SEND.operation}, send_other: say which"):
         sender(TWO).prepare(NAP)
     assert sender(TWO).prepare(NAP, to="send_other").operation == "send_other"
-    with pytest.raises(NotSent, match="to='nobody': no such send operation; the contract has"):
+    with pytest.raises(TaskInvalid, match="to='nobody': no such send operation; the contract has"):
         sender(TWO).prepare(NAP, to="nobody")
 
 
@@ -91,7 +91,7 @@ def test_what_could_go_by_several_operations_needs_to_be_told_which() -> None:
     ],
 )  # fmt: skip
 def test_what_breaks_the_contract_is_not_sent(given: object, said: str) -> None:
-    with pytest.raises(NotSent, match=said):
+    with pytest.raises(TaskInvalid, match=said):
         sender().prepare(given)
 
 

@@ -1,8 +1,8 @@
 """The runtime of the work queue: it makes the words of the contract true. These are its public names.
 
 A worker: `run_worker`, `TaskContext`, `in_thread`; a handler may raise `GiveUp` and `RetryAfter`. A producer:
-`run_producer`, `lines`, `envelope`. An application that sends: `Client`, `SyncClient`. Failures are `WorkQueueError`,
-see `errors`. Each is loaded when it is first used.
+`run_producer`, `lines`, `envelope`. An application that sends: `Client` and its `Handle`, `SyncClient` and its
+`SyncHandle`, `Status`. Failures are `WorkQueueError`, see `errors`. Each is loaded when it is first used.
 
 Imports inside point one way, from right to left (the import contract in pyproject.toml holds it):
 
@@ -14,9 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workqueue.client import Client
-    from workqueue.client.blocking import SyncClient
+    from workqueue.client.blocking import SyncClient, SyncHandle
+    from workqueue.client.results import Handle
     from workqueue.client.sending import envelope
-    from workqueue.errors import GiveUp, NotSent, RetryAfter, SendUnknown, TaskDead, TaskUnfinished, WorkQueueError
+    from workqueue.client.status import Status
+    from workqueue.errors import (
+        GiveUp,
+        NotAllSent,
+        NotSent,
+        RetryAfter,
+        SendUnknown,
+        TaskDead,
+        TaskInvalid,
+        TaskUnfinished,
+        WorkQueueError,
+    )
     from workqueue.producer import run_producer
     from workqueue.producer.source import lines
     from workqueue.settings import Settings
@@ -27,14 +39,19 @@ if TYPE_CHECKING:
 HOMES = {
     "Client": "client",
     "GiveUp": "errors",
+    "Handle": "client.results",
     "Interrupted": "tasks.threads",
+    "NotAllSent": "errors",
     "NotSent": "errors",
     "RetryAfter": "errors",
     "SendUnknown": "errors",
     "Settings": "settings",
+    "Status": "client.status",
     "SyncClient": "client.blocking",
+    "SyncHandle": "client.blocking",
     "TaskContext": "tasks.context",
     "TaskDead": "errors",
+    "TaskInvalid": "errors",
     "TaskUnfinished": "errors",
     "WorkQueueError": "errors",
     "envelope": "client.sending",
@@ -47,14 +64,19 @@ HOMES = {
 __all__ = [
     "Client",
     "GiveUp",
+    "Handle",
     "Interrupted",
+    "NotAllSent",
     "NotSent",
     "RetryAfter",
     "SendUnknown",
     "Settings",
+    "Status",
     "SyncClient",
+    "SyncHandle",
     "TaskContext",
     "TaskDead",
+    "TaskInvalid",
     "TaskUnfinished",
     "WorkQueueError",
     "envelope",

@@ -187,11 +187,16 @@ class LedgerLost(WorkQueueError):
 
 
 class NotSent(WorkQueueError):
-    """The broker refused a message (no queue takes it, or a full one did not), or the message breaks the contract."""
+    """The broker has not got a message: it refused it (no queue takes it, or a full one did not), was out of reach, or
+    was not asked, see `TaskInvalid`."""
 
     def __init__(self, message_id: str, reason: str) -> None:
         super().__init__(f"{f'task {message_id}' if message_id else 'a task'} was refused: {reason}")
         self.message_id, self.reason = message_id, reason
+
+
+class TaskInvalid(NotSent):
+    """What was to be sent breaks the contract, or belongs to none of its send operations: no broker was asked."""
 
 
 class SendUnknown(WorkQueueError):

@@ -17,7 +17,7 @@ from workqueue.amqp.wire import Producer, Wire
 from workqueue.codec import Body, ModelCodec, Undecodable
 from workqueue.codec.results import ResultReader, models_in
 from workqueue.contract import Contract, Send
-from workqueue.errors import NotSent
+from workqueue.errors import TaskInvalid
 
 KEYS = UUID("6f1d4a52-8a3e-5c0b-9d57-3a9f1f0c7e21")
 """The namespace of ids that are made from keys (RFC 9562, section 5.5). Never changed: the same key must stay the same
@@ -61,7 +61,7 @@ class Operation:
     def task(self, payload: object, task_id: UUID | None) -> BaseModel:
         """The payload, a model or its JSON value, as a task, with an id of its own unless one is given.
 
-        Raises NotSent if it breaks the contract.
+        Raises TaskInvalid if it breaks the contract.
         """
         made = envelope() if task_id is None else {**envelope(), "id": task_id}
         name = str(made["id"])
@@ -69,10 +69,10 @@ class Operation:
             try:
                 return self.model(**made, payload=payload)
             except ValidationError as error:
-                raise NotSent(name, f"{type(payload).__name__}: {self.name} sends {self.payload_names}") from error
+                raise TaskInvalid(name, f"{type(payload).__name__}: {self.name} sends {self.payload_names}") from error
         task = self._codec.from_value(to_jsonable_python(made) | {"payload": payload})
         if isinstance(task, Undecodable):
-            raise NotSent(name, task.error)
+            raise TaskInvalid(name, task.error)
         return task
 
     @property
@@ -80,7 +80,7 @@ class Operation:
         return ", ".join(sorted(model.__name__ for model in self.payloads)) or self.model.__name__
 
     def outgoing(self, task: Any) -> Outgoing:
-        """Raises NotSent if the task breaks the contract, or would not arrive as what was given."""
+        """Raises TaskInvalid if the task breaks the contract, or would not arrive as what was given."""
         body = self._codec.encode(task)
         return Outgoing(UUID(body.message_id), self.send.kind_of(task.payload) or "task", body, self.name)
 
@@ -109,7 +109,7 @@ class Sender:
     def prepare(self, given: object, *, to: str | None = None, task_id: UUID | None = None) -> Outgoing:
         """What is to be sent: a task of a message's model as it is, anything else as the payload of a new one.
 
-        Raises NotSent for what breaks the contract, or belongs to no operation, or to several.
+        Raises TaskInvalid for what breaks the contract, or belongs to no operation, or to several.
         """
         operation = self._operation(given, to, task_id)
         if type(given) is not operation.model:
@@ -136,7 +136,7 @@ class Sender:
         refused = str(task_id or getattr(given, "id", None) or "")
         if to is not None:
             known = ", ".join(self.operations)
-            raise NotSent(refused, f"to={to!r}: no such send operation; the contract has {known}")
+            raise TaskInvalid(refused, f"to={to!r}: no such send operation; the contract has {known}")
         found = self._by_model.get(type(given), [])
         if not found and len(self.operations) == 1 and not isinstance(given, BaseModel):
             found = list(self.operations.values())  # a payload that is no object, or one that is not a model yet
@@ -145,7 +145,7 @@ class Sender:
         names = ", ".join(operation.name for operation in found)
         sent = "; ".join(f"{operation.name} sends {operation.payload_names}" for operation in self.operations.values())
         way_out = f"it may be any of {names}: say which" if found else sent
-        raise NotSent(refused, f"{type(given).__name__}: {way_out}")
+        raise TaskInvalid(refused, f"{type(given).__name__}: {way_out}")
 
 
 def _has_its_id(operation: Operation) -> str:

@@ -18,7 +18,7 @@ from workqueue import contract
 from workqueue.codec.keeping import may_change
 from workqueue.codec.schema import Path, Schema, place, printable
 from workqueue.codec.values import Change, change, difference, leave_out, mark_filled
-from workqueue.errors import NotSent
+from workqueue.errors import TaskInvalid
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -71,7 +71,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
     def encode(self, payload: M) -> Body:
         """The contract's bytes: its field names, nothing for a default that is neither set nor filled in place.
 
-        Raises NotSent if they would break the contract, or would not arrive as what was given.
+        Raises TaskInvalid if they would break the contract, or would not arrive as what was given.
         """
         body, value, read_back = self._write(payload)
         if read_back != payload:
@@ -79,7 +79,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
             body, value, read_back = self._write(payload)
             changed = _change(payload, value, read_back)
             if changed is not None:
-                raise self._not_sent(payload, str(changed))
+                raise self._invalid(payload, str(changed))
         body.message_id = str(value.get("id", "")) if isinstance(value, dict) else ""
         return body
 
@@ -92,20 +92,20 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         if isinstance(read_back, Undecodable) and _leave_out_nulls(payload, value, self._schema):
             body, value, read_back = self._written(payload)
         if isinstance(read_back, Undecodable):
-            raise self._not_sent(payload, read_back.error)
+            raise self._invalid(payload, read_back.error)
         return body, value, read_back
 
     def _written(self, payload: M) -> tuple[Body, Any, M | Undecodable]:
         try:
             body = Body(_dump(payload))
         except ValueError as error:  # such as a file name that is not Unicode
-            raise self._not_sent(payload, printable(str(error))) from error
+            raise self._invalid(payload, printable(str(error))) from error
         value = self._parse(body)
         return body, value, value if isinstance(value, Undecodable) else self._valid(value)
 
     @staticmethod
-    def _not_sent(payload: M, problem: str) -> NotSent:
-        return NotSent(str(getattr(payload, "id", "")), problem)
+    def _invalid(payload: M, problem: str) -> TaskInvalid:
+        return TaskInvalid(str(getattr(payload, "id", "")), problem)
 
     def _parse(self, payload: bytes) -> Any:
         if len(payload) > self.max_bytes:
