@@ -34,15 +34,18 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(project: Path, target: str = "types") -> tuple[int, list[str], list[str]]:
-    """The exit code, what was run by Python, and what was said."""
+Made = tuple[int, list[str], list[str]]
+"""The exit code, what Python was given to run, and what was said."""
+
+
+def make(project: Path, target: str = "types") -> Made:
     (project / "calls").write_text("")
     done = subprocess.run(["make", target], cwd=project, capture_output=True, text=True, check=False)
     return done.returncode, (project / "calls").read_text().splitlines(), done.stderr.splitlines()
 
 
-COMPILED = (0, ["-m workqueue generate", "-m mypy"], [])
-AS_IT_IS = (0, ["-m mypy"], [])
+COMPILED: Made = (0, ["-m workqueue generate", "-m mypy"], [])
+AS_IT_IS: Made = (0, ["-m mypy"], [])
 NAMES = ["a:b.yaml", "a\tb", "a b", "a;b", "a$b", "a#b", "a%b", "a\\b", "a'b", "*", "a\nb", "deep/ü"]
 
 
