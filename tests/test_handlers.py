@@ -352,6 +352,26 @@ async def test_a_completion_that_lost_its_claim_is_a_lost_claim_whatever_the_han
         await attempts(handle).run(TASK, run, 5, None)
 
 
+async def test_a_completion_in_a_thread_is_a_failure_that_says_the_way_out() -> None:
+    def enters(_: Any, context: Any) -> None:
+        with context.completion():
+            pass
+
+    def calls(_: Any, context: Any) -> None:
+        context.completion()
+
+    def runs_a_loop(_: Any, context: TaskContext[None]) -> None:
+        async def complete() -> None:
+            async with context.completion() as db:
+                await db.execute("INSERT INTO effect VALUES (1)")
+
+        asyncio.run(complete())
+
+    for handler in (enters, calls, runs_a_loop):
+        error = await outcome(handler)
+        assert "make the handler an `async def`" in describe(error), handler
+
+
 async def test_a_task_that_begins_is_told_at_once_when_that_is_wanted() -> None:
     told: list[Told] = []
     await outcome_of(attempts(answer, told, tell_begin=True))
