@@ -80,6 +80,7 @@ def test_the_project_has_the_wheel_it_depends_on_and_the_versions_that_were_test
     lines = (project / "requirements.txt").read_text().splitlines()
     assert f"./vendor/{wheel.name}[cli,dev,generate,postgres]" in lines
     assert "-c constraints.txt" in lines
+    assert any("install from this one" in line for line in lines)
     assert (project / "constraints.txt").read_text() == (ROOT / "requirements.txt").read_text()
     assert "[" not in "".join(line.partition("#")[0] for line in (project / "constraints.txt").read_text().splitlines())
 

@@ -134,8 +134,14 @@ def _write(folder: Path, called: str, origin: Source) -> None:
     if origin.wheel is not None:
         (folder / VENDOR).mkdir()
         shutil.copyfile(origin.wheel, folder / VENDOR / origin.wheel.name)
-    said = "# What this project needs, in the versions that were tested together."
-    (folder / "requirements.txt").write_text(f"{said}\n-c constraints.txt\n{origin.requirement}\n", encoding="utf-8")
+    lines = ["# What this project needs, in the versions that were tested together.", "-c constraints.txt"]
+    if origin.wheel is not None:
+        # By a path, since by its name pip would take whatever an index has of that name; and pip knows no other way.
+        lines.append(
+            f"# pip looks for ./{VENDOR} in the current folder: install from this one (in a Dockerfile: WORKDIR)."
+        )
+    lines.append(origin.requirement)
+    (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "generated" / "__init__.py").touch()  # as new as spec/: nothing is to be compiled
 
 
