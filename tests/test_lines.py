@@ -97,6 +97,23 @@ def test_a_line_looks_like_one_of_the_log(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(set(told.getvalue().splitlines())) == 3
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("character", ["x", "é", "\U0001f600", "\x1b", "\U000e0001"])
+def test_a_line_of_text_that_a_pipe_would_not_take_whole_is_cut_and_marked(character: str, encoding: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding, "backslashreplace")
+    tell = TextLines(stream)
+    for count in (100, 20_000):
+        tell(event(events.Retrying(1, 1, "E: no", (character * count,))))
+    stream.flush()
+    first, short, second, long = raw.getvalue().splitlines(keepends=True)
+    assert len(first) == len(second)
+    assert not short.endswith(b" ...\n")
+    assert long.endswith(b" ...\n")
+    assert 4000 < len(long) <= 4096
+    assert len(long.decode(encoding)) > 400
+
+
 @pytest.mark.parametrize("kind", [TextLines, JsonLines])
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device"), ValueError("closed")])
 def test_a_line_that_cannot_be_written_is_dropped(kind: type[TextLines | JsonLines], error: Exception) -> None:

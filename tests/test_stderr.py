@@ -102,6 +102,24 @@ async def test_beyond_a_bound_lines_are_counted_and_that_is_told_when_somebody_r
     assert [int(line[:9]) for line in kept] == list(range(len(kept)))
 
 
+async def test_the_lines_of_two_that_share_a_pipe_stay_whole() -> None:
+    """A traceback is one text of many lines, longer than what a pipe takes in one piece."""
+    reading, writing = os.pipe()
+    reader, records = Reader(reading), 80  # less than is kept
+
+    def write(name: str) -> None:
+        log = Stderr(writing)
+        for _ in range(records):
+            log.write((name * 2999 + "\n") * 3)
+        log.end()
+
+    writers = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    await until(lambda: reader.text.count(b"\n") == 2 * 3 * records, "all is read")
+    assert {len(line) for line in reader.text.splitlines()} == {2999}
+
+
 def test_a_terminal_that_is_stopped_holds_up_nothing() -> None:
     reading, writing = pty.openpty()
     log = Stderr(writing)

@@ -29,6 +29,8 @@ WORDS: dict[str, str] = {
     "returned": "sent back  {task}  for the {count}th time",
 }
 """Why a message was delayed."""
+LINE_BYTES = 4096 - 25  # what Linux writes to a pipe in one piece, less the time and the line's end
+CUT = " ..."
 BURIED = "  and a dead letter again; to have it tried, send that back with its headers"
 NAMES: dict[type, str] = {
     kind: re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
@@ -103,6 +105,7 @@ class TextLines:
     def __init__(self, stream: TextIO) -> None:
         self._second, self._told = 0, ""
         self._stream = stream  # kept: a handler may put another one in the place of sys.stderr
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def __call__(self, told: Told) -> None:
         now_s = time.time()
@@ -112,7 +115,15 @@ class TextLines:
         head = f"{self._told},{int(1000 * (now_s - second)):03} "
         with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
             for line in lines(told):
-                self._stream.write(f"{head}{line}\n")
+                self._stream.write(f"{head}{cut(line, self._encoding)}\n")
+
+
+def cut(line: str, encoding: str) -> str:
+    """The line, or so much of it that workers that share a pipe can't write into each other's lines."""
+    if len(line) <= LINE_BYTES // 10:  # a character is ten bytes at most, where it must be escaped
+        return line
+    told = line.encode(encoding, "backslashreplace")
+    return line if len(told) <= LINE_BYTES else told[: LINE_BYTES - len(CUT)].decode(encoding, "ignore") + CUT
 
 
 class JsonLines:

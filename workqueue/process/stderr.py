@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 KEPT_BYTES = 1_000_000  # some ten thousand lines
-PIECE_BYTES = select.PIPE_BUF  # a pipe that polls as writable takes this much without blocking
+PIECE_BYTES = select.PIPE_BUF  # a pipe that polls as writable takes this much without blocking, and in one piece
 LAST_S = 1.0  # at the process's end: how long nothing may be read until what is kept is given up
 
 
@@ -87,7 +87,7 @@ class Stderr(io.TextIOBase):
             while written < len(data):
                 if self._must_poll and not self._poll.poll(0):
                     break
-                written += os.write(self._fd, data[written : written + PIECE_BYTES])
+                written += os.write(self._fd, _piece(data, written))
         except BlockingIOError:
             pass
         except OSError:  # nobody reads it any more, or the disk is full: no reason to stop
@@ -114,7 +114,7 @@ class Stderr(io.TextIOBase):
             while written < len(data):
                 poll.poll()
                 try:
-                    written += os.write(self._fd, data[written : written + PIECE_BYTES])
+                    written += os.write(self._fd, _piece(data, written))
                     self._moved_s = time.monotonic()
                 except BlockingIOError:
                     pass
@@ -132,6 +132,12 @@ class Stderr(io.TextIOBase):
             data = self._kept.popleft()
             self._kept_bytes -= len(data)
             return data
+
+
+def _piece(data: bytes, begin: int) -> bytes:
+    """What to write next: whole lines where one fits in, so that those of processes that share a pipe stay whole."""
+    piece = data[begin : begin + PIECE_BYTES]
+    return piece[: piece.rfind(b"\n") + 1] or piece
 
 
 def _without_blocking(fd: int) -> tuple[int, bool]:
