@@ -225,6 +225,21 @@ def test_an_operation_of_which_there_was_little_to_get_has_nobody_idle(tmp_path:
     assert account(seen).kept
 
 
+def test_a_worker_that_was_there_long_before_any_task_is_idle_only_from_then_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    ids = uuids(60)
+    seen = Evidence(
+        given=dict.fromkeys(ids, 15.0), receives=dict.fromkeys(ids, ERRANDS), failures={}, poison={},
+        notes=[Note(word, id, "early", 1, 20.0) for id in ids for word in ("start", "end")], letters=[],
+        lives=[Life("early", 1, log, 0.0, termed=70.0, code=0)], unhealthy=[], left_over=0, stuck=False,
+        own_failures=False,
+    )  # fmt: skip
+    assert account(seen).kept
+    (told,) = account(replace(seen, notes=[replace(note, at=30.0) for note in seen.notes])).idle
+    assert "got nothing of do_errand for 15.0 s, from 15.000" in told
+
+
 def test_of_two_operations_in_one_process_each_has_an_honest_window_of_its_own(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()

@@ -233,7 +233,8 @@ def idle(seen: Evidence) -> Iterator[str]:
             own += [told.at for told in life.settled if seen.operation(told.id) in (operation, "")]
             ends = [at for at in (life.termed, life.killed, life.ended, stopped) if at is not None]
             for since, till in spans_between([life.began, *own, min(ends)], [*seen.unhealthy, *life.frozen]):
-                if till - since > IDLE_S and bisect_left(came, till) - bisect_left(begun, since) >= BUSY:
+                enough = bisect_left(begun, since) + BUSY - 1  # the first task with which there are so many to get
+                if enough < len(came) and till - (since := max(since, came[enough])) > IDLE_S:
                     told = f"got nothing of {operation} for {till - since:.1f} s, from {since:.3f}"
                     yield f"{life.name} ({life.log.name}) {told}"
 
