@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -137,12 +138,63 @@ def test_a_server_that_does_not_speak_amqp_is_no_broker() -> None:
         assert broker.answers(f"amqps://127.0.0.1:{port}/")  # TLS would need certificates to say more
 
 
-def test_interrupted_it_ends_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_it_ends_with_130_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(folder: Path) -> bool:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(broker, "stop_private", interrupt)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert broker.main(["stop", "--folder", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "broker: interrupted\n"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+START = f"""
+import sys
+from workqueue.dev import broker
+broker.DEFAULT_URI = {NOWHERE!r}
+sys.exit(broker.main(["start", "--folder", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(shutil.which("epmd") is None, reason="needs epmd")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_told_to_end_while_its_node_starts_it_ends_the_node_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
+    server = tmp_path / "bin" / "rabbitmq-server"
+    server.parent.mkdir()
+    server.with_name("rabbitmq-env").touch()
+    server.write_text("#!/bin/sh\nexec sleep 60\n")
+    server.chmod(0o755)
+    environment = {**os.environ, "AMQP_URI": "", "PATH": f"{server.parent}:{os.environ['PATH']}"}
+    made = Node(tmp_path / "node")
+    with subprocess.Popen(
+        [sys.executable, "-c", START, str(made.folder)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as starting:
+        assert node.until(made.running, 30)
+        starting.send_signal(number)
+        _, said = starting.communicate(timeout=60)
+    assert starting.returncode == 130
+    assert said.splitlines()[1:] == ["broker: interrupted; what it was starting is stopped again"]
+    assert not made.running()
+    assert node.epmd(made.record.epmd_port, b"n") == b""
+
+
+def test_an_interrupted_start_of_a_container_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(command: list[str], env: dict[str, str] | None = None, timeout_s: float = 0) -> str:
+        ran.append(command[1])
+        if command[1] == "run":
+            raise KeyboardInterrupt
+        return ""
+
+    monkeypatch.setattr(broker, "run", run)
+    monkeypatch.setattr(broker, "answers", lambda uri: False)
+    with pytest.raises(KeyboardInterrupt):
+        broker.start_container(tmp_path, "docker")
+    assert ran == ["rm", "run", "stop"]
 
 
 def test_the_container_is_published_on_loopback_and_shows_no_secret() -> None:

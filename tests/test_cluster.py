@@ -127,3 +127,15 @@ def test_a_cluster_that_was_stopped_comes_back_whole(cluster: Cluster) -> None:
     cluster.stop()
     cluster.start()
     assert cluster.members() == {node.record.name for node in cluster.nodes}
+
+
+def test_an_interrupted_start_leaves_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Cluster) -> set[str]:
+        assert all(node.running() for node in self.nodes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cluster, "members", interrupt)
+    ensure_installed()
+    with pytest.raises(KeyboardInterrupt):
+        (made := Cluster(tmp_path)).start()
+    assert not any(node.running() for node in made.nodes)

@@ -10,16 +10,17 @@ package. It prints the URI to use on stdout and all else on stderr.
 import argparse
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from workqueue.dev.folder import Record, locked
-from workqueue.dev.node import Node
+from workqueue.dev.node import Node, uninterrupted
 from workqueue.dev.ports import speaks_amqp
 from workqueue.dev.programs import BrokerError, find_server, run, until
 
@@ -119,10 +120,15 @@ def start_container(folder: Path, engine: str) -> str:
             say(f"starting a container with {engine} ... (the first time it loads {IMAGE})")
             succeeds([engine, "rm", "--force", container_name(record)])  # that of the last time, if there was one
             credentials = {"RABBITMQ_DEFAULT_USER": record.user, "RABBITMQ_DEFAULT_PASS": record.password}
-            run(container_command(record), os.environ | credentials, timeout_s=900)
-            if not until(lambda: answers(record.uri), 90):
-                run([engine, "stop", container_name(record)])
-                raise BrokerError(f"the container is not ready in 90 s: see `{engine} logs {container_name(record)}`")
+            try:
+                run(container_command(record), os.environ | credentials, timeout_s=900)
+                if not until(lambda: answers(record.uri), 90):
+                    see = f"{engine} logs {container_name(record)}"
+                    raise BrokerError(f"the container is not ready in 90 s: see `{see}`")
+            except BaseException:
+                with uninterrupted():
+                    succeeds([engine, "stop", container_name(record)], timeout_s=60)
+                raise
     return record.uri
 
 
@@ -179,6 +185,21 @@ def succeeds(command: list[str], timeout_s: float = 10) -> bool:
     return False
 
 
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """In the block SIGTERM and SIGHUP are Ctrl-C: what was begun is undone first."""
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            # By the signal, not by its exception: where Ctrl-C has to wait, so do these.
+            before[number] = signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def say(text: str) -> None:
     print(f"broker: {text}", file=sys.stderr, flush=True)
 
@@ -191,18 +212,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path(".broker"), help="of the private one (%(default)s)")
     given = parser.parse_args(arguments)
     try:
-        if given.command == "stop":
-            say(f"stopped; its data stay in {given.folder}" if stop_private(given.folder) else "nothing is running")
-            return 0
-        found = find(given.folder)
-        if found is None and given.command == "uri":
-            raise BrokerError("no broker answers: `workqueue broker start` brings one up")
-        uri, whose = found or (start_private(given.folder), f"the private broker in {given.folder}")
-        say(f"using {whose}")
-        print(uri)
-        return 0
+        with told_to_end():
+            return command(given.command, given.folder)
     except BrokerError as error:
         say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
+        say("interrupted" + "; what it was starting is stopped again" * (given.command == "start"))
         return 130
+
+
+def command(verb: str, folder: Path) -> int:
+    """Raises BrokerError."""
+    if verb == "stop":
+        say(f"stopped; its data stay in {folder}" if stop_private(folder) else "nothing is running")
+        return 0
+    found = find(folder)
+    if found is None and verb == "uri":
+        raise BrokerError("no broker answers: `workqueue broker start` brings one up")
+    uri, whose = found or (start_private(folder), f"the private broker in {folder}")
+    say(f"using {whose}")
+    print(uri)
+    return 0

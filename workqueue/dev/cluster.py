@@ -3,7 +3,7 @@
     workqueue cluster start|stop [--folder .cluster]
 
 `start` prints on stdout the value for AMQP_URI: the three, to be tried in turn. Exit codes: 0 done, 2 wrong usage, 3 no
-cluster.
+cluster, 130 interrupted.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from workqueue.dev.broker import ensure_installed
-from workqueue.dev.node import Node
+from workqueue.dev.broker import ensure_installed, told_to_end
+from workqueue.dev.node import Node, uninterrupted
 from workqueue.dev.programs import BrokerError
 
 SIZE = 3  # the smallest of which one may be lost: a quorum queue goes on while more than half of its replicas do
@@ -34,7 +34,15 @@ class Cluster:
         return ",".join(node.uri for node in self.nodes)
 
     def start(self) -> None:
-        """Start all nodes and join those that are new. Raises BrokerError."""
+        """Start all nodes and join those that are new; none of them, if that fails. Raises BrokerError."""
+        try:
+            self._start()
+        except BaseException:
+            with uninterrupted():
+                self.stop()
+            raise
+
+    def _start(self) -> None:
         with ThreadPoolExecutor(SIZE) as pool:  # together: after a stop of all, a node waits for the others
             list(pool.map(Node.start, self.nodes))
         first, *others = self.nodes
@@ -62,11 +70,7 @@ class Cluster:
             list(pool.map(Node.stop, self.nodes))
 
     def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,17 +83,25 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path(".cluster"), help="where they live (%(default)s)")
     given = parser.parse_args(arguments)
     try:
-        if given.command == "stop":
-            Cluster(given.folder).stop()
-            return 0
-        ensure_installed()
-        cluster = Cluster(given.folder)
-        print("cluster: starting three private nodes ... (about 20 s the first time)", file=sys.stderr, flush=True)
-        cluster.start()
-        print(cluster.uri)
-        return 0
+        with told_to_end():
+            return command(given.command, given.folder)
     except BrokerError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        said = "interrupted" + "; what it was starting is stopped again" * (given.command == "start")
+        print(f"cluster: {said}", file=sys.stderr)
         return 130
+
+
+def command(verb: str, folder: Path) -> int:
+    """Raises BrokerError."""
+    if verb == "stop":
+        Cluster(folder).stop()
+        return 0
+    ensure_installed()
+    cluster = Cluster(folder)
+    print("cluster: starting three private nodes ... (about 20 s the first time)", file=sys.stderr, flush=True)
+    cluster.start()
+    print(cluster.uri)
+    return 0

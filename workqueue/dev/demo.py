@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workqueue.dev.broker import start_private, stop_private
+from workqueue.dev.broker import start_private, stop_private, told_to_end
 from workqueue.dev.programs import BrokerError
 from workqueue.extras import needed
 
@@ -35,7 +34,6 @@ def main(arguments: list[str]) -> int:
     argparse.ArgumentParser("workqueue demo", description=__doc__).parse_args(arguments)
     with needed("workqueue demo"):
         import rich  # noqa: F401  # for its producer's --wait, thousands of tasks later
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     compiled = Path("generated/producer/contract.json")
     if not compiled.is_file() or not Path("main-worker.py").is_file():
         print("demo: this is no project's folder; go to one, or make one: workqueue init FOLDER", file=sys.stderr)
@@ -51,7 +49,7 @@ def main(arguments: list[str]) -> int:
     FOLDER.mkdir()
     print(f"1. a private RabbitMQ in {FOLDER.name}/broker", flush=True)
     try:
-        with broker() as uri, workers(uri) as environment:
+        with told_to_end(), broker() as uri, workers(uri) as environment:
             tasks = FOLDER / "tasks.jsonl"
             count = write_tasks(tasks)
             print(f"3. {count} tasks, one for each file of {LIBRARY}", flush=True)
