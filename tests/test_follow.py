@@ -3,13 +3,17 @@
 import asyncio
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from tests.harness import ROOT
 from workqueue import codec
 from workqueue.client.sending import Outgoing
 from workqueue.codec import Body
@@ -137,3 +141,28 @@ async def test_the_outcome_of_another_payload_under_the_same_id_is_told_as_a_con
     else:
         assert (follower.done, follower.dead) == (1, 0)
         assert (line["state"], line["result"], line["error"]) == ("done", {"a": 1}, None)
+
+
+RESULTS = """
+import sys
+from workqueue.producer import Results
+print("first", file=sys.stdout, flush=True)
+with Results(sys.argv[1]) as results:
+    results.write("a result\\n")
+print("and what is printed after it")
+"""
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("w", []), ("a", ["earlier"])])
+def test_results_on_a_standard_output_that_is_a_file_are_its_lines(tmp_path: Path, mode: str, kept: list[str]) -> None:
+    (tmp_path / "out").write_text("earlier\n")
+    with (tmp_path / "out").open(mode) as out:
+        subprocess.run([sys.executable, "-c", RESULTS, "/dev/stdout"], cwd=ROOT, stdout=out, check=True)
+    said = (tmp_path / "out").read_text().splitlines()
+    assert said == [*kept, "first", "a result", "and what is printed after it"]
+
+
+def test_a_file_of_results_has_nothing_of_an_earlier_run(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a longer line than there will be\n")
+    subprocess.run([sys.executable, "-c", RESULTS, str(tmp_path / "results")], cwd=ROOT, check=True)
+    assert (tmp_path / "results").read_text() == "a result\n"

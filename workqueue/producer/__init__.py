@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -243,8 +244,13 @@ class Results:
         self._name = name
         try:
             # Without waiting for somebody to read it: a pipe that nobody reads is an error, and not a silence.
-            opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o666)
+            opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
             os.set_blocking(opened, True)
+            ours = [fd for fd in (1, 2) if os.path.sameopenfile(opened, fd)]
+            if ours:  # /dev/stdout, in a file: what is there stays, and nobody writes over the other's lines
+                os.dup2(ours[0], opened)
+            elif stat.S_ISREG(os.fstat(opened).st_mode):
+                os.truncate(opened, 0)
             self._file: TextIO = open(opened, "w", encoding="utf-8")  # noqa: SIM115  # closed by __exit__
         except OSError as error:
             raise SettingInvalid("--results", name, f"name a file that can be written ({error.strerror})") from error
