@@ -36,14 +36,14 @@ class Topology:
     """
 
     def __init__(self, queues: Iterable[Queue], name: str) -> None:
-        self._queues, self._name = tuple(queues), name
-        targets = {queue.arguments.get("x-dead-letter-routing-key") for queue in self._queues}
-        self._ends = {q.name for q in self._queues if "x-dead-letter-routing-key" not in q.arguments} & targets
+        self.queues, self._name = tuple(queues), name
+        targets = {queue.arguments.get("x-dead-letter-routing-key") for queue in self.queues}
+        self._ends = {q.name for q in self.queues if "x-dead-letter-routing-key" not in q.arguments} & targets
         self._said: set[str] = set()
 
     async def declare(self, connection: Connection) -> None:
         """Declare all queues. Raises ContractInvalid, BrokerRefused, and what a lost connection raises."""
-        await self._declare(connection, self._queues)
+        await self._declare(connection, self.queues)
 
     async def restore(self, connection: Connection, queue: Queue) -> None:
         """Declare one that has vanished. Raises as `declare`."""

@@ -1,6 +1,7 @@
 """The endpoints of generated applications, as the kernel asks for them."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Unpack
 
 from asyncapi_python.kernel.endpoint.message import WireMessage
@@ -14,6 +15,9 @@ from workqueue.amqp.topology import Topology
 from workqueue.codec import Body
 from workqueue.contract import Contract, Message, Send
 from workqueue.settings import Settings
+
+Connect = Callable[..., Link]
+"""Makes the connections: `Link`, or what takes its place in tests without a broker, with the same arguments."""
 
 
 class Producer:
@@ -69,9 +73,10 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         name: str,
         fatal: Fatal,
         ledger: Marked | None = None,
+        connect: Connect = Link,
     ) -> None:
         self._settings, self._contract, self._name, self._fatal = settings, contract, name, fatal
-        self._ledger = ledger
+        self._ledger, self._connect = ledger, connect
         self._topology = Topology(contract.queues, name)
         self._links: list[Link] = []
         self._consumers: list[Consumer] = []
@@ -111,7 +116,7 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
 
     def _link(self, name: str, marker: Marker | None = None) -> Link:
         first = sum(self._name.encode()) + len(self._links)
-        link = Link(self._settings, name, self._topology, marker, first=first)
+        link = self._connect(self._settings, name, self._topology, marker, first=first)
         self._links.append(link)
         return link
 

@@ -16,9 +16,9 @@ from typing import Any, Self
 from uuid import UUID
 
 from workqueue import contract
-from workqueue.amqp.connection import reconnect_delay_s
+from workqueue.amqp.connection import Link, reconnect_delay_s
 from workqueue.amqp.watch import Patience
-from workqueue.amqp.wire import Wire
+from workqueue.amqp.wire import Connect, Wire
 from workqueue.application import package_of, project_folder
 from workqueue.client.results import Handle, Results, with_ledger
 from workqueue.client.sending import Outgoing, Sender
@@ -66,8 +66,8 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def open(self) -> None:
-        """Connect, and declare the contract's queues.
+    async def open(self, settings: Settings | None = None, connect: Connect = Link) -> None:
+        """Connect, and declare the contract's queues. Tests without a broker say here what takes its place.
 
         Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
         LedgerDiffers and SettingInvalid at once.
@@ -75,7 +75,7 @@ class Client:
         patience, failures = Patience(), 0
         while True:
             try:
-                await self._open()
+                await self._open(settings or self._given, connect)
                 break
             except (BrokerUnreachable, LedgerUnreachable) as error:
                 await self.close()
@@ -197,15 +197,15 @@ class Client:
         _ = self.sender
         return with_ledger(self._results)
 
-    async def _open(self) -> None:
+    async def _open(self, given: Settings | None, connect: Connect) -> None:
         for line in misspelt():
             log.warning(line)
         package = package_of(self._application)
         loaded = contract.load(package)
-        settings = self._settings = self._given or Settings.load(project=project_folder(self._application))
+        settings = self._settings = given or Settings.load(project=project_folder(self._application))
         if settings.ledger_url != "none":
             self._ledger = await open_ledger(settings)
-        self._wire = Wire(settings, loaded, self._name, lambda error: None, self._ledger)
+        self._wire = Wire(settings, loaded, self._name, lambda error: None, self._ledger, connect)
         sender = Sender(loaded, package, self._wire)
         if self._ledger is not None:
             self._results = Results(self._ledger, {name: each.results for name, each in sender.operations.items()})

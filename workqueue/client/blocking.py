@@ -10,12 +10,14 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import islice
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
 import uvloop
 
+from workqueue.amqp.connection import Link
+from workqueue.amqp.wire import Connect
 from workqueue.client import Client
 from workqueue.client.results import Handle
 from workqueue.client.status import Status
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 T = TypeVar("T")
+C = TypeVar("C", bound="Closing")
 
 CLOSE_S = 5.0  # for the closing handshakes, at the end of the process
 AT_ONCE = 2000  # of many tasks, read in the caller's thread before they are sent
@@ -47,7 +50,7 @@ class SyncClient:
         """As `Client`."""
         self._application, self._settings, self._wait_s, self._name = application, settings, wait_s, name
         self._opening, self._pid = threading.Lock(), os.getpid()
-        self._running: Running | None = None
+        self._running: Running[Client] | None = None
         _clients.add(self)
 
     def __enter__(self) -> Self:
@@ -57,9 +60,9 @@ class SyncClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self) -> None:
-        """Connect now, if this process has not. Raises as `Client.open`."""
-        self._here()
+    def open(self, settings: Settings | None = None, connect: Connect = Link) -> None:
+        """Connect now, if this process has not. As `Client.open`."""
+        self._here(settings, connect)
 
     def close(self) -> None:
         """Close this process's connections, if there are any."""
@@ -126,7 +129,7 @@ class SyncClient:
         )
         return result
 
-    def _here(self) -> "Running":
+    def _here(self, settings: Settings | None = None, connect: Connect = Link) -> "Running[Client]":
         """The connections of this process."""
         if self._pid != os.getpid():
             # Nothing of the parent's is closed, nor let go: what it is made of would say goodbye to the broker.
@@ -139,7 +142,7 @@ class SyncClient:
                 if running is None:
                     _refuse_without_threads()
                     client = Client(self._application, settings=self._settings, wait_s=self._wait_s, name=self._name)
-                    running = self._running = Running(client).start()
+                    running = self._running = Running(client).start(client.open(settings, connect))
         return running
 
 
@@ -163,18 +166,22 @@ class SyncHandle(Generic[R]):
         return self.client.result_of(self.handle, timeout_s)
 
 
-class Running:
-    """A client on an event loop in a thread of its own."""
+class Closing(Protocol):
+    async def close(self) -> None: ...
 
-    def __init__(self, client: Client) -> None:
+
+class Running(Generic[C]):
+    """A client, or something else that is opened and closed, on an event loop in a thread of its own."""
+
+    def __init__(self, client: C) -> None:
         self.client, self._loop = client, uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="workqueue client", daemon=True)
 
-    def start(self) -> Self:
-        """Raises as `Client.open`."""
+    def start(self, opening: Coroutine[Any, Any, None]) -> Self:
+        """Open it there. Raises what that does."""
         self._thread.start()
         try:
-            self.run(self.client.open())
+            self.run(opening)
         except BaseException:
             self._stop()
             raise
@@ -198,7 +205,8 @@ class Running:
                 asyncio.run_coroutine_threadsafe(self.client.close(), self._loop).result(CLOSE_S)
             except TimeoutError:
                 log.warning("the connections did not close within %g s", CLOSE_S)
-            self._stop()
+            finally:
+                self._stop()
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -208,7 +216,7 @@ class Running:
 
 
 _clients: WeakSet[SyncClient] = WeakSet()
-_left: list[Running | None] = []
+_left: list[Running[Client] | None] = []
 
 
 @atexit.register

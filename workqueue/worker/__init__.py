@@ -13,8 +13,9 @@ from workqueue.lifecycle import Flags, count, load_settings, prepare, run
 from workqueue.observe.recycle import Recycle
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Handler, check_handler
+from workqueue.worker.crew import Job
 from workqueue.worker.ending import Ending
-from workqueue.worker.serving import Job, Serving
+from workqueue.worker.serving import Serving
 
 R = TypeVar("R")
 
@@ -56,7 +57,7 @@ def run_worker(
     async def work() -> int:
         loaded = contract.load(package_of(application))
         by_name = {receive.operation: receive for receive in loaded.receives.values()}
-        _check(handlers, by_name)
+        check(handlers, by_name)
         counts = _counts(given.concurrency, given.only or list(by_name), by_name)
         settings = load_settings(application, variables)
         jobs = [Job(by_name[name], handlers[name], count) for name, count in counts.items()]
@@ -69,8 +70,8 @@ def run_worker(
     return run(work, told_early=0)
 
 
-def _check(handlers: Mapping[str, Handler[Any, Any]], by_name: Mapping[str, Receive]) -> None:
-    """Raises HandlersInvalid, HandlersDiffer, HandlerInvalid."""
+def check(handlers: Mapping[str, Handler[Any, Any]], by_name: Mapping[str, Receive]) -> None:
+    """Whether these handlers are for these operations. Raises HandlersInvalid, HandlersDiffer, HandlerInvalid."""
     if not isinstance(handlers, Mapping):
         raise HandlersInvalid(handlers, by_name)
     if handlers.keys() != by_name.keys():

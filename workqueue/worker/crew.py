@@ -1,20 +1,51 @@
-"""The guards of all that a worker does, as one."""
+"""The guards of all that a worker does, as one, and the consumers that feed them."""
 
 import asyncio
+import logging
 from collections.abc import Collection
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from workqueue.amqp.wire import Wire
+from workqueue.application import operation_of
+from workqueue.contract import Receive
+from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Stopped
+from workqueue.tasks.policy import describe
 from workqueue.tasks.processor import Guard
+from workqueue.tasks.received import Runtime
 from workqueue.tasks.scope import Scope
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A receive operation, its handler, and how many tasks of it at a time."""
+
+    receive: Receive
+    handler: Handler[Any, Any]
+    concurrency: int
 
 
 class Crew:
     """The guards of all that this worker does, as one."""
 
-    def __init__(self, guards: Collection[Guard[Any]]) -> None:
-        self._guards = guards
+    def __init__(self) -> None:
+        self._guards: list[Guard[Any]] = []
+
+    def consumers(self, application: type[Any], jobs: Collection[Job], runtime: Runtime, wire: Wire) -> list[Any]:
+        """Competing consumers, as many as the jobs say: each handles a message at a time."""
+        consumers = []
+        for job in jobs:
+            guard = Guard[Any](job.handler, job.receive, runtime)
+            self._guards.append(guard)
+            for _ in range(job.concurrency):
+                consumer = operation_of(application(wire).consumer, job.receive.operation)
+                consumer(guard.take)
+                consumers.append(consumer)
+        return consumers
 
     def running(self) -> list[Scope]:
         """For any thread: a set is copied in one step."""
@@ -43,3 +74,18 @@ class Crew:
         """What became of the messages; `more` are on their way back."""
         finished = sum(guard.settling.finished for guard in self._guards)
         return Stopped(name, finished, sum(guard.settling.handed_back for guard in self._guards) + more)
+
+
+async def start(consumers: list[Any]) -> bool:
+    for consumer in consumers:  # one after the other: each declares the queues
+        await consumer.start()
+    return True
+
+
+async def stop(consumers: list[Any], within_s: float | None = None) -> None:
+    """Cancel what the consumers still do. A handler may not let itself be cancelled."""
+    stopping = [asyncio.ensure_future(consumer.stop()) for consumer in consumers]
+    stopped, _ = await asyncio.wait(stopping, timeout=within_s)
+    for consumer in stopped:
+        if not consumer.cancelled() and (error := consumer.exception()) is not None:
+            log.warning("a consumer did not stop well: %s", describe(error))

@@ -5,27 +5,23 @@ import logging
 import os
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
 from workqueue import codec
 from workqueue.amqp.wire import Wire
-from workqueue.application import operation_of
-from workqueue.contract import Contract, Receive
+from workqueue.contract import Contract
 from workqueue.errors import WorkerFault
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import on_signals
 from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
-from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Listener, Ready, Stopping
 from workqueue.tasks.policy import describe
-from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.scope import Scope
 from workqueue.tasks.watchdog import Watchdog
-from workqueue.worker.crew import Crew
+from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
 from workqueue.worker.lifespan import Lifespan
 
@@ -38,15 +34,6 @@ FINISH_S = 1.0  # that a worker which can't go on leaves to what is in hand: wha
 RELEASE_S = 2.0  # for giving back the claims of handlers that do not end
 
 
-@dataclass(frozen=True)
-class Job:
-    """A receive operation, its handler, and how many tasks of it at a time."""
-
-    receive: Receive
-    handler: Handler[Any, Any]
-    concurrency: int
-
-
 class Serving:
     """One worker, from its ledger to its last message. `run` once."""
 
@@ -55,8 +42,7 @@ class Serving:
     ) -> None:
         self._name, self._application, self._loaded = name, application, loaded
         self._settings, self._tell, self._ending = settings, tell, ending
-        self._guards: list[Guard[Any]] = []
-        self._crew = Crew(self._guards)
+        self._crew = Crew()
         self._watchdog = Watchdog(name, self._crew.running, partial(_release_from_thread, settings))
 
     async def run(
@@ -81,12 +67,12 @@ class Serving:
                 self._name, self._loaded, ledger, wire.publisher(), self._settings, self._tell, self._ending.set,
                 resources.value, single=sum(job.concurrency for job in jobs) == 1,
             )  # fmt: skip
-            consumers = self._consumers(jobs, runtime, wire)
-            closing.push_async_callback(_stop, consumers)
+            consumers = self._crew.consumers(self._application, jobs, runtime, wire)
+            closing.push_async_callback(stop, consumers)
             ready = Ready(self._name, {job.receive.queue.name: job.concurrency for job in jobs}, ledger.place)
             code, drained = await self._until_told(consumers, wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
-                await _stop(consumers, within_s=CLOSE_S / 4)
+                await stop(consumers, within_s=CLOSE_S / 4)
                 await self._abandon(ledger, code)
             self._watchdog.end_by(2 * CLOSE_S, code, "it has stopped")  # a lifespan may not end
         for told in self._crew.unrecorded():
@@ -109,24 +95,12 @@ class Serving:
         self._watchdog.end_by(2 * CLOSE_S, 0, "it was told to end")  # a lifespan may not let itself be cancelled
         return None
 
-    def _consumers(self, jobs: Collection[Job], runtime: Runtime, wire: Wire) -> list[Any]:
-        """Competing consumers, as many as the jobs say: each handles a message at a time."""
-        consumers = []
-        for job in jobs:
-            guard = Guard[Any](job.handler, job.receive, runtime)
-            self._guards.append(guard)
-            for _ in range(job.concurrency):
-                consumer = operation_of(self._application(wire).consumer, job.receive.operation)
-                consumer(guard.take)
-                consumers.append(consumer)
-        return consumers
-
     async def _until_told(self, consumers: list[Any], wire: Wire, ready: Ready) -> tuple[int, bool]:
         """Consume until the worker is told to end, then drain. The exit code, and whether nothing is in hand."""
         spare_s = self._settings.drain_s + CUT_OFF_S + CLOSE_S
         on_signals(self._ending.set, at_once=lambda: self._watchdog.end_by(spare_s, 0, "the drain is over"))
         try:
-            if await self._ending.unless(_start(consumers)):
+            if await self._ending.unless(start(consumers)):
                 self._tell(ready)
             await self._ending.wait()
             self._tell(Stopping(self._name, self._crew.in_hand))
@@ -158,21 +132,6 @@ class Serving:
         await _release(ledger, scopes)  # last: from here on another worker may begin them
         logging.shutdown()  # what the handlers of the log hold
         os._exit(code)
-
-
-async def _start(consumers: list[Any]) -> bool:
-    for consumer in consumers:  # one after the other: each declares the queues
-        await consumer.start()
-    return True
-
-
-async def _stop(consumers: list[Any], within_s: float | None = None) -> None:
-    """Cancel what the consumers still do. A handler may not let itself be cancelled."""
-    stopping = [asyncio.ensure_future(consumer.stop()) for consumer in consumers]
-    stopped, _ = await asyncio.wait(stopping, timeout=within_s)
-    for consumer in stopped:
-        if not consumer.cancelled() and (error := consumer.exception()) is not None:
-            log.warning("a consumer did not stop well: %s", describe(error))
 
 
 async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
