@@ -91,7 +91,7 @@ def fields(told: Told) -> dict[str, Any]:
         return {"event": NAMES[type(told)], **asdict(told)}
     what = told.what
     of_task = {"worker": told.worker, "operation": told.operation, "kind": told.kind, "id": told.id}
-    more = {name: getattr(what, name) for name in what.__slots__}
+    more = {name: getattr(what, name) for name in what.__slots__ if name != "cause"}
     return {"event": NAMES[type(what)], **of_task, "took_ms": round(1000 * told.took_s, 3), **more}
 
 

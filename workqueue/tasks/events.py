@@ -16,7 +16,7 @@ Each but the first two says that the message was settled: it was acked, after wh
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from workqueue.tasks.policy import Because, Reason
@@ -42,19 +42,23 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """The `attempt`th attempt failed with `error`; the next one is `again_s` from now."""
+    """The `attempt`th attempt failed with `error`; the next one is `again_s` from now. `cause` as in `Dead`."""
 
     attempt: int
     again_s: float
     error: str
     trace: Trace = ()
+    cause: Exception | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
+    """`cause` is what the last attempt failed with, for who listens in Python; None where the handler did not run."""
+
     reason: Reason
     error: str
     trace: Trace = ()
+    cause: Exception | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

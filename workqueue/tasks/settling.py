@@ -97,7 +97,7 @@ class Settling(Generic[T]):
         trace = () if is_verdict else tuple(traceback_lines(error))
         if isinstance(decision, Bury):
             tail = "" if is_verdict else traceback_tail(error)
-            return replace(await self.bury(replace(attempt, failed=failed), decision, tail), trace=trace)
+            return replace(await self.bury(replace(attempt, failed=failed), decision, tail), trace=trace, cause=error)
         await self._copies.delay(received.arrived, decision.rung, {"x-attempts": failed})
         rung_s = decision.rung.delay_s
         delay_s = decision.delay_s if attempt.claim.crashes is not None else rung_s  # no ledger: the broker's is all
@@ -105,7 +105,7 @@ class Settling(Generic[T]):
         release = partial(self._ledger.release, attempts=number, error=said, next_s=next_s)
         await self._ask(partial(release, received.task.id, attempt.claim.fence))
         self.ack(received.arrived)
-        return Retrying(number, delay_s, said, trace)
+        return Retrying(number, delay_s, said, trace, error)
 
     async def bury(self, attempt: Attempt[T], why: Bury, tail: str = "") -> Dead:
         """`tail` is the end of the traceback."""
