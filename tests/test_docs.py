@@ -56,10 +56,28 @@ def test_the_second_operation_works_as_it_is_printed(tmp_path: Path, node: Broke
     assert (sent.returncode, sent.stderr) == (0, "sent: 1 confirmed, 0 refused, 0 unknown\n")
 
 
+@pytest.mark.example
+def test_the_tests_without_a_broker_that_are_printed_pass(tmp_path: Path) -> None:
+    printed, _ = blocks("testing.md", "python")
+    (tmp_path / "test_printed.py").write_text(printed)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "-p",
+        "no:cacheprovider",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "3 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
 @pytest.mark.broker
 @pytest.mark.example
 def test_the_tests_that_are_printed_pass(tmp_path: Path) -> None:
-    (printed,) = blocks("testing.md", "python")
+    _, printed = blocks("testing.md", "python")
     project = copy_project(ROOT, tmp_path / "project")
     (project / "test_printed.py").write_text(printed)
     command = [sys.executable, "-m", "pytest", "test_printed.py"]

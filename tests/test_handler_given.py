@@ -14,7 +14,7 @@ import pytest
 from tests.harness import RECEIVE, ROOT
 from workqueue.errors import HandlerInvalid, HandlersInvalid
 from workqueue.tasks.attempt import check_handler
-from workqueue.worker import _check
+from workqueue.worker import check
 
 
 async def one(task: Any) -> None: ...
@@ -125,7 +125,7 @@ def test_a_worker_with_such_a_handler_exits_with_2_before_it_looks_for_a_broker(
 
 def test_a_handler_in_the_place_of_a_dict_of_them_is_told_with_the_names_that_it_needs() -> None:
     with pytest.raises(HandlersInvalid, match=r"of type function; give run_worker a dict, {'do_it': \.\.\.}"):
-        _check(lambda task, context: None, {"do_it": RECEIVE})  # type: ignore[arg-type]
+        check(lambda task, context: None, {"do_it": RECEIVE})  # type: ignore[arg-type]
 
 
 CALLS = {

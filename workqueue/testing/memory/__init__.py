@@ -1,0 +1,255 @@
+"""Tests of handlers without a broker: a worker, and a client, on a broker in this process's memory.
+
+    result = await run_task(Application, handle, Checksum(kind="checksum", path="/etc/hosts"))
+
+    async with MemoryQueue(Application, {"process_task": handle}, Client(Producer)) as queue:
+        handle = await queue.client.send(Checksum(kind="checksum", path="/etc/hosts"))
+        result = await handle.result(timeout_s=10)
+
+All that becomes of a task is the runtime's own doing: codecs, guard, policy, threads, time limits and leases, lifespan,
+events, client. The broker is a stand-in (`broker`); the ledger is a SQLite one, in a folder that ends with the test,
+since it promises the same and its transactions are real: SQL in a `completion` is SQLite's here.
+
+No time is spent on delays: as soon as nothing is in hand, time is skipped until the next task is due, for the ledger
+too. All other times are real.
+
+What only a real broker can show, it can't: that tasks outlast a crash, a restart, a cut connection or a full queue,
+that workers share them, what a user may do; see `Site` for that.
+"""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, Self, TypeVar, overload
+
+from pydantic import BaseModel
+
+from workqueue import codec, contract
+from workqueue.amqp.wire import Wire
+from workqueue.application import package_of
+from workqueue.client import Client
+from workqueue.client.blocking import Running, SyncClient
+from workqueue.client.results import Results
+from workqueue.client.sending import Sender
+from workqueue.contract import Contract, Send
+from workqueue.errors import TaskDead
+from workqueue.ledger import Ledger, open_ledger
+from workqueue.settings import Settings
+from workqueue.tasks.attempt import Handler
+from workqueue.tasks.context import TaskContext
+from workqueue.tasks.events import Dead, Told
+from workqueue.tasks.received import Runtime
+from workqueue.testing.memory.broker import Broker, Message
+from workqueue.testing.memory.link import MemoryLink
+from workqueue.worker import check
+from workqueue.worker.crew import Crew, Job, start, stop
+from workqueue.worker.ending import Ending
+from workqueue.worker.lifespan import Lifespan
+
+WORKER = "memory"
+FOLDERS = "/dev/shm"  # where there is one: elsewhere SQLite waits for a disk, at times for longer than the test takes
+NO_BROKER = "amqp://memory.invalid/"  # for a handler that connects by itself: it is told so, and finds nobody's broker
+FINISH_S = 2.0  # for what is in hand when the test is over, and again for what was cut off then
+SKIP = """
+UPDATE task SET next_at = next_at - ?1, lease_until = next_at - ?1, ends_at = ends_at - ?1
+WHERE state = 'waiting' AND next_at = lease_until
+"""
+
+C = TypeVar("C", bound=Client | SyncClient | None)
+R = TypeVar("R")
+M = TypeVar("M", bound=BaseModel | None)
+
+
+class MemoryQueue(Generic[C]):
+    """A worker with these handlers, and `client`, on a broker in memory: a context manager.
+
+    `application`, `handlers` and `lifespan` are those of `run_worker`. `client` is the application's own, closed until
+    now and closed again at the end: a Client for `async with`, a SyncClient for a plain `with`, whose worker has its
+    event loop in a thread. `concurrency` is for each operation; without `skip_delays` they are waited for.
+
+    `events` has what the worker told so far. Raises at its end what had ended the worker before.
+    """
+
+    broker: Broker
+    ledger: Ledger
+    settings: Settings
+    _closing: AsyncExitStack
+    _ending: Ending
+    _running: Running[Any]
+
+    def __init__(
+        self,
+        application: type[Any],
+        handlers: Mapping[str, Handler[Any, R]],
+        client: C,
+        *,
+        lifespan: Callable[[Settings], AbstractAsyncContextManager[R]] | None = None,
+        concurrency: int = 1,
+        skip_delays: bool = True,
+    ) -> None:
+        self.client, self.events = client, list[Told]()
+        self._application, self._handlers, self._lifespan = application, handlers, lifespan
+        self._contract = contract.load(package_of(application))
+        self._receives = {receive.operation: receive for receive in self._contract.receives.values()}
+        self._concurrency, self._skip_delays = concurrency, skip_delays
+        check(handlers, self._receives)
+
+    async def __aenter__(self) -> Self:
+        if isinstance(self.client, SyncClient):
+            raise TypeError("a SyncClient would block the worker's event loop: use `with`")
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __enter__(self) -> Self:
+        if isinstance(self.client, Client):
+            raise TypeError("a Client is for the worker's event loop: use `async with`")
+        self._running = Running(self).start(self.open())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.end()
+
+    @property
+    def dead_letters(self) -> list[Message]:
+        """The dead letters of all operations, the oldest of each first: `body`, `properties`, `headers`."""
+        queues = dict.fromkeys(receive.dead.name for receive in self._receives.values())
+        return [letter for queue in queues for letter in self.broker.messages(queue)]
+
+    async def idle(self) -> None:
+        """Wait until nothing is left to do: every task is done, or a dead letter."""
+        await self._ending.unless(self.broker.idle.wait())
+        if not self.broker.idle.is_set():
+            await self._ending.wait()
+
+    async def open(self) -> None:
+        """Raises as `run_worker` and the client's `open`."""
+        codec.install()
+        self._ending = Ending()
+        async with AsyncExitStack() as stack:
+            home = FOLDERS if os.access(FOLDERS, os.W_OK | os.X_OK) else None
+            ledger = f"{stack.enter_context(TemporaryDirectory(prefix='workqueue-', dir=home))}/ledger.db"
+            self.settings = Settings(amqp_uri=(NO_BROKER,), ledger_url=f"sqlite:{ledger}")
+            self.ledger = await open_ledger(self.settings)
+            stack.push_async_callback(self.ledger.close)
+            db = stack.enter_context(closing(sqlite3.connect(ledger, isolation_level=None)))
+            self.broker = Broker((lambda by_s: db.execute(SKIP, (by_s,))) if self._skip_delays else None)
+            stack.callback(self.broker.close)
+            stack.push_async_callback(self._close_client)
+            await self._open_client()
+            make = None if self._lifespan is None else partial(self._lifespan, self.settings)
+            resources = Lifespan(make, self._fatal)
+            stack.push_async_callback(resources.close)
+            await resources.open()
+            await self._work(stack, resources.value)
+            self._closing = stack.pop_all()
+
+    async def close(self) -> None:
+        await self._closing.aclose()
+        self._ending.set()
+        await self._ending.wait()
+
+    def wire(self, loaded: Contract, name: str) -> Wire:
+        """Connects to the broker in memory."""
+        return Wire(self.settings, loaded, name, self._fatal, connect=partial(MemoryLink, self.broker))
+
+    async def _work(self, stack: AsyncExitStack, resources: Any) -> None:
+        wire, crew = self.wire(self._contract, WORKER), Crew()
+        jobs = [Job(self._receives[name], handler, self._concurrency) for name, handler in self._handlers.items()]
+        runtime = Runtime(
+            WORKER, self._contract, self.ledger, wire.publisher(), self.settings, self.events.append, self._fatal,
+            resources, single=len(jobs) * self._concurrency == 1,
+        )  # fmt: skip
+        consumers = crew.consumers(self._application, jobs, runtime, wire)
+
+        async def end() -> None:
+            crew.drain()
+            await wire.drain()
+            await crew.idle(FINISH_S)
+            crew.end()
+            await crew.idle(FINISH_S)
+            await stop(consumers, FINISH_S)
+            await wire.close()
+
+        stack.push_async_callback(end)
+        await start(consumers)
+
+    async def _open_client(self) -> None:
+        await self._close_client()  # one that was open is connected to something else
+        if self.client is not None:
+            await _either(self.client.open, self.settings, partial(MemoryLink, self.broker))
+
+    async def _close_client(self) -> None:
+        if self.client is not None:
+            await _either(self.client.close)
+
+    def _fatal(self, error: BaseException) -> None:
+        """The worker can't go on: no result comes any more, and who waits for one is told."""
+        self._ending.set(error)
+        self._telling = asyncio.ensure_future(self._close_client())
+
+
+async def _either(call: Callable[..., Awaitable[None] | None], *given: Any) -> None:
+    """A method of a client, which is awaited or blocks."""
+    answer = await asyncio.to_thread(call, *given)
+    if answer is not None:
+        await answer
+
+
+@overload
+async def run_task(
+    application: type[Any], handler: Callable[[Any, TaskContext[R]], Awaitable[M]], payload: object, *,
+    to: str | None = None, lifespan: Callable[[Settings], AbstractAsyncContextManager[R]] | None = None,
+) -> M: ...  # fmt: skip
+@overload
+async def run_task(
+    application: type[Any], handler: Callable[[Any, TaskContext[R]], M], payload: object, *,
+    to: str | None = None, lifespan: Callable[[Settings], AbstractAsyncContextManager[R]] | None = None,
+) -> M: ...  # fmt: skip
+async def run_task(
+    application: type[Any], handler: Handler[Any, R], payload: object, *,
+    to: str | None = None, lifespan: Callable[[Settings], AbstractAsyncContextManager[R]] | None = None,
+) -> Any:  # fmt: skip
+    """Run one task, a payload or a whole one, as a worker does, and return the result that its sender would get.
+
+    It is tried as often as the contract says, see `MemoryQueue`. `to` names the receive operation where the payload may
+    be several's. In a plain test: `asyncio.run(run_task(...))`.
+
+    Raises NotSent for what breaks the contract; TaskDead when it became a dead letter, and what the handler raised last
+    is its cause.
+    """
+    package = package_of(application)
+    loaded = contract.load(package)
+    handlers = dict.fromkeys((receive.operation for receive in loaded.receives.values()), handler)
+    async with MemoryQueue(application, handlers, None, lifespan=lifespan) as queue:
+        sends = _sends(loaded)
+        sender = Sender(sends, package, queue.wire(sends, "test"))
+        outgoing = sender.prepare(payload, to=to)
+        await sender.send(outgoing)
+        await queue.idle()
+        results = Results(queue.ledger, {name: operation.results for name, operation in sender.operations.items()})
+        try:
+            return await results.result(outgoing.id, operation=outgoing.operation)
+        except TaskDead as dead:
+            (why,) = (what for told in queue.events if isinstance(what := getattr(told, "what", None), Dead))
+            raise dead from why.cause
+        finally:
+            await results.close()
+
+
+def _sends(loaded: Contract) -> Contract:
+    """The contract of who sends what this one receives."""
+    sends = {
+        name: Send(
+            receive.operation, receive.queue, receive.message, persistent=True, mandatory=True, timestamp=True,
+            tag=receive.tag,
+        )
+        for name, receive in loaded.receives.items()
+    }  # fmt: skip
+    return Contract(loaded.version, loaded.queues, sends, {})
