@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT
-from workqueue.dev import broker, programs
+from workqueue.dev import broker, ports, programs
 from workqueue.dev.folder import Record
 from workqueue.dev.node import Node
 from workqueue.dev.programs import BrokerError, find_server
@@ -172,13 +172,13 @@ def test_told_to_end_while_its_node_starts_it_ends_the_node_and_says_so(tmp_path
     with subprocess.Popen(
         [sys.executable, "-c", START, str(made.folder)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as starting:
-        assert node.until(made.running, 30)
+        assert programs.until(made.running, 30)
         starting.send_signal(number)
         _, said = starting.communicate(timeout=60)
     assert starting.returncode == 130
     assert said.splitlines()[1:] == ["broker: interrupted; what it was starting is stopped again"]
     assert not made.running()
-    assert node.epmd(made.record.epmd_port, b"n") == b""
+    assert ports.epmd(made.record.epmd_port, b"n") == b""
 
 
 def test_an_interrupted_start_of_a_container_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
