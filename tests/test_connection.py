@@ -1,43 +1,98 @@
-"""When a connection is opened once more, and when not."""
+"""What a connection declares, and when it is opened once more."""
 
+import asyncio
+import json
+from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
+import aio_pika
 import pytest
+from yarl import URL
 
+from tests.test_refusals import linked, queue
 from workqueue.amqp import connection
-from workqueue.amqp.connection import STUMBLES, Link
+from workqueue.amqp.connection import STUMBLES, Link, Stumbled, failure
 from workqueue.amqp.frames import Closed
-from workqueue.amqp.lane import Lane
-from workqueue.amqp.topology import Topology
+from workqueue.amqp.lane import Declaration, Depth, Lane
+from workqueue.amqp.look import look
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import Settings
+from workqueue.testing import vhost
+from workqueue.testing.given import Broker
 
 LANE = cast(Lane, SimpleNamespace(is_open=True))
 
 
-@pytest.mark.parametrize(
-    ("code", "failures", "tries"), [(541, 2, 3), (541, STUMBLES, STUMBLES + 1), (541, 99, STUMBLES + 1), (320, 99, 1)]
-)
-async def test_only_a_broker_that_stumbles_is_asked_again_and_not_for_ever(
-    monkeypatch: pytest.MonkeyPatch, code: int, failures: int, tries: int
+def declared(node: Broker, uri: str) -> list[str]:
+    """The queues that exist there."""
+    listed = node.ctl("list_queues", "-p", uri.rpartition("/")[2], "name", "--formatter", "json")
+    return sorted(row["name"] for row in json.loads(listed))
+
+
+async def test_who_only_looks_declares_nothing(node: Broker) -> None:
+    uri = vhost(node)
+    async with linked(uri) as looks, linked(uri, queue("theirs")) as declares:
+        lane = await looks.open()
+        assert await look([uri], ["theirs"]) == {}
+        assert await asyncio.to_thread(declared, node, uri) == []
+        await declares.open()
+        assert await lane.look("theirs") == Depth(0, 0)
+        assert await look([uri], ["theirs", "nowhere"]) == {"theirs": Depth(0, 0)}
+        assert await asyncio.to_thread(declared, node, uri) == ["theirs"]
+
+
+async def test_what_is_declared_on_a_connection_is_declared_on_the_one_that_follows_it_too(node: Broker) -> None:
+    uri = vhost(node)
+    async with linked(uri, queue("ours")) as link:
+        lane = await link.open()
+        async with await aio_pika.connect(uri) as other:
+            await (await other.channel()).queue_delete("ours")
+        lane.abort("cut")
+        assert await look([uri], ["ours"]) == {}
+        await link.lane()
+        assert await look([uri], ["ours"]) == {"ours": Depth(0, 0)}
+
+
+@pytest.mark.parametrize(("failures", "tries"), [(2, 3), (STUMBLES, STUMBLES + 1), (99, STUMBLES + 1)])
+async def test_a_broker_that_stumbles_is_asked_again_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, failures: int, tries: int
 ) -> None:
     """RabbitMQ 3.10 closes with 541 when many declare a quorum queue that is just being made."""
-    link, tried = Link(Settings(), "w", Topology((), "w")), 0
+    tried = 0
 
-    async def opened(_: str) -> Lane:
+    async def opened(*_: object) -> Lane:
         nonlocal tried
         tried += 1
-        link._socket = cast(Any, SimpleNamespace(tap=SimpleNamespace(closed=Closed(code, "INTERNAL_ERROR"))))
         if tried <= failures:
-            raise BrokerUnreachable("there", "INTERNAL_ERROR")
+            raise Stumbled("there", "INTERNAL_ERROR")
         return LANE
 
-    monkeypatch.setattr(link, "_open", opened)
+    monkeypatch.setattr(connection, "open_lane", opened)
     monkeypatch.setattr(connection, "STUMBLE_S", 0.0)
+    link = Link(Settings(), "w")
     if failures < tries:
         assert await link.open() is LANE
     else:
         with pytest.raises(BrokerUnreachable):
             await link.open()
     assert tried == tries
+
+
+@pytest.mark.parametrize(("closed", "stumbled"), [(541, True), (320, False), (404, False), (None, False)])
+def test_only_an_internal_error_of_the_broker_is_a_stumble(closed: int | None, stumbled: bool) -> None:
+    said = None if closed is None else Closed(closed, "it said so")
+    assert isinstance(failure(URL("amqp://there/"), said, ConnectionError("lost")), Stumbled) == stumbled
+
+
+async def test_another_failure_is_not_tried_again_at_the_same_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    async def opened(uri: str, settings: Settings, name: str, declares: Iterable[Declaration]) -> Lane:
+        tried.append(uri)
+        raise BrokerUnreachable(uri, "it is down")
+
+    monkeypatch.setattr(connection, "open_lane", opened)
+    with pytest.raises(BrokerUnreachable):
+        await Link(Settings(amqp_uri=("amqp://one/", "amqp://two/")), "w").open()
+    assert tried == ["amqp://one/", "amqp://two/"]

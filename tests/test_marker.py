@@ -21,8 +21,8 @@ from workqueue.testing.given import Broker
 @asynccontextmanager
 async def process(uri: str, identity: int, *, hold: bool = True) -> AsyncIterator[Link]:
     """A worker's connection, or that of a producer which follows results."""
-    marker = Marker("task-queue", SimpleNamespace(identity=identity, place=f"/ledger/{identity}"), hold=hold)
-    link = Link(Settings(amqp_uri=(uri,)), "tested", Topology([queue("task-queue")], "tested"), marker)
+    marker = Marker("task-queue", SimpleNamespace(identity=identity, place=f"/ledger/{identity}"), "tested", hold=hold)
+    link = Link(Settings(amqp_uri=(uri,)), "tested", Topology([queue("task-queue")], "tested").declare, marker.check)
     try:
         yield link
     finally:

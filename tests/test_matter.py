@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness import DEAD_QUEUE, QUEUE, ROOT
 from workqueue import contract, producer
-from workqueue.amqp.look import Depth
+from workqueue.amqp.lane import Depth
 from workqueue.ledger.none import NoLedger
 from workqueue.settings import Settings
 

@@ -28,7 +28,7 @@ from workqueue.errors import ContractInvalid, HandlersDiffer, LifespanFailed, No
 from workqueue.tasks.events import Done, Event, HandedBack, Retrying, Told, What
 from workqueue.testing import MemoryQueue, memory, run_task
 from workqueue.testing.memory.broker import Broker, Message, Taker
-from workqueue.testing.memory.link import MemoryLane
+from workqueue.testing.memory.lane import MemoryLane
 
 WAIT_S = 20.0
 TO: Final = "send_errand"

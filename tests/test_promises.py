@@ -25,7 +25,7 @@ from tests.harness import QUEUE, RECEIVE, ROOT, Site, task
 from tests.workers import promises
 from workqueue import NotSent, Settings, TaskContext, TaskDead
 from workqueue.testing import MemoryQueue, until
-from workqueue.testing.memory.link import MemoryLane
+from workqueue.testing.memory.lane import MemoryLane
 
 WAIT_S = 60.0
 TO: Final = "send_errand"

@@ -14,6 +14,7 @@ import pytest
 from tests.harness import QUEUE, ROOT, Site, simulate
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
+from workqueue.amqp.direct import DirectLane
 from workqueue.amqp.lane import Lane
 from workqueue.amqp.topology import Topology
 from workqueue.contract import load
@@ -105,13 +106,14 @@ async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site
         async def open(self) -> Lane:
             lane = await super().open()
             if not opened:
+                assert isinstance(lane, DirectLane)
                 await lane.channel.close()
             opened.append(lane)
             return lane
 
     loaded, settings = load("tests.generated.worker"), Settings(amqp_uri=(site.uri,))
     opened, ended = list[Lane](), list[WorkQueueError]()
-    link = Losing(settings, "starting", Topology(loaded.queues, "starting"))
+    link = Losing(settings, "starting", Topology(loaded.queues, "starting").declare)
     consumer = Consumer(link, loaded.receives[QUEUE], "starting", settings, ended.append)
     await consumer.start()
     (task,) = simulate(1)

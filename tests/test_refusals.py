@@ -19,6 +19,7 @@ from tests.harness import DEAD_QUEUE, QUEUE, RECEIVE, Site, simulate, task
 from workqueue.amqp import connection
 from workqueue.amqp.connection import Link
 from workqueue.amqp.copies import DROPPED, fitted
+from workqueue.amqp.direct import DirectLane
 from workqueue.amqp.lane import Unroutable
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
@@ -39,7 +40,8 @@ def queue(name: str, **arguments: Any) -> Queue:
 
 @asynccontextmanager
 async def linked(uri: str, *queues: Queue, **settings: Any) -> AsyncIterator[Link]:
-    link = Link(Settings(amqp_uri=(uri,), **settings), "tested", Topology(queues, "tested"))
+    declares = [Topology(queues, "tested").declare] if queues else []
+    link = Link(Settings(amqp_uri=(uri,), **settings), "tested", *declares)
     try:
         yield link
     finally:
@@ -199,6 +201,7 @@ async def test_each_of_thousands_of_unroutable_messages_is_known_among_those_tha
     there = queue("there")
     async with linked(vhost(node), there) as link:
         lane = await link.open()
+        assert isinstance(lane, DirectLane)
 
         async def publish(number: int) -> str:
             identity = {"none": None, "all the same": "same", "each its own": str(number)}[ids]

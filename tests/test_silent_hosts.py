@@ -56,7 +56,7 @@ async def ways(node: Broker) -> AsyncIterator[Ways]:
 
 @asynccontextmanager
 async def linked(uris: tuple[str, ...], kind: type[Link] = Link, **settings: float) -> AsyncIterator[Link]:
-    link = kind(Settings(amqp_uri=uris, **settings), "tested", Topology(LOADED.queues, "tested"))  # type: ignore[arg-type]
+    link = kind(Settings(amqp_uri=uris, **settings), "tested", Topology(LOADED.queues, "tested").declare)  # type: ignore[arg-type]
     try:
         yield link
     finally:
@@ -273,11 +273,10 @@ async def test_a_consumer_that_the_broker_has_forgotten_is_found_out_while_nothi
     monkeypatch.setattr(consumer, "UNKNOWN_S", 1.0)
     async with linked(ways.uris) as link, consuming(link, check_s=0.2) as (_, got):
         lane = await link.lane()
-        await lane.channel.basic_cancel("tested")
+        await lane.cancel("tested")
 
         async def consumers() -> int:
-            told = await lane.channel.queue_declare(RECEIVE.queue.name, passive=True)
-            return told.consumer_count or 0
+            return (await lane.look(RECEIVE.queue.name)).consumers
 
         await until(consumers, "it consumes again", 10)
         await publish(ways.uris[1])
@@ -290,7 +289,7 @@ async def test_a_consumer_that_gets_nothing_although_messages_wait_moves_to_the_
 ) -> None:
     async with linked(ways.uris) as link, consuming(link, check_s=0.3) as (_, got):
         lane = await link.lane()
-        await lane.channel.basic_cancel("tested")
+        await lane.cancel("tested")
         await publish(ways.uris[1], count=2)
         for _ in range(2):
             await asyncio.wait_for(got.get(), 10)

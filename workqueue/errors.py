@@ -199,6 +199,10 @@ class TaskInvalid(NotSent):
     """What was to be sent breaks the contract, or belongs to none of its send operations: no broker was asked."""
 
 
+class NoBroker(NotSent):
+    """There was no connection to a broker for as long as the sending might take: nothing was published."""
+
+
 class SendUnknown(WorkQueueError):
     """The deadline passed without a confirm: the broker may have the message, or not. Sending it again is safe."""
 

@@ -51,6 +51,14 @@ CONTENDERS = (
         "task-queue",
     ),
     Contender(
+        "ours, plain channel",
+        ("aio-pika", "aiormq", "asyncapi-python"),
+        _module("plain", "work", "{worker}"),
+        _module("plain", "send"),
+        "ours on aio-pika's own channel: what is gained by writing and reading frames without it",
+        queue="task-queue",
+    ),
+    Contender(
         "raw aio-pika",
         ("aio-pika", "aiormq"),
         _module("raw", "work"),

@@ -56,9 +56,13 @@ def send() -> None:
     runpy.run_path("main-producer.py", run_name="__main__")
 
 
-if __name__ == "__main__":
+def main() -> None:
     if sys.argv[1] == "send":
         send()
     else:
         sys.argv = ["main-worker.py", *sys.argv[2:]]
         sys.exit(run_worker(Application, {"process_task": handle}, about=__doc__))
+
+
+if __name__ == "__main__":
+    main()

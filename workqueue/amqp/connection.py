@@ -3,18 +3,17 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
 
-from aiormq import Channel, Connection
+from aiormq import Channel
 from yarl import URL
 
-from workqueue.amqp.handshake import CLOSED, GONE, Socket, connect, disconnect, refused, words
-from workqueue.amqp.lane import Lane
-from workqueue.amqp.marker import Marker
-from workqueue.amqp.topology import Topology
+from workqueue.amqp.direct import DirectLane
+from workqueue.amqp.frames import Closed
+from workqueue.amqp.handshake import GONE, connect, refused, words
+from workqueue.amqp.lane import Declaration, Lane
 from workqueue.amqp.watch import Patience, Watch
-from workqueue.contract import Queue
 from workqueue.errors import BrokerRefused, BrokerUnreachable
 from workqueue.settings import Settings, hide_password
 
@@ -32,45 +31,80 @@ RECONNECT_FIRST_S = 0.1  # a broker that merely dropped a connection is back at 
 RECONNECT_CAP_S = 5.0  # and a restarted one within this of being up: a worker must not sleep through it
 
 
+class Stumbled(BrokerUnreachable):
+    """The broker ended the connection with an internal error, as it may when many declare a queue at once while it is
+    being made."""
+
+
+async def open_lane(uri: str, settings: Settings, name: str, declares: Iterable[Declaration] = ()) -> Lane:
+    """Open a connection of this name, and declare on it what is to be declared before its channel is used.
+
+    Raises BrokerUnreachable, and as `declares`.
+    """
+    url = URL(uri).extend_query(heartbeat=max(1, round(settings.heartbeat_s)))
+    within_s = CONNECT_EACH_S if len(settings.amqp_uri) > 1 else CONNECT_S
+    connection, socket = await connect(url, name, within_s)
+    try:
+        async with asyncio.timeout(CALL_S):
+            for declare in declares:
+                await declare(connection)
+            channel = await connection.channel()
+    except BaseException as error:
+        socket.abort()
+        if isinstance(error, GONE):
+            raise failure(url, socket.tap.closed, error) from error
+        raise
+    assert isinstance(channel, Channel)  # the abstract class lacks `wait`
+    lane = DirectLane(socket, channel)
+    Watch(lane, name, f"{url.host}:{url.port}", settings.heartbeat_s)
+    return lane
+
+
+Connect = Callable[[str, Settings, str, Iterable[Declaration]], Awaitable[Lane]]
+"""`open_lane`, or what takes its place in tests."""
+
+
 class Link:
     """One named connection with one channel, to a broker of AMQP_URI, at first to the one with the number `first`.
 
+    Opening it declares nothing but what is in `declares`: on each new connection, so also on those that follow one
+    that was lost.
+
     Whatever ended a connection, the next is to another one of AMQP_URI, a node may answer and still be of no use; and
-    to any of the others, or all who were at one node would go to the same next one.
+    to any of the others, or all who were at one node would go to the same next one. `failure` is why the last try to
+    open one failed.
     """
 
     def __init__(
-        self, settings: Settings, name: str, topology: Topology, marker: Marker | None = None, *, first: int = 0
+        self, settings: Settings, name: str, *declares: Declaration, first: int = 0, connect: Connect = open_lane
     ) -> None:
-        self._settings, self._name, self._topology, self._marker = settings, name, topology, marker
-        self._connection: Connection | None = None
-        self._socket: Socket | None = None
+        self._settings, self._name, self._declares, self._connect = settings, name, declares, connect
+        self.failure: BrokerUnreachable | None = None
         self._lane: Lane | None = None
         self._at, self._began = first % len(settings.amqp_uri), False
         self._opening = asyncio.Lock()
 
-    async def open(self) -> Lane:
-        """Open the channel and declare the contract's queues, trying each broker once.
+    @property
+    def is_open(self) -> bool:
+        return self._lane is not None and self._lane.is_open
 
-        Raises BrokerUnreachable, BrokerRefused; ContractInvalid when a queue exists with other properties;
-        LedgerDiffers.
-        """
+    async def open(self) -> Lane:
+        """Open the channel, trying each broker once. Raises BrokerUnreachable, and as what it declares."""
         failures = []
         others = [number for number in range(len(self._settings.amqp_uri)) if number != self._at]
         random.shuffle(others)
         numbers = [*others, self._at] if self._began else [self._at, *others]
         self._began = True
         for self._at in numbers:
-            await self._drop(goodbye=False)
+            await self._drop()
             try:
-                return await self._open_anyway(self._settings.amqp_uri[self._at])
+                self._lane = await self._open_anyway(self._settings.amqp_uri[self._at])
             except BrokerUnreachable as error:
                 failures.append(error)
-            except BaseException:
-                await self._drop(goodbye=False)
-                raise
-        await self._drop(goodbye=False)
-        raise _together(failures)
+            else:
+                return self._lane
+        self.failure = _together(failures)
+        raise self.failure
 
     async def lane(self) -> Lane:
         """The open channel's, or a new one's: waits, with growing delays, for at most `reconnect_s`.
@@ -95,59 +129,41 @@ class Link:
                 log.warning("%s  is connected again", self._name)
             return self._lane
 
-    async def restore(self, queue: Queue) -> None:
-        """Declare a queue that has vanished. Raises as `open`, and what a lost connection raises."""
-        await self.lane()
-        assert self._connection is not None
+    async def declare(self, declare: Declaration) -> None:
+        """Declare something once more. Raises as `open`, as that, and what a lost connection raises."""
+        lane = await self.lane()
         async with asyncio.timeout(CALL_S):
-            await self._topology.restore(self._connection, queue)
-
-    async def _open_anyway(self, uri: str) -> Lane:
-        """Open it, although the broker may stumble over many who declare a queue at once while it is being made."""
-        for stumbles in count(1):
-            try:
-                return await self._open(uri)
-            except BrokerUnreachable:
-                closed = None if self._socket is None else self._socket.tap.closed
-                if stumbles > STUMBLES or closed is None or closed.code != INTERNAL_ERROR:
-                    raise
-            await self._drop(goodbye=False)
-            await asyncio.sleep(STUMBLE_S * (0.5 + random.random()))
-        raise AssertionError
-
-    async def _open(self, uri: str) -> Lane:
-        url = URL(uri).extend_query(heartbeat=max(1, round(self._settings.heartbeat_s)))
-        within_s = CONNECT_EACH_S if len(self._settings.amqp_uri) > 1 else CONNECT_S
-        connection, socket = self._connection, self._socket = await connect(url, self._name, within_s)
-        try:
-            async with asyncio.timeout(CALL_S):
-                await self._topology.declare(connection)
-                if self._marker is not None:
-                    await self._marker.check(connection, self._name)
-                channel = await connection.channel()
-        except GONE as error:
-            closed = socket.tap.closed
-            if closed is not None and closed.refusal:
-                raise refused(url, closed) from error
-            cause = f"no answer within {CALL_S:g} s" if isinstance(error, TimeoutError) else words(error)
-            raise BrokerUnreachable(hide_password(uri), cause) from error
-        assert isinstance(channel, Channel)  # the abstract class lacks `wait`
-        self._lane = Lane(socket, channel)
-        Watch(self._lane, self._name, f"{url.host}:{url.port}", self._settings.heartbeat_s)
-        return self._lane
+            await declare(lane.connection)
 
     async def close(self) -> None:
         """Close the connection. The next `lane` makes a new one."""
         async with self._opening:
-            await self._drop(goodbye=self._lane is not None and self._lane.is_open)
+            await self._drop()
 
-    async def _drop(self, *, goodbye: bool) -> None:
-        connection, socket, lane = self._connection, self._socket, self._lane
-        self._connection = self._socket = self._lane = None
-        if connection is not None and socket is not None:
-            await disconnect(connection, socket, goodbye=goodbye)
+    async def _open_anyway(self, uri: str) -> Lane:
+        """Open it, although the broker may stumble."""
+        for stumbles in count(1):
+            try:
+                return await self._connect(uri, self._settings, self._name, self._declares)
+            except Stumbled:
+                if stumbles > STUMBLES:
+                    raise
+            await asyncio.sleep(STUMBLE_S * (0.5 + random.random()))
+        raise AssertionError
+
+    async def _drop(self) -> None:
+        lane, self._lane = self._lane, None
         if lane is not None:
-            lane.abort(CLOSED)
+            await lane.close()
+
+
+def failure(url: URL, closed: Closed | None, error: BaseException) -> BrokerUnreachable:
+    """What to raise when a connection was lost, or refused something, before it could be used."""
+    if closed is not None and closed.refusal:
+        return refused(url, closed)
+    cause = f"no answer within {CALL_S:g} s" if isinstance(error, TimeoutError) else words(error)
+    kind = Stumbled if closed is not None and closed.code == INTERNAL_ERROR else BrokerUnreachable
+    return kind(hide_password(str(url.with_query(None))), cause)
 
 
 def _together(failures: list[BrokerUnreachable]) -> BrokerUnreachable:

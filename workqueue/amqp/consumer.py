@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused
 
 from workqueue import delivery
@@ -134,8 +133,8 @@ class Consumer:
             session = self._session
             with suppress(*GONE):
                 async with asyncio.timeout(DRAIN_S):
-                    await session.lane.channel.basic_cancel(self._tag)
-            session.over()
+                    await session.lane.cancel(self._tag)
+            session.inbox.put(None)
 
     async def stop(self) -> None:
         self._draining = True
@@ -172,17 +171,14 @@ class Consumer:
 
     async def _consume(self, lane: Lane) -> Session:
         session = Session(lane)
-        lane.deliver = session.inbox.put
-        lane.on_end.append(session.over)
-        lane.socket.tap.most_bytes = max(HELD_BYTES, HELD_TIMES * self._receive.message.max_bytes)
         async with asyncio.timeout(CALL_S):
-            await lane.channel.basic_qos(prefetch_count=self._receive.prefetch)
-            await self._subscribe(lane)
-        lane.channel.on_consumer_cancel_callbacks.add(session.over)
+            await self._subscribe(session)
         return session
 
-    async def _subscribe(self, lane: Lane) -> None:
-        await lane.channel.basic_consume(self._receive.queue.name, _astray, consumer_tag=self._tag)
+    async def _subscribe(self, session: Session) -> None:
+        receive = self._receive
+        most_bytes = max(HELD_BYTES, HELD_TIMES * receive.message.max_bytes)
+        await session.lane.consume(receive.queue.name, self._tag, receive.prefetch, session.inbox.put, most_bytes)
 
     async def _next(self, session: Session) -> Arrival | None:
         """The next message, or None when the session is over. An idle session is probed."""
@@ -217,14 +213,13 @@ class Consumer:
     async def _look(self, session: Session) -> tuple[int, int]:
         """How many messages wait in the queue, and how many consumers it has, as far as the node knows."""
         async with asyncio.timeout(LOOK_S):
-            told = await session.lane.channel.queue_declare(self._receive.queue.name, passive=True)
-        return told.message_count or 0, told.consumer_count or 0
+            return await session.lane.look(self._receive.queue.name)
 
     async def _prove(self, session: Session) -> None:
         """Subscribe anew on the same channel: that is answered only by the queue's leader."""
         async with asyncio.timeout(PROVE_S):
-            await session.lane.channel.basic_cancel(self._tag)
-            await self._subscribe(session.lane)
+            await session.lane.cancel(self._tag)
+            await self._subscribe(session)
 
     async def _leave(self) -> None:
         """End the session. Closing its channel gives what was delivered and not settled back to the broker."""
@@ -250,7 +245,3 @@ class Consumer:
             properties=properties,
             oversized_bytes=arrived.oversized_bytes,
         )
-
-
-async def _astray(message: DeliveredMessage) -> None:
-    raise AssertionError(f"a delivery that did not go by the lane: {message.delivery}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import aiormq
 from aiormq import TransportFactory
+from aiormq.abc import AbstractConnection
 from aiormq.connection import SSLContextProvider
 from aiormq.exceptions import AMQPError
 from yarl import URL
@@ -66,7 +67,7 @@ async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connect
     return connection, socket
 
 
-async def disconnect(connection: aiormq.Connection, socket: Socket, *, goodbye: bool) -> None:
+async def disconnect(connection: AbstractConnection, socket: Socket, *, goodbye: bool) -> None:
     """Close a connection, without the closing handshake unless `goodbye`; aiormq puts itself away once it is gone."""
     with suppress(*GONE):
         if goodbye:

@@ -1,25 +1,15 @@
 """What lies in queues, looked at passively: nothing is declared, and nothing is taken (a get would be a delivery)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import aio_pika
-from aio_pika.exceptions import AMQPError
 
+from workqueue.amqp.handshake import GONE, words
+from workqueue.amqp.lane import Depth
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import hide_password
 
 LOOK_S = 5.0
-
-FAILURES = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError, StopAsyncIteration)
-
-
-@dataclass(frozen=True)
-class Depth:
-    """Of a queue: messages that wait in it, and consumers. Those of a quorum queue that is slow to answer read 0."""
-
-    messages: int
-    consumers: int
 
 
 async def look(uris: Iterable[str], queues: Iterable[str]) -> dict[str, Depth]:
@@ -32,8 +22,8 @@ async def look(uris: Iterable[str], queues: Iterable[str]) -> dict[str, Depth]:
         tried = hide_password(uri)
         try:
             connection = await aio_pika.connect(uri, timeout=LOOK_S)
-        except FAILURES as error:
-            cause = " ".join(str(error).split()) or type(error).__name__
+        except GONE as error:
+            cause = words(error)
             continue
         async with connection:
             return {queue: depth for queue in queues if (depth := await _depth(connection, queue)) is not None}
@@ -44,6 +34,6 @@ async def _depth(connection: aio_pika.abc.AbstractConnection, queue: str) -> Dep
     try:
         channel = await connection.channel()  # one each: the broker closes it over a queue that is not there
         declared = (await channel.declare_queue(queue, passive=True, timeout=LOOK_S)).declaration_result
-    except FAILURES:
+    except GONE:
         return None
     return Depth(declared.message_count or 0, declared.consumer_count or 0)

@@ -10,8 +10,7 @@ import asyncio
 import logging
 from typing import Any, Protocol
 
-from aiormq import Connection
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import AbstractConnection, DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, ChannelClosed, ChannelPreconditionFailed
 
 from workqueue.amqp.handshake import words
@@ -36,13 +35,13 @@ class Marked(Protocol):
 
 
 class Marker:
-    """The marker of one queue."""
+    """The marker of one queue; `name` is for what it says, once."""
 
-    def __init__(self, queue: str, ledger: Marked, *, hold: bool) -> None:
-        self._queue, self._ledger, self._hold = queue, ledger, hold
+    def __init__(self, queue: str, ledger: Marked, name: str, *, hold: bool) -> None:
+        self._queue, self._ledger, self._name, self._hold = queue, ledger, name, hold
         self._said = False
 
-    async def check(self, connection: Connection, name: str) -> None:
+    async def check(self, connection: AbstractConnection) -> None:
         """Declare it, and with `hold` keep it alive for as long as the connection. Raises LedgerDiffers, and what a
         lost connection raises."""
         number = self._ledger.identity
@@ -58,18 +57,18 @@ class Marker:
                     await channel.close()
         except ChannelPreconditionFailed as error:
             if "x-max-length" not in words(error):
-                self._say(name, words(error))
+                self._say(words(error))
                 return
             raise LedgerDiffers(self._queue, self._ledger.place) from error
         except (ChannelAccessRefused, ChannelClosed) as error:
-            self._say(name, words(error))
+            self._say(words(error))
         except TimeoutError:  # a replica that lost its leader for good must not keep a worker from its own queue
-            self._say(name, f"no answer within {ANSWER_S:g} s")
+            self._say(f"no answer within {ANSWER_S:g} s")
 
-    def _say(self, name: str, why: str) -> None:
+    def _say(self, why: str) -> None:
         if not self._said:
             self._said = True
-            log.warning("%s  that all work on %s with one ledger is unchecked: %s", name, self._queue, why)
+            log.warning("%s  that all work on %s with one ledger is unchecked: %s", self._name, self._queue, why)
 
 
 async def _ignore(message: DeliveredMessage) -> None:

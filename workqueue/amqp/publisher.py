@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,10 +16,11 @@ from workqueue.amqp.copies import UNENCODABLE, encodable, fitted
 from workqueue.amqp.frames import Closed
 from workqueue.amqp.handshake import GONE
 from workqueue.amqp.lane import HeaderTooLarge, Nacked, Refused, Unroutable
+from workqueue.amqp.topology import Topology
 from workqueue.amqp.watch import Patience
 from workqueue.contract import Queue
 from workqueue.delivery import NO_PROPERTIES, Properties
-from workqueue.errors import ContractInvalid, NotSent, SendUnknown, WorkQueueError
+from workqueue.errors import BrokerUnreachable, ContractInvalid, NoBroker, NotSent, SendUnknown, WorkQueueError
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +31,16 @@ NACKED_S = 2.0  # a queue that changes its leader nacks for less
 
 @dataclass(slots=True)
 class Message:
-    """One message on its way: what is published, and what became of the tries."""
+    """One message on its way: what is published, and what became of the tries.
+
+    Of its headers, those that are `foreign` give way where not all fit in a frame.
+    """
 
     queue: Queue
     properties: Basic.Properties
     body: bytes
     mandatory: bool
+    foreign: Mapping[str, Any]
     tries: int = 0
     nacks: int = 0
     restored: int = 0
@@ -42,19 +48,37 @@ class Message:
     def refused(self, reason: str) -> NotSent:
         return NotSent(str(self.properties.message_id), reason)
 
+    def late(self, deadline_s: float, link: Link) -> NotSent | SendUnknown:
+        """What to raise when its time is over."""
+        if not self.tries:
+            why = f": {link.failure.tried}: {link.failure.cause}" if link.failure is not None else ""
+            return NoBroker(str(self.properties.message_id), f"no broker within {deadline_s:g} s{why}")
+        if 0 < self.nacks == self.tries:
+            return self.refused(f"queue {self.queue.name!r} did not take it for {deadline_s:g} s; is it full?")
+        return SendUnknown(str(self.properties.message_id), deadline_s)
+
+    def fit(self, ours: Set[str], most_bytes: int) -> bool:
+        """Shorten its headers to this size; whether that changed anything."""
+        headers: Mapping[str, Any] = self.properties.headers or {}
+        ours = ours | {name for name, value in headers.items() if self.foreign.get(name) is not value}
+        before, self.properties = self.properties, fitted(self.properties, ours, most_bytes)
+        return before != self.properties
+
 
 class Publisher:
     """Publishes, and returns once the broker has routed, stored and confirmed the message.
 
-    With `restores`, a queue that has vanished is declared again. `ours` are the headers that a copy never loses.
+    With a `topology`, a queue that has vanished is declared again. `ours` are the headers that a copy never loses.
 
     A refusal closes the channel, and does not say which of the messages in flight it was over. Each of them is then
     published again with no other in flight, and the others wait meanwhile: the one over which the channel is closed
     then is refused, the rest go on.
     """
 
-    def __init__(self, link: Link, app_id: str, *, restores: bool = False, ours: Set[str] = frozenset()) -> None:
-        self._link, self._app_id, self._restores, self._ours = link, app_id, restores, ours
+    def __init__(
+        self, link: Link, app_id: str, *, topology: Topology | None = None, ours: Set[str] = frozenset()
+    ) -> None:
+        self._link, self._app_id, self._topology, self._ours = link, app_id, topology, ours
         self._suspects, self._alone, self._cleared = 0, asyncio.Lock(), asyncio.Event()
         self._declared_s: dict[str, float] = {}
         self._restoring = asyncio.Lock()
@@ -81,8 +105,8 @@ class Publisher:
         that is lost before the confirm makes it send again, so the broker may then have the message twice. Headers of
         `original` that do not fit in a frame give way.
         Raises NotSent when the broker refuses the message, when there is no such queue, or when `deadline_s` passed
-        with nothing but nacks; SendUnknown when it passed otherwise; BrokerUnreachable when there was no broker for
-        too long.
+        with nothing but nacks; NoBroker, which is one, when it passed without a connection; SendUnknown when it passed
+        otherwise; BrokerUnreachable when there was no broker for longer than `reconnect_s`, and nothing was published.
         """
         properties = Basic.Properties(
             content_type=content_type,
@@ -97,33 +121,32 @@ class Publisher:
             message_type=message_type,
             app_id=self._app_id,
         )
-        message = Message(queue, properties, body, mandatory)
-        foreign = original.headers
+        message = Message(queue, properties, body, mandatory, original.headers)
         try:
             async with asyncio.timeout(deadline_s):
                 try:
-                    await self._until_confirmed(message, foreign, alone=False)
+                    await self._until_confirmed(message, alone=False)
                 except Refused:
-                    await self._by_itself(message, foreign)
+                    await self._by_itself(message)
         except TimeoutError as error:
-            if 0 < message.nacks == message.tries:
-                raise message.refused(
-                    f"queue {queue.name!r} did not take it for {deadline_s:g} s; is it full?"
-                ) from error
+            raise message.late(deadline_s, self._link) from error
+        except BrokerUnreachable as error:
+            if not message.tries:
+                raise
             raise SendUnknown(str(message_id), deadline_s) from error
 
-    async def _by_itself(self, message: Message, foreign: Mapping[str, Any]) -> None:
+    async def _by_itself(self, message: Message) -> None:
         self._suspects += 1
         self._cleared.clear()
         try:
             async with self._alone:
-                await self._until_confirmed(message, foreign, alone=True)
+                await self._until_confirmed(message, alone=True)
         finally:
             self._suspects -= 1
             if not self._suspects:
                 self._cleared.set()
 
-    async def _until_confirmed(self, message: Message, foreign: Mapping[str, Any], *, alone: bool) -> None:
+    async def _until_confirmed(self, message: Message, *, alone: bool) -> None:
         """Raises Refused if the message may be the one that was refused, and is not `alone`."""
         while True:
             lane = await self._link.lane()
@@ -131,7 +154,7 @@ class Publisher:
                 await self._cleared.wait()
                 continue
             message.tries += 1
-            began_s = asyncio.get_running_loop().time()
+            began_s = time.monotonic()
             try:
                 await lane.publish(message.queue.name, message.properties, message.body, mandatory=message.mandatory)
                 self._nacked = None
@@ -148,9 +171,7 @@ class Publisher:
                 if not alone:
                     raise
             except HeaderTooLarge as error:
-                ours = self._ours | {name for name, value in message_headers(message) if foreign.get(name) is not value}
-                before, message.properties = message.properties, fitted(message.properties, ours, error.most_bytes)
-                if before == message.properties:
+                if not message.fit(self._ours, error.most_bytes):
                     raise message.refused(str(error)) from error
             except UNENCODABLE:
                 if message.properties == (kept := encodable(message.properties)):
@@ -163,31 +184,28 @@ class Publisher:
         """Declare the queue that did not exist when the message was published; many may find that at once."""
         name = message.queue.name
         gone = f"there is no queue {name!r} to take it"
-        if not self._restores or message.restored == RESTORES:
+        topology = self._topology
+        if topology is None or message.restored == RESTORES:
             raise message.refused(gone) from error
         message.restored += 1
         async with self._restoring:
             if self._declared_s.get(name, 0.0) > began_s:
                 return
             try:
-                await self._link.restore(message.queue)
+                await self._link.declare(lambda connection: topology.restore(connection, message.queue))
             except ContractInvalid:
                 raise
             except WorkQueueError as refusal:
                 raise message.refused(f"{gone}: {refusal}") from refusal
             except GONE:
                 return
-            self._declared_s[name] = asyncio.get_running_loop().time()
+            self._declared_s[name] = time.monotonic()
             log.warning("%s  queue %s was gone, and is declared again", self._app_id, name)
 
     def _say_nacked(self, name: str) -> None:
         self._nacked = self._nacked or Patience(NACKED_S)
         if self._nacked.due():
             log.warning("%s  waits: queue %s takes no messages now; is it full?", self._app_id, name)
-
-
-def message_headers(message: Message) -> list[tuple[str, Any]]:
-    return list((message.properties.headers or {}).items())
 
 
 def in_words(why: Closed) -> str:

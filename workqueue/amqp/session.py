@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.handshake import GONE
@@ -61,19 +60,10 @@ class Session:
     inbox: Inbox = field(default_factory=Inbox)
     began: float = field(default_factory=time.monotonic)
 
-    def over(self, *_: Any) -> None:
-        self.inbox.put(None)
-
     def settle(self, tag: int, way: Way) -> None:
         """Raises ChannelLost."""
         try:
-            match way:
-                case "ack":
-                    self.lane.ack(tag)
-                case "requeue":
-                    self.lane.requeue(tag)
-                case "reject":
-                    self.lane.reject(tag)
+            self.lane.settle(tag, way)
         except GONE as error:
             raise ChannelLost from error
 

@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from aiormq import Connection
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import (
     ChannelAccessRefused,
     ChannelClosed,
@@ -36,20 +35,20 @@ class Topology:
     """
 
     def __init__(self, queues: Iterable[Queue], name: str) -> None:
-        self.queues, self._name = tuple(queues), name
-        targets = {queue.arguments.get("x-dead-letter-routing-key") for queue in self.queues}
-        self._ends = {q.name for q in self.queues if "x-dead-letter-routing-key" not in q.arguments} & targets
+        self._queues, self._name = tuple(queues), name
+        targets = {queue.arguments.get("x-dead-letter-routing-key") for queue in self._queues}
+        self._ends = {q.name for q in self._queues if "x-dead-letter-routing-key" not in q.arguments} & targets
         self._said: set[str] = set()
 
-    async def declare(self, connection: Connection) -> None:
+    async def declare(self, connection: AbstractConnection) -> None:
         """Declare all queues. Raises ContractInvalid, BrokerRefused, and what a lost connection raises."""
-        await self._declare(connection, self.queues)
+        await self._declare(connection, self._queues)
 
-    async def restore(self, connection: Connection, queue: Queue) -> None:
+    async def restore(self, connection: AbstractConnection, queue: Queue) -> None:
         """Declare one that has vanished. Raises as `declare`."""
         await self._declare(connection, (queue,))
 
-    async def _declare(self, connection: Connection, queues: Iterable[Queue]) -> None:
+    async def _declare(self, connection: AbstractConnection, queues: Iterable[Queue]) -> None:
         asking, unchecked = Asking(connection), []
         for queue in queues:
             try:
@@ -68,7 +67,9 @@ class Topology:
             self._say(f"user {user!r} may not declare queues: what is declared of {names} is unchecked")
         await asking.close()
 
-    async def _look(self, connection: Connection, asking: "Asking", queue: Queue, refusal: ChannelClosed) -> None:
+    async def _look(
+        self, connection: AbstractConnection, asking: "Asking", queue: Queue, refusal: ChannelClosed
+    ) -> None:
         try:
             await asking.look(queue)
         except ChannelNotFoundEntity as error:
@@ -82,7 +83,9 @@ class Topology:
         except ChannelLockedResource as error:
             raise _differs(connection, error) from error
 
-    async def _tolerate(self, connection: Connection, asking: "Asking", queue: Queue, refusal: ChannelClosed) -> None:
+    async def _tolerate(
+        self, connection: AbstractConnection, asking: "Asking", queue: Queue, refusal: ChannelClosed
+    ) -> None:
         differs = LIMIT_DIFFERS.search(words(refusal))
         if queue.name not in self._ends or LIMIT not in queue.arguments or differs is None:
             raise _differs(connection, refusal) from refusal
@@ -109,7 +112,7 @@ class Topology:
 class Asking:
     """A channel for declaring, a new one after each refusal: that closes the one it is given on."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
         self._channel: AbstractChannel | None = None
 
@@ -139,7 +142,7 @@ class Asking:
             raise
 
 
-def _differs(connection: Connection, error: ChannelClosed) -> ContractInvalid:
+def _differs(connection: AbstractConnection, error: ChannelClosed) -> ContractInvalid:
     return ContractInvalid(
         f"a queue at {_place(connection)} is not what the contract declares: {words(error)}; "
         "change spec/, or delete the queue there, and with it all that is in it"
@@ -150,5 +153,5 @@ def _vhost(url: URL) -> str:
     return url.path[1:] or "/"
 
 
-def _place(connection: Connection) -> str:
+def _place(connection: AbstractConnection) -> str:
     return hide_password(str(connection.url.with_query(None)))

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 
-from workqueue.amqp.lane import Lane
+from workqueue.amqp.direct import DirectLane
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Watch:
     in ticks, not on the clock: a process that was stopped, or whose loop was blocked, has not listened.
     """
 
-    def __init__(self, lane: Lane, name: str, place: str, heartbeat_s: float) -> None:
+    def __init__(self, lane: DirectLane, name: str, place: str, heartbeat_s: float) -> None:
         self._lane, self._name, self._place = lane, name, place
         self._silent_s = self._unconfirmed_s = 0.0
         self._most_silent_s = max(HEARTBEATS * heartbeat_s, SHORTEST_S)

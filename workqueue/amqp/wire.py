@@ -1,14 +1,15 @@
 """The endpoints of generated applications, as the kernel asks for them."""
 
 import asyncio
-from collections.abc import Callable
+from itertools import chain
 from typing import Unpack
 
 from asyncapi_python.kernel.endpoint.message import WireMessage
 from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
 
-from workqueue.amqp.connection import Link
+from workqueue.amqp.connection import Connect, Link, open_lane
 from workqueue.amqp.consumer import Consumer, Fatal, Incoming
+from workqueue.amqp.lane import Declaration
 from workqueue.amqp.marker import Marked, Marker
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
@@ -16,20 +17,18 @@ from workqueue.codec import Body
 from workqueue.contract import Contract, Message, Send
 from workqueue.settings import Settings
 
-Connect = Callable[..., Link]
-"""Makes the connections: `Link`, or what takes its place in tests without a broker, with the same arguments."""
-
 
 class Producer:
     """Sends what a generated application's send operation gives it, as the contract's binding says."""
 
-    def __init__(self, link: Link, send: Send, name: str, contract: Contract, deadline_s: float) -> None:
-        self._link, self._send = link, send
-        self._publisher, self._deadline_s = Publisher(link, name), deadline_s
-        self._headers = {"x-contract": contract.version}
+    def __init__(self, link: Link, publisher: Publisher, send: Send, contract: str, deadline_s: float) -> None:
+        self._link, self._publisher, self._send = link, publisher, send
+        self._headers, self._deadline_s = {"x-contract": contract}, deadline_s
 
     async def start(self) -> None:
-        await self._link.open()
+        """Connect, if nothing that shares the connection has. Raises as `Link.open`."""
+        if not self._link.is_open:
+            await self._link.open()
 
     async def send_batch(self, messages: list[WireMessage], *, address_override: str | None = None) -> None:
         """As `send`, for the kernel."""
@@ -61,6 +60,14 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
 
     With this process's `ledger`, others that use another one for the same queue are noticed, see `marker`.
 
+    Opening a connection declares nothing. These do, on each connection that they open, before they use it:
+
+    | who          | what                                                                                          |
+    |--------------|-----------------------------------------------------------------------------------------------|
+    | a consumer   | the contract's queues; with a `ledger`, its queue's marker, which it keeps alive              |
+    | producers    | the contract's queues; with a `ledger`, the markers of theirs                                 |
+    | a publisher  | the contract's queues; and once more each that has vanished when it publishes to it           |
+
     Connections begin at different brokers of AMQP_URI, those of one process in turn, and so do processes whose names
     count up (worker1, worker2). When the node with a quorum queue's leader falls silent, RabbitMQ 3 serves those who
     consume and publish by the other nodes within seconds, and nobody who comes to them then, for up to net_ticktime.
@@ -73,18 +80,19 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         name: str,
         fatal: Fatal,
         ledger: Marked | None = None,
-        connect: Connect = Link,
+        connect: Connect = open_lane,
     ) -> None:
         self._settings, self._contract, self._name, self._fatal = settings, contract, name, fatal
         self._ledger, self._connect = ledger, connect
         self._topology = Topology(contract.queues, name)
         self._links: list[Link] = []
+        self._producing: tuple[Link, Publisher] | None = None
         self._consumers: list[Consumer] = []
 
     async def create_consumer(self, **params: Unpack[EndpointParams]) -> Consumer:
         tag = f"{self._name}.{len(self._consumers) + 1}"
         receive = self._contract.receives[_queue_name(params)]
-        link = self._link(tag, self._marker(receive.queue.name, hold=True))
+        link = self._link(tag, self._topology.declare, *self._marker(receive.queue.name, tag, hold=True))
         consumer = Consumer(link, receive, tag, self._settings, self._fatal, joins=bool(self._consumers))
         self._consumers.append(consumer)
         return consumer
@@ -93,9 +101,12 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         return self.producer(self._contract.sends[_queue_name(params)])
 
     def producer(self, send: Send) -> Producer:
-        """For a send operation. On a connection of its own."""
-        link = self._link(self._name, self._marker(send.queue.name, hold=False))
-        return Producer(link, send, self._name, self._contract, self._settings.send_s)
+        """For a send operation. All of a process's share a connection."""
+        if self._producing is None:
+            markers = [self._marker(one.queue.name, self._name, hold=False) for one in self._contract.sends.values()]
+            link = self._link(self._name, self._topology.declare, *chain(*markers))
+            self._producing = link, Publisher(link, self._name)
+        return Producer(*self._producing, send, self._contract.version, self._settings.send_s)
 
     def publisher(self) -> Publisher:
         """For what a worker publishes. On a connection of its own, opened when it is first needed: the broker stops
@@ -103,7 +114,8 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         (https://www.rabbitmq.com/docs/alarms)."""
         receives = self._contract.receives.values()
         ours = {name for receive in receives for name in declared_headers(receive.message)}
-        return Publisher(self._link(f"{self._name} publishes"), self._name, restores=True, ours=ours)
+        link = self._link(f"{self._name} publishes", self._topology.declare)
+        return Publisher(link, self._name, topology=self._topology, ours=ours)
 
     async def drain(self) -> None:
         await asyncio.gather(*(consumer.drain() for consumer in self._consumers))
@@ -111,12 +123,12 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
     async def close(self) -> None:
         await asyncio.gather(*(link.close() for link in self._links))
 
-    def _marker(self, queue: str, *, hold: bool) -> Marker | None:
-        return None if self._ledger is None else Marker(queue, self._ledger, hold=hold)
+    def _marker(self, queue: str, name: str, *, hold: bool) -> list[Declaration]:
+        return [] if self._ledger is None else [Marker(queue, self._ledger, name, hold=hold).check]
 
-    def _link(self, name: str, marker: Marker | None = None) -> Link:
+    def _link(self, name: str, *declares: Declaration) -> Link:
         first = sum(self._name.encode()) + len(self._links)
-        link = self._connect(self._settings, name, self._topology, marker, first=first)
+        link = Link(self._settings, name, *declares, first=first, connect=self._connect)
         self._links.append(link)
         return link
 

@@ -16,9 +16,9 @@ from typing import Any, Self
 from uuid import UUID
 
 from workqueue import contract
-from workqueue.amqp.connection import Link, reconnect_delay_s
+from workqueue.amqp.connection import Connect, open_lane, reconnect_delay_s
 from workqueue.amqp.watch import Patience
-from workqueue.amqp.wire import Connect, Wire
+from workqueue.amqp.wire import Wire
 from workqueue.application import package_of, project_folder
 from workqueue.client.results import Handle, Results, with_ledger
 from workqueue.client.sending import Outgoing, Sender
@@ -28,6 +28,7 @@ from workqueue.errors import (
     BrokerRefused,
     BrokerUnreachable,
     LedgerUnreachable,
+    NoBroker,
     NotAllSent,
     NotSent,
     SendUnknown,
@@ -66,7 +67,7 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def open(self, settings: Settings | None = None, connect: Connect = Link) -> None:
+    async def open(self, settings: Settings | None = None, connect: Connect = open_lane) -> None:
         """Connect, and declare the contract's queues. Tests without a broker say here what takes its place.
 
         Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
@@ -239,8 +240,8 @@ def as_uuid(id: UUID | str) -> UUID:
     return id if isinstance(id, UUID) else UUID(id)
 
 
-def _not_sent(outgoing: Outgoing, error: BrokerUnreachable) -> NotSent:
-    return NotSent(str(outgoing.id), str(error))
+def _not_sent(outgoing: Outgoing, error: BrokerUnreachable) -> NoBroker:
+    return NoBroker(str(outgoing.id), str(error))
 
 
 def _in_order(sent: dict[int, Handle[Any]]) -> list[Handle[Any]]:

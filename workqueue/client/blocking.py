@@ -16,8 +16,7 @@ from weakref import WeakSet
 
 import uvloop
 
-from workqueue.amqp.connection import Link
-from workqueue.amqp.wire import Connect
+from workqueue.amqp.connection import Connect, open_lane
 from workqueue.client import Client
 from workqueue.client.results import Handle
 from workqueue.client.status import Status
@@ -60,7 +59,7 @@ class SyncClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, settings: Settings | None = None, connect: Connect = Link) -> None:
+    def open(self, settings: Settings | None = None, connect: Connect = open_lane) -> None:
         """Connect now, if this process has not. As `Client.open`."""
         self._here(settings, connect)
 
@@ -129,7 +128,7 @@ class SyncClient:
         )
         return result
 
-    def _here(self, settings: Settings | None = None, connect: Connect = Link) -> "Running[Client]":
+    def _here(self, settings: Settings | None = None, connect: Connect = open_lane) -> "Running[Client]":
         """The connections of this process."""
         if self._pid != os.getpid():
             # Nothing of the parent's is closed, nor let go: what it is made of would say goodbye to the broker.

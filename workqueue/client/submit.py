@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from workqueue.errors import InputInvalid, NotSent, SendUnknown, WorkQueueError
+from workqueue.errors import InputInvalid, NoBroker, NotSent, SendUnknown, WorkQueueError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -181,14 +181,15 @@ class Submission(Generic[T]):
         try:
             await self._send(task)
             self._account.confirmed += 1
-        except NotSent as error:
-            self._account.refused += 1
-            self._problem(error)
         except BaseException as error:
+            if isinstance(error, NotSent) and not isinstance(error, NoBroker):
+                self._account.refused += 1
+                self._problem(error)
+                return
             self._account.unknown += 1
             self._account.complete = False
             self._source.stop()
-            if isinstance(error, SendUnknown):
+            if isinstance(error, SendUnknown | NoBroker):
                 self._problem(error)
             elif isinstance(error, WorkQueueError):
                 self.unreachable = self.unreachable or error

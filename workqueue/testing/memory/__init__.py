@@ -44,7 +44,7 @@ from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Dead, Told
 from workqueue.tasks.received import Runtime
 from workqueue.testing.memory.broker import Broker, Message
-from workqueue.testing.memory.link import MemoryLink
+from workqueue.testing.memory.lane import open_memory
 from workqueue.worker import check
 from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
@@ -135,7 +135,7 @@ class MemoryQueue(Generic[C]):
         async with AsyncExitStack() as stack:
             home = FOLDERS if os.access(FOLDERS, os.W_OK | os.X_OK) else None
             ledger = f"{stack.enter_context(TemporaryDirectory(prefix='workqueue-', dir=home))}/ledger.db"
-            self.settings = Settings(amqp_uri=(NO_BROKER,), ledger_url=f"sqlite:{ledger}")
+            self.settings = Settings(amqp_uri=(NO_BROKER,), ledger_url=f"sqlite:{ledger}", reconnect_s=0.0)
             self.ledger = await open_ledger(self.settings)
             stack.push_async_callback(self.ledger.close)
             db = stack.enter_context(closing(sqlite3.connect(ledger, isolation_level=None)))
@@ -157,7 +157,7 @@ class MemoryQueue(Generic[C]):
 
     def wire(self, loaded: Contract, name: str) -> Wire:
         """Connects to the broker in memory."""
-        return Wire(self.settings, loaded, name, self._fatal, connect=partial(MemoryLink, self.broker))
+        return Wire(self.settings, loaded, name, self._fatal, connect=partial(open_memory, self.broker))
 
     async def _work(self, stack: AsyncExitStack, resources: Any) -> None:
         wire, crew = self.wire(self._contract, WORKER), Crew()
@@ -183,7 +183,7 @@ class MemoryQueue(Generic[C]):
     async def _open_client(self) -> None:
         await self._close_client()  # one that was open is connected to something else
         if self.client is not None:
-            await _either(self.client.open, self.settings, partial(MemoryLink, self.broker))
+            await _either(self.client.open, self.settings, partial(open_memory, self.broker))
 
     async def _close_client(self) -> None:
         if self.client is not None:
