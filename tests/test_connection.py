@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import aio_pika
+import aiormq
 import pytest
 from yarl import URL
 
@@ -21,6 +22,7 @@ from workqueue.settings import Settings
 from workqueue.testing import vhost
 from workqueue.testing.given import Broker
 
+NOWHERE = Settings(amqp_uri=("amqp://127.0.0.1:1/",))
 LANE = cast(Lane, SimpleNamespace(is_open=True))
 
 
@@ -96,3 +98,27 @@ async def test_another_failure_is_not_tried_again_at_the_same_address(monkeypatc
     with pytest.raises(BrokerUnreachable):
         await Link(Settings(amqp_uri=("amqp://one/", "amqp://two/")), "w").open()
     assert tried == ["amqp://one/", "amqp://two/"]
+
+
+async def test_who_waits_for_a_broker_is_told_at_once_when_the_connection_is_ended() -> None:
+    """Else a client's end would wait with it, and a connection be made that nobody closes."""
+    link = Link(NOWHERE, "w")
+    waiting = asyncio.create_task(link.lane())
+    await asyncio.sleep(1.5)  # several tries: the next one is a second away
+    async with asyncio.timeout(0.3):
+        await link.end()
+        with pytest.raises(BrokerUnreachable, match="the connection was closed"):
+            await waiting
+        with pytest.raises(BrokerUnreachable, match="the connection was closed"):
+            await link.lane()
+
+
+async def test_of_a_connection_of_ours_aiormq_says_nothing_and_of_others_what_it_always_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(BrokerUnreachable):
+        await Link(NOWHERE, "w").open()
+    assert caplog.records == []
+    with pytest.raises(ConnectionError):
+        await aiormq.connect("amqp://127.0.0.1:1/")
+    assert [record.name for record in caplog.records] == ["aiormq.connection"]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from itertools import count
 
 from aiormq import Channel
@@ -11,7 +12,7 @@ from yarl import URL
 
 from workqueue.amqp.direct import DirectLane
 from workqueue.amqp.frames import Closed
-from workqueue.amqp.handshake import GONE, connect, refused, words
+from workqueue.amqp.handshake import CLOSED, GONE, connect, refused, silent, words
 from workqueue.amqp.lane import Declaration, Lane
 from workqueue.amqp.watch import Patience, Watch
 from workqueue.errors import BrokerRefused, BrokerUnreachable
@@ -82,7 +83,7 @@ class Link:
         self.failure: BrokerUnreachable | None = None
         self._lane: Lane | None = None
         self._at, self._began = first % len(settings.amqp_uri), False
-        self._opening = asyncio.Lock()
+        self._opening, self._ended = asyncio.Lock(), asyncio.Event()
 
     @property
     def is_open(self) -> bool:
@@ -98,7 +99,8 @@ class Link:
         for self._at in numbers:
             await self._drop()
             try:
-                self._lane = await self._open_anyway(self._settings.amqp_uri[self._at])
+                with silent():  # whoever uses a connection tells its loss, in words that say what follows from it
+                    self._lane = await self._open_anyway(self._settings.amqp_uri[self._at])
             except BrokerUnreachable as error:
                 failures.append(error)
             else:
@@ -109,13 +111,15 @@ class Link:
     async def lane(self) -> Lane:
         """The open channel's, or a new one's: waits, with growing delays, for at most `reconnect_s`.
 
-        Raises as `open`.
+        Raises as `open`; BrokerUnreachable once it was ended, also to who waits already.
         """
         if self._lane is not None and self._lane.is_open:
             return self._lane
         async with self._opening:
             patience, failures = Patience(), 0
             while self._lane is None or not self._lane.is_open:
+                if self._ended.is_set():
+                    raise BrokerUnreachable(hide_password(self._settings.amqp_uri[self._at]), CLOSED, "open a new one")
                 try:
                     await self.open()
                 except BrokerUnreachable as error:
@@ -124,7 +128,9 @@ class Link:
                     if patience.due():
                         log.warning("%s  waits for a broker: %s: %s", self._name, error.tried, error.cause)
                     failures += 1
-                    await asyncio.sleep(reconnect_delay_s(failures, random.random))
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(reconnect_delay_s(failures, random.random)):
+                            await self._ended.wait()
             if failures:
                 log.warning("%s  is connected again", self._name)
             return self._lane
@@ -139,6 +145,11 @@ class Link:
         """Close the connection. The next `lane` makes a new one."""
         async with self._opening:
             await self._drop()
+
+    async def end(self) -> None:
+        """Close the connection, and let nobody make a new one."""
+        self._ended.set()
+        await self.close()
 
     async def _open_anyway(self, uri: str) -> Lane:
         """Open it, although the broker may stumble."""

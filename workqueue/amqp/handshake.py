@@ -1,8 +1,11 @@
 """Opening a connection, and why a broker did not let us, in words."""
 
 import asyncio
+import logging
 import ssl
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import aiormq
@@ -23,6 +26,26 @@ StopAsyncIteration for a peer that hangs up during the handshake."""
 
 CLOSED = "the connection was closed"  # for what still waits on it: aiormq's default looks like a cancellation
 GOODBYE_S = 2.0  # for the closing handshake: the socket is closed after it in any case
+
+
+_silent = ContextVar("_silent", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """What is made meanwhile says nothing by aiormq's loggers, for as long as it lives: its tasks inherit this context.
+    An application's own connections are heard as before."""
+    for name in ("aiormq.connection", "aiormq.channel"):
+        logging.getLogger(name).addFilter(_is_heard)  # once, however often it is added
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
+
+
+def _is_heard(record: logging.LogRecord) -> bool:
+    return not _silent.get()
 
 
 class Socket(TransportFactory):

@@ -121,7 +121,7 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         await asyncio.gather(*(consumer.drain() for consumer in self._consumers))
 
     async def close(self) -> None:
-        await asyncio.gather(*(link.close() for link in self._links))
+        await asyncio.gather(*(link.end() for link in self._links))
 
     def _marker(self, queue: str, name: str, *, hold: bool) -> list[Declaration]:
         return [] if self._ledger is None else [Marker(queue, self._ledger, name, hold=hold).check]
