@@ -187,8 +187,8 @@ class LedgerLost(WorkQueueError):
 
 
 class NotSent(WorkQueueError):
-    """The broker has not got a message: it refused it (no queue takes it, or a full one did not), was out of reach, or
-    was not asked, see `TaskInvalid`."""
+    """The broker has not got a message: it refused it (no queue takes it, or a full one did not), or was not asked, see
+    `TaskInvalid`."""
 
     def __init__(self, message_id: str, reason: str) -> None:
         super().__init__(f"{f'task {message_id}' if message_id else 'a task'} was refused: {reason}")
@@ -204,13 +204,14 @@ class NoBroker(NotSent):
 
 
 class SendUnknown(WorkQueueError):
-    """The deadline passed without a confirm: the broker may have the message, or not. Sending it again is safe."""
+    """The broker has not confirmed a message in time: it may have it, or not. Sending it again is safe."""
 
-    def __init__(self, message_id: str, deadline_s: float) -> None:
+    def __init__(self, message_id: str, waited_s: float, cause: str = "") -> None:
         super().__init__(
-            f"task {message_id} was not confirmed within {deadline_s:g} s; send it again, under the same id"
+            f"task {message_id} was not confirmed within {waited_s:g} s{f' ({cause})' if cause else ''}; "
+            "send it again, under the same id"
         )
-        self.message_id, self.deadline_s = message_id, deadline_s
+        self.message_id, self.waited_s = message_id, waited_s
 
 
 class NotAllSent(WorkQueueError):

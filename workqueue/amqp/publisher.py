@@ -133,7 +133,7 @@ class Publisher:
         except BrokerUnreachable as error:
             if not message.tries:
                 raise
-            raise SendUnknown(str(message_id), deadline_s) from error
+            raise SendUnknown(str(message_id), deadline_s, str(error)) from error
 
     async def _by_itself(self, message: Message) -> None:
         self._suspects += 1

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import random
+import time
 from collections.abc import Iterable
 from typing import Any, Self
 from uuid import UUID
@@ -32,6 +33,7 @@ from workqueue.errors import (
     NotAllSent,
     NotSent,
     SendUnknown,
+    WorkQueueError,
 )
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.settings import Settings, misspelt
@@ -73,6 +75,9 @@ class Client:
         Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
         LedgerDiffers and SettingInvalid at once.
         """
+        if settings is None and self._given is None:
+            for line in misspelt():
+                log.warning(line)
         patience, failures = Patience(), 0
         while True:
             try:
@@ -120,14 +125,11 @@ class Client:
         so that its status is `waiting` until a worker takes it; without, it is `unknown` until then, and the send is
         one statement cheaper.
 
-        Raises NotSent when the broker has not got the task, and will not; SendUnknown when it may have it: sending it
-        again is safe, under the same id.
+        Raises TaskInvalid when the task breaks the contract; NotSent when the broker refused it; SendUnknown when it
+        may have it: sending it again is safe, under the same id.
         """
         outgoing = self._prepare(task, to, id, key)
-        try:
-            await self.sender.send(outgoing, within_s=within_s)
-        except BrokerUnreachable as error:
-            raise _not_sent(outgoing, error) from error
+        await self._send(outgoing, within_s)
         if record:
             await self._record(outgoing)
         return self._handle(outgoing)
@@ -146,11 +148,7 @@ class Client:
         async def send(numbered: tuple[int, object]) -> None:
             number, task = numbered
             outgoing = self.sender.prepare(task, to=to)
-            try:
-                await self.sender.send(outgoing, within_s=within_s)
-            except BrokerUnreachable as error:
-                refused.append(_not_sent(outgoing, error))
-                raise
+            await self._send(outgoing, within_s)
             sent[number] = self._handle(outgoing)
 
         def note(error: Exception) -> None:
@@ -159,10 +157,7 @@ class Client:
             elif isinstance(error, SendUnknown):
                 unknown.append(error)
 
-        try:
-            await submit(Given(enumerate(tasks)), send, window=self._settings.window, account=account, problem=note)
-        except BrokerUnreachable as error:
-            raise NotAllSent(_in_order(sent), refused, unknown, complete=False) from error
+        await submit(Given(enumerate(tasks)), send, window=self._settings.window, account=account, problem=note)
         if refused or unknown:
             raise NotAllSent(_in_order(sent), refused, unknown, complete=account.complete)
         return _in_order(sent)
@@ -199,8 +194,6 @@ class Client:
         return with_ledger(self._results)
 
     async def _open(self, given: Settings | None, connect: Connect) -> None:
-        for line in misspelt():
-            log.warning(line)
         package = package_of(self._application)
         loaded = contract.load(package)
         settings = self._settings = given or Settings.load(project=project_folder(self._application))
@@ -220,6 +213,18 @@ class Client:
             id = self.sender.keyed(task, key, to=to)
         return self.sender.prepare(task, to=to, task_id=None if id is None else as_uuid(id))
 
+    async def _send(self, outgoing: Outgoing, within_s: float | None) -> None:
+        """Raises NotSent and SendUnknown, and nothing else that could happen to a connection on the way."""
+        began_s = time.monotonic()
+        try:
+            await self.sender.send(outgoing, within_s=within_s)
+        except (NotSent, SendUnknown):
+            raise
+        except BrokerUnreachable as error:
+            raise NoBroker(str(outgoing.id), str(error)) from error
+        except WorkQueueError as error:
+            raise SendUnknown(str(outgoing.id), round(time.monotonic() - began_s, 1), str(error)) from error
+
     async def _record(self, outgoing: Outgoing) -> None:
         """Have the ledger know that the task waits. It was sent: a ledger that does not answer changes nothing of
         that, and the status is unknown until a worker has told it."""
@@ -238,10 +243,6 @@ class Client:
 def as_uuid(id: UUID | str) -> UUID:
     """An id as a task has it; in a URL, or in somebody's database, it is a text. Raises ValueError for another text."""
     return id if isinstance(id, UUID) else UUID(id)
-
-
-def _not_sent(outgoing: Outgoing, error: BrokerUnreachable) -> NoBroker:
-    return NoBroker(str(outgoing.id), str(error))
 
 
 def _in_order(sent: dict[int, Handle[Any]]) -> list[Handle[Any]]:

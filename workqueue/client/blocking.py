@@ -20,7 +20,7 @@ from workqueue.amqp.connection import Connect, open_lane
 from workqueue.client import Client
 from workqueue.client.results import Handle
 from workqueue.client.status import Status
-from workqueue.errors import NotAllSent, NotSent, SendUnknown, ThreadsMissing
+from workqueue.errors import NotAllSent, NotSent, SendUnknown, ThreadsMissing, WorkQueueError
 from workqueue.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class SyncClient:
         self._application, self._settings, self._wait_s, self._name = application, settings, wait_s, name
         self._opening, self._pid = threading.Lock(), os.getpid()
         self._running: Running[Client] | None = None
+        self._failed: WorkQueueError | None = None
         _clients.add(self)
 
     def __enter__(self) -> Self:
@@ -136,12 +137,24 @@ class SyncClient:
             self._opening, self._running, self._pid = threading.Lock(), None, os.getpid()
         running = self._running
         if running is None:
+            before = self._failed
             with self._opening:
                 running = self._running
                 if running is None:
-                    _refuse_without_threads()
-                    client = Client(self._application, settings=self._settings, wait_s=self._wait_s, name=self._name)
-                    running = self._running = Running(client).start(client.open(settings, connect))
+                    if self._failed is not None and self._failed is not before:
+                        raise self._failed  # another thread has tried while this one waited
+                    running = self._running = self._opened(settings, connect)
+        return running
+
+    def _opened(self, settings: Settings | None, connect: Connect) -> "Running[Client]":
+        _refuse_without_threads()
+        client = Client(self._application, settings=self._settings, wait_s=self._wait_s, name=self._name)
+        try:
+            running = Running(client).start(client.open(settings, connect))
+        except WorkQueueError as error:
+            self._failed = error
+            raise
+        self._failed = None
         return running
 
 

@@ -1,0 +1,108 @@
+"""The clients of an application: what they tell of a send that failed, and what their threads share."""
+
+import asyncio
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.generated.producer import Application
+from tests.generated.producer.messages.json import Nap
+from workqueue import Client, NotAllSent, NotSent, SendUnknown, Settings, SyncClient
+from workqueue.amqp.connection import Connect, open_lane
+from workqueue.client import blocking
+from workqueue.errors import BrokerUnreachable, ContractInvalid, WorkQueueError
+
+NAP = Nap(kind="nap", seconds=0.0)
+NOWHERE = Settings(amqp_uri=("amqp://127.0.0.1:1/",), ledger_url="none")
+
+
+class Failing:
+    """A sender whose sends fail so, from the `first` on."""
+
+    def __init__(self, error: Exception, first: int = 0) -> None:
+        self._error, self._left = error, first
+
+    def prepare(self, task: object, **_: object) -> Any:
+        return SimpleNamespace(id="i", operation="o", digest=b"", kind="k")
+
+    async def send(self, outgoing: object, *, within_s: float | None) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+
+
+def opened(error: Exception, first: int = 0) -> Client:
+    client: Any = Client(Application)
+    client._sender, client._settings = Failing(error, first), Settings(window=1)
+    return client  # type: ignore[no-any-return]
+
+
+async def test_what_was_published_is_unknown_when_the_connection_can_not_be_made_anew() -> None:
+    """The broker may have confirmed it, and nobody heard: to call it not sent would do it twice under another id."""
+    error = ContractInvalid("other arguments")
+    with pytest.raises(SendUnknown, match=r"task i was not confirmed within 0 s \(.*other arguments"):
+        await opened(error).send(NAP, record=False)
+    with pytest.raises(NotAllSent) as told:
+        await opened(error, first=2).send_many([NAP] * 3)
+    assert (len(told.value.sent), len(told.value.refused), len(told.value.unknown)) == (2, 0, 1)
+    assert not told.value.complete
+
+
+@pytest.mark.parametrize("error", [NotSent("i", "full"), BrokerUnreachable("there", "refused")])
+async def test_what_the_broker_refused_or_was_never_given_is_not_sent(error: WorkQueueError) -> None:
+    with pytest.raises(NotSent, match="full|refused"):
+        await opened(error).send(NAP)
+
+
+async def test_a_variable_that_is_no_setting_is_told_once_however_long_a_broker_is_waited_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKQUEUE_SEND", "5")
+    monkeypatch.setenv("AMQP_URI", "amqp://127.0.0.1:1/")
+    monkeypatch.setenv("LEDGER_URL", "none")
+    with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnreachable):
+        await Client(Application, wait_s=0.5).open()
+    assert caplog.text.count("WORKQUEUE_SEND is no setting") == 1
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnreachable):
+        await Client(Application, settings=NOWHERE).open()
+    assert caplog.text == ""  # whoever gives the settings has read them
+
+
+@pytest.fixture
+def opens(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a client was opened; each takes a while, and finds no broker."""
+    times = list[float]()
+
+    class Down(Client):
+        async def open(self, settings: Settings | None = None, connect: Connect = open_lane) -> None:
+            times.append(time.monotonic())
+            await asyncio.sleep(0.5)
+            raise BrokerUnreachable("there", "refused")
+
+    monkeypatch.setattr(blocking, "Client", Down)
+    return times
+
+
+def test_threads_that_wait_for_the_same_connection_share_its_failure(opens: list[float]) -> None:
+    """Each in turn, the tenth request of a server would wait ten times as long as the first."""
+    client, start = SyncClient(Application), threading.Barrier(10)
+
+    def send() -> str:
+        start.wait()
+        with pytest.raises(WorkQueueError) as told:
+            client.send(NAP)
+        return str(told.value)
+
+    with ThreadPoolExecutor(10) as pool:
+        said = {one.result() for one in [pool.submit(send) for _ in range(10)]}
+    assert len(said) == 1
+    assert len(opens) == 1
+    with pytest.raises(BrokerUnreachable):
+        client.send(NAP)
+    assert len(opens) == 2  # the next call tries again
