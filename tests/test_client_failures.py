@@ -55,7 +55,7 @@ async def test_what_was_published_is_unknown_when_the_connection_can_not_be_made
 
 @pytest.mark.parametrize("error", [NotSent("i", "full"), BrokerUnreachable("there", "refused")])
 async def test_what_the_broker_refused_or_was_never_given_is_not_sent(error: WorkQueueError) -> None:
-    with pytest.raises(NotSent, match="full|refused"):
+    with pytest.raises(NotSent, match=r"full|refused"):
         await opened(error).send(NAP)
 
 
