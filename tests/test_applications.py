@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from tests.harness import ROOT, Site
-from tests.test_docs import blocks
+from tests.pages import blocks
 from workqueue.client.status import State
-from workqueue.dev.node import free_port
+from workqueue.dev.ports import free_port
 from workqueue.testing import until
 from workqueue.testing.given import Broker
 
@@ -96,7 +96,7 @@ async def hashed(http: httpx.AsyncClient, **headers: str) -> dict[str, Any]:
 
     async def done() -> bool:
         found.update((await http.get(f"/checksums/{begun.json()['id']}")).json())
-        return found["state"] == "done"
+        return bool(found["state"] == "done")
 
     await until(done, "it is done")
     return found
