@@ -13,7 +13,7 @@ import pytest
 from tests.generated.producer import Application
 from tests.generated.producer.messages.json import Nap
 from workqueue import Client, NotAllSent, NotSent, SendUnknown, Settings, SyncClient
-from workqueue.amqp.connection import Connect, open_lane
+from workqueue.amqp.connection import Connect
 from workqueue.client import blocking
 from workqueue.errors import BrokerUnreachable, ContractInvalid, WorkQueueError
 
@@ -80,7 +80,7 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     times = list[float]()
 
     class Down(Client):
-        async def open(self, settings: Settings | None = None, connect: Connect = open_lane) -> None:
+        async def open(self, settings: Settings | None = None, connect: Connect | None = None) -> None:
             times.append(time.monotonic())
             await asyncio.sleep(0.5)
             raise BrokerUnreachable("there", "refused")

@@ -62,7 +62,7 @@ async def open_lane(uri: str, settings: Settings, name: str, declares: Iterable[
 
 
 Connect = Callable[[str, Settings, str, Iterable[Declaration]], Awaitable[Lane]]
-"""`open_lane`, or what takes its place in tests."""
+"""What takes the place of `open_lane`, in tests."""
 
 
 class Link:
@@ -77,7 +77,7 @@ class Link:
     """
 
     def __init__(
-        self, settings: Settings, name: str, *declares: Declaration, first: int = 0, connect: Connect = open_lane
+        self, settings: Settings, name: str, *declares: Declaration, first: int = 0, connect: Connect | None = None
     ) -> None:
         self._settings, self._name, self._declares, self._connect = settings, name, declares, connect
         self.failure: BrokerUnreachable | None = None
@@ -155,7 +155,7 @@ class Link:
         """Open it, although the broker may stumble."""
         for stumbles in count(1):
             try:
-                return await self._connect(uri, self._settings, self._name, self._declares)
+                return await (self._connect or open_lane)(uri, self._settings, self._name, self._declares)
             except Stumbled:
                 if stumbles > STUMBLES:
                     raise

@@ -7,7 +7,7 @@ from typing import Unpack
 from asyncapi_python.kernel.endpoint.message import WireMessage
 from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
 
-from workqueue.amqp.connection import Connect, Link, open_lane
+from workqueue.amqp.connection import Connect, Link
 from workqueue.amqp.consumer import Consumer, Fatal, Incoming
 from workqueue.amqp.lane import Declaration
 from workqueue.amqp.marker import Marked, Marker
@@ -80,7 +80,7 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         name: str,
         fatal: Fatal,
         ledger: Marked | None = None,
-        connect: Connect = open_lane,
+        connect: Connect | None = None,
     ) -> None:
         self._settings, self._contract, self._name, self._fatal = settings, contract, name, fatal
         self._ledger, self._connect = ledger, connect

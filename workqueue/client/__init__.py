@@ -17,7 +17,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from workqueue import contract
-from workqueue.amqp.connection import Connect, open_lane, reconnect_delay_s
+from workqueue.amqp.connection import Connect, reconnect_delay_s
 from workqueue.amqp.watch import Patience
 from workqueue.amqp.wire import Wire
 from workqueue.application import package_of, project_folder
@@ -69,7 +69,7 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def open(self, settings: Settings | None = None, connect: Connect = open_lane) -> None:
+    async def open(self, settings: Settings | None = None, connect: Connect | None = None) -> None:
         """Connect, and declare the contract's queues. Tests without a broker say here what takes its place.
 
         Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
@@ -193,7 +193,7 @@ class Client:
         _ = self.sender
         return with_ledger(self._results)
 
-    async def _open(self, given: Settings | None, connect: Connect) -> None:
+    async def _open(self, given: Settings | None, connect: Connect | None) -> None:
         package = package_of(self._application)
         loaded = contract.load(package)
         settings = self._settings = given or Settings.load(project=project_folder(self._application))

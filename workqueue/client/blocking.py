@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 import uvloop
 
-from workqueue.amqp.connection import Connect, open_lane
+from workqueue.amqp.connection import Connect
 from workqueue.client import Client
 from workqueue.client.results import Handle
 from workqueue.client.status import Status
@@ -60,7 +60,7 @@ class SyncClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, settings: Settings | None = None, connect: Connect = open_lane) -> None:
+    def open(self, settings: Settings | None = None, connect: Connect | None = None) -> None:
         """Connect now, if this process has not. As `Client.open`."""
         self._here(settings, connect)
 
@@ -129,7 +129,7 @@ class SyncClient:
         )
         return result
 
-    def _here(self, settings: Settings | None = None, connect: Connect = open_lane) -> "Running[Client]":
+    def _here(self, settings: Settings | None = None, connect: Connect | None = None) -> "Running[Client]":
         """The connections of this process."""
         if self._pid != os.getpid():
             # Nothing of the parent's is closed, nor let go: what it is made of would say goodbye to the broker.
@@ -146,7 +146,7 @@ class SyncClient:
                     running = self._running = self._opened(settings, connect)
         return running
 
-    def _opened(self, settings: Settings | None, connect: Connect) -> "Running[Client]":
+    def _opened(self, settings: Settings | None, connect: Connect | None) -> "Running[Client]":
         _refuse_without_threads()
         client = Client(self._application, settings=self._settings, wait_s=self._wait_s, name=self._name)
         try:
