@@ -125,8 +125,8 @@ class Client:
         so that its status is `waiting` until a worker takes it; without, it is `unknown` until then, and the send is
         one statement cheaper.
 
-        Raises TaskInvalid when the task breaks the contract; NotSent when the broker refused it; SendUnknown when it
-        may have it: sending it again is safe, under the same id.
+        Raises TaskInvalid when the task breaks the contract; NotSent when the broker refused it, or NoBroker when there
+        was none; SendUnknown when it may have it: sending it again is safe, under the same id.
         """
         outgoing = self._prepare(task, to, id, key)
         await self._send(outgoing, within_s)
