@@ -122,3 +122,26 @@ async def test_of_a_connection_of_ours_aiormq_says_nothing_and_of_others_what_it
     with pytest.raises(ConnectionError):
         await aiormq.connect("amqp://127.0.0.1:1/")
     assert [record.name for record in caplog.records] == ["aiormq.connection"]
+
+
+async def test_a_close_that_was_cut_off_goes_on_and_the_next_one_waits_for_it() -> None:
+    """The worker's consumers are stopped by a cancellation; a process that then ended would take the last acks with it,
+    which the broker had not read yet."""
+    closed = asyncio.Event()
+
+    async def close() -> None:
+        await asyncio.sleep(0.2)
+        closed.set()
+
+    async def opened(*_: object) -> Lane:
+        return cast(Lane, SimpleNamespace(is_open=True, close=close))
+
+    link = Link(Settings(), "w", connect=opened)
+    await link.open()
+    first = asyncio.create_task(link.close())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    assert not closed.is_set()
+    await link.end()
+    assert closed.is_set()

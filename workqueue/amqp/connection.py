@@ -82,6 +82,7 @@ class Link:
         self._settings, self._name, self._declares, self._connect = settings, name, declares, connect
         self.failure: BrokerUnreachable | None = None
         self._lane: Lane | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._at, self._began = first % len(settings.amqp_uri), False
         self._opening, self._ended = asyncio.Lock(), asyncio.Event()
 
@@ -142,7 +143,7 @@ class Link:
             await declare(lane.connection)
 
     async def close(self) -> None:
-        """Close the connection. The next `lane` makes a new one."""
+        """Close the connection, or wait until one that is being closed is. The next `lane` makes a new one."""
         async with self._opening:
             await self._drop()
 
@@ -165,7 +166,9 @@ class Link:
     async def _drop(self) -> None:
         lane, self._lane = self._lane, None
         if lane is not None:
-            await lane.close()
+            self._closing = asyncio.ensure_future(lane.close())
+        if self._closing is not None:  # goes on when its caller is cut off: until its end the last acks are under way
+            await asyncio.shield(self._closing)
 
 
 def failure(url: URL, closed: Closed | None, error: BaseException) -> BrokerUnreachable:
