@@ -28,7 +28,7 @@ from workqueue.errors import (
     ThreadsMissing,
 )
 from workqueue.settings import Settings
-from workqueue.testing import until
+from workqueue.testing import until, vhost
 
 QUICK = Nap(kind="nap", seconds=0.0)
 TO: Final = "send_errand"
@@ -141,7 +141,7 @@ async def test_many_at_once_and_one_that_is_cancelled_leak_nothing(site: Site, q
 
 
 async def test_a_client_waits_for_a_broker_if_it_is_asked_to(own_node: Node, tmp_path: Path) -> None:
-    site = Site(tmp_path, own_node.uri)
+    site = Site(tmp_path, vhost(own_node))
     own_node.kill()
     with pytest.raises(BrokerUnreachable):
         async with Client(Application, settings=settings(site)):
@@ -156,7 +156,7 @@ async def test_a_client_waits_for_a_broker_if_it_is_asked_to(own_node: Node, tmp
 
 async def test_while_the_broker_is_away_nothing_is_called_sent(own_node: Node, tmp_path: Path) -> None:
     """A send that raised is sent again under its id, and is done once whatever had become of the first."""
-    site = Site(tmp_path, own_node.uri)
+    site = Site(tmp_path, vhost(own_node))
     async with Client(Application, settings=settings(site)) as queue:
         sent = [await queue.send(QUICK, to=TO) for _ in range(20)]
         again = {uuid4() for _ in range(30)}

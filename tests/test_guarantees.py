@@ -81,7 +81,10 @@ def effects(site: Site) -> list[str]:
 
 async def test_a_task_that_kills_its_worker_is_a_dead_letter_after_three_and_all_others_are_done(either: Site) -> None:
     (killer,), good = simulate(1, failures=13), simulate(40)
-    supervisor = asyncio.ensure_future(keep_alive(either, 2, str(WORKERS / "killer.py")))
+    killers = keep_alive(
+        either, 2, str(WORKERS / "killer.py"), "--only", "do_errand"
+    )  # alone in its process from the first
+    supervisor = asyncio.ensure_future(killers)
     lines = {line["id"]: line for line in await either.run([killer, *good])}
     supervisor.cancel()
     assert lines[killer["id"]]["state"] == "dead"

@@ -40,7 +40,8 @@ Made = tuple[int, list[str], list[str]]
 
 def make(project: Path, target: str = "types") -> Made:
     (project / "calls").write_text("")
-    done = subprocess.run(["make", target], cwd=project, capture_output=True, text=True, check=False)
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", target], cwd=project, env=own, capture_output=True, text=True, check=False)
     ran = (project / "calls").read_text().splitlines()
     while (project / "calls").stat().st_mtime_ns <= (project / "generated/__init__.py").stat().st_mtime_ns:
         (project / "calls").touch()  # until the clock of files has moved on: what is changed now is later
