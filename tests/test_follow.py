@@ -145,9 +145,9 @@ async def test_the_outcome_of_another_payload_under_the_same_id_is_told_as_a_con
 
 RESULTS = """
 import sys
-from workqueue.producer import Results
+from workqueue.producer import ResultsFile
 print("first", file=sys.stdout, flush=True)
-with Results(sys.argv[1]) as results:
+with ResultsFile(sys.argv[1]) as results:
     results.write("a result\\n")
 print("and what is printed after it")
 """

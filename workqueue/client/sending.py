@@ -4,6 +4,7 @@ import json
 import types
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 from uuid import UUID, uuid5
@@ -33,7 +34,7 @@ def envelope() -> dict[str, Any]:
     return {"id": uuid7(), "created_at": datetime.now(UTC)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outgoing:
     """A task that is about to be sent: its bytes are those of the contract."""
 
@@ -42,7 +43,7 @@ class Outgoing:
     body: Body
     operation: str
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """Names the payload, see `codec.digest`."""
         return codec.digest(self.body)

@@ -54,7 +54,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         model = self._valid(value)
         if isinstance(model, Undecodable) or not self._compares:
             return model
-        written = _dump(model)
+        written = dump(model)
         if written == payload or written == to_json(value):
             return model
         changed = change(value, from_json(written))
@@ -65,7 +65,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         model = self._valid(value)
         if isinstance(model, Undecodable):
             return model
-        changed = change(value, from_json(_dump(model)))
+        changed = change(value, from_json(dump(model)))
         return model if changed is None else Undecodable("invalid", str(changed))
 
     def encode(self, payload: M) -> Body:
@@ -97,7 +97,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
 
     def _written(self, payload: M) -> tuple[Body, Any, M | Undecodable]:
         try:
-            body = Body(_dump(payload))
+            body = Body(dump(payload))
         except ValueError as error:  # such as a file name that is not Unicode
             raise self._invalid(payload, printable(str(error))) from error
         value = self._parse(body)
@@ -120,7 +120,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         if problem is not None:
             return Undecodable("invalid", problem)
         try:
-            return _read(self._model, value)
+            return read(self._model, value)
         except ValidationError as error:  # the schema allows what the model's type can't hold, such as second 60
             return Undecodable("invalid", _refusal(value, error))
 
@@ -162,12 +162,12 @@ class ResultCodec:
     @staticmethod
     def _read_back(result: BaseModel, value: Any) -> BaseModel:
         try:
-            return _read(type(result), value)
+            return read(type(result), value)
         except ValidationError as error:
             raise ValueError(f"the result breaks the contract: {_refusal(value, error)}") from error
 
     def _written(self, result: BaseModel) -> tuple[bytes, Any, str | None]:
-        encoded = _dump(result)
+        encoded = dump(result)
         if len(encoded) > self._max_bytes:
             raise ValueError(f"a result of {len(encoded)} bytes, the limit is {self._max_bytes}")
         value = from_json(encoded)
@@ -177,12 +177,12 @@ class ResultCodec:
 # What `model_dump_json` and `model_validate` call: without them each is 1 us faster, and every message takes both.
 
 
-def _dump(model: BaseModel) -> bytes:
+def dump(model: BaseModel) -> bytes:
     # A value of a wrong type is refused by the schema, in one line; pydantic would say it on standard error too.
     return type(model).__pydantic_serializer__.to_json(model, by_alias=True, exclude_unset=True, warnings=False)
 
 
-def _read(model: type[M], value: Any) -> M:
+def read(model: type[M], value: Any) -> M:
     # By alias only: a field's Python name is not the contract's, and may be that of another property.
     made: M = model.__pydantic_validator__.validate_python(value, by_alias=True, by_name=False)
     return made
@@ -198,7 +198,7 @@ def _leave_out_nulls(model: BaseModel, value: Any, schema: Schema) -> bool:
 
 def _change(given: BaseModel, value: Any, read_back: BaseModel) -> Change | None:
     """What of a model is lost: on the way to the JSON value, or when a receiver makes a model of that."""
-    return difference(given, value, read_back) or change(value, from_json(_dump(read_back)))
+    return difference(given, value, read_back) or change(value, from_json(dump(read_back)))
 
 
 def _refusal(value: Any, error: ValidationError) -> str:

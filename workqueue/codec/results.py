@@ -8,6 +8,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import from_json
 
 from workqueue import kinds
+from workqueue.codec.models import dump, read
 from workqueue.codec.schema import Schema
 from workqueue.codec.values import change
 from workqueue.contract import Message
@@ -30,11 +31,10 @@ class ResultReader:
             raise ValueError(problem)
         for model in self._models:
             try:
-                made = model.__pydantic_validator__.validate_python(value, by_alias=True, by_name=False)
+                made = read(model, value)
             except ValidationError:
                 continue
-            written = made.model_dump_json(by_alias=True, exclude_unset=True, warnings=False)
-            if change(value, from_json(written)) is None:
+            if change(value, from_json(dump(made))) is None:
                 return made
         return value
 

@@ -19,8 +19,6 @@ from workqueue.dev.folder import Record, locked, write_private
 from workqueue.dev.ports import DIST_PORTS, epmd, free_port, is_free, speaks_amqp
 from workqueue.dev.programs import BrokerError, installed, run, until
 
-__all__ = ["START_S", "BrokerError", "Node", "gist", "uninterrupted"]
-
 START_S = 180.0  # two seconds on a laptop; a busy machine in CI may take many times as long
 STOP_S = 30.0
 BOOTED_S = 10.0

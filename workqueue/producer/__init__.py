@@ -190,7 +190,7 @@ def _follower(
 
     ledger = client.ledger
     assert ledger is not None
-    file = closing.enter_context(Results(results)) if results else None
+    file = closing.enter_context(ResultsFile(results)) if results else None
     return Follower(ledger, file, lambda: _matter(settings, ledger, sending.used))
 
 
@@ -237,7 +237,7 @@ def _output(name: str) -> Iterator[None]:
             raise OutputFailed(name, error.strerror or str(error)) from error
 
 
-class Results:
+class ResultsFile:
     """The file of --results. Raises SettingInvalid if it can't be opened, OutputFailed if it can't be written."""
 
     def __init__(self, name: str) -> None:
@@ -255,7 +255,7 @@ class Results:
         except OSError as error:
             raise SettingInvalid("--results", name, f"name a file that can be written ({error.strerror})") from error
 
-    def __enter__(self) -> "Results":
+    def __enter__(self) -> "ResultsFile":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:

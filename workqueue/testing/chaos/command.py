@@ -35,8 +35,8 @@ from pathlib import Path
 import yaml
 
 from workqueue.dev.broker import ensure_installed
-from workqueue.dev.node import BrokerError
 from workqueue.dev.postgres import PostgresError
+from workqueue.dev.programs import BrokerError
 from workqueue.errors import ContractInvalid, InputInvalid
 from workqueue.testing.account import Account
 from workqueue.testing.chaos.payloads import addressed, read
