@@ -1,7 +1,8 @@
 """What the runtime leans on in aiormq, pamqp and aio-pika without their promise: to run first when one of them moves.
 
-Each test is one such fact, checked on the library alone. Beside them `test_frames.py` compares what is read from a
-stream with what pamqp reads, and `test_lane.py` the runtime's own lane with a channel of aio-pika.
+Each test is one such fact, checked on the library alone. Beside them `test_properties.py` compares what is read from a
+header frame, and written to one, with what pamqp reads and writes, and `test_lane.py` the runtime's own lane with a
+channel of aio-pika.
 """
 
 import ast
@@ -57,7 +58,7 @@ def imported(module: Path) -> set[str]:
 
 
 def test_all_that_the_runtime_imports_of_these_libraries_is_tested_here() -> None:
-    here = imported(Path(__file__)) | {"aiormq"}
+    here = imported(Path(__file__)) | imported(Path(__file__).parent / "test_properties.py") | {"aiormq"}
     there = set[str]().union(*(imported(module) for module in (ROOT / "workqueue" / "amqp").glob("*.py")))
     assert there <= here
     others = (ROOT / "workqueue").rglob("*.py")

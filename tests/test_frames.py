@@ -2,9 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +14,7 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from workqueue.amqp import frames
-from workqueue.amqp.frames import Arrival, Closed, Tap, read_properties
+from workqueue.amqp.frames import Arrival, Closed, Tap
 from workqueue.delivery import Properties
 
 HEARTBEAT = frame.marshal(Heartbeat(), 0)
@@ -183,37 +181,3 @@ def test_of_a_body_that_is_larger_than_is_held_only_the_size_is_told() -> None:
     large, small = asyncio.run(listen())
     assert (large.oversized_bytes, large.body) == (11, b"")
     assert (small.oversized_bytes, small.body) == (None, b"xxxxxxyyyy")
-
-
-WORDS = st.text(max_size=20)
-MAYBE = {
-    "content_type": WORDS,
-    "content_encoding": WORDS,
-    "headers": st.dictionaries(WORDS, st.one_of(WORDS, st.integers(-(2**31), 2**31), st.booleans()), max_size=3),
-    "delivery_mode": st.sampled_from([1, 2]),
-    "priority": st.integers(0, 255),
-    "correlation_id": WORDS,
-    "reply_to": WORDS,
-    "expiration": WORDS,
-    "message_id": WORDS,
-    "timestamp": st.datetimes(datetime(2000, 1, 1), timezones=st.just(UTC)),  # as hypothesis wants it
-    "message_type": WORDS,
-    "app_id": WORDS,
-}
-
-
-@given(st.fixed_dictionaries({}, optional=MAYBE))
-def test_what_a_sender_says_is_read_as_the_client_library_reads_it(said: dict[str, Any]) -> None:
-    content = frame.marshal(ContentHeader(0, 7, Basic.Properties(**said)), 1)[frames.START_BYTES : -1]
-    header = ContentHeader()
-    header.unmarshal(content)
-    read = header.properties
-    assert read_properties(content) == Properties(
-        read.content_type, read.content_encoding, read.headers or {}, read.priority, read.correlation_id,
-        read.reply_to, read.message_id, read.message_type,
-    )  # fmt: skip
-
-
-@given(st.binary(max_size=60))
-def test_whatever_bytes_are_in_place_of_properties_reading_them_raises_nothing(noise: bytes) -> None:
-    read_properties(bytes(12) + noise)

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, get_args
 
 import pytest
@@ -19,7 +19,7 @@ ID = "6a0e1c1e-3c53-4a3c-9c9b-2f2f4c9c0f01"
 
 
 def event(what: events.What, **more: Any) -> Event:
-    return replace(Event("w1", "bill", "nap", ID, 0.0126, what), **more)
+    return Event("w1", "bill", "nap", ID, 0.0126, what)._replace(**more)
 
 
 BURIED = "and a dead letter again; to have it tried, send that back with its headers"

@@ -16,14 +16,13 @@ from typing import Any
 
 from aiormq import Channel
 from aiormq.abc import AbstractConnection, DeliveredMessage
-from pamqp import frame
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
 from workqueue.amqp.frames import (
     ACK,
     BODY,
     END,
+    HEADER,
     METHOD,
     NACK,
     REJECT,
@@ -36,6 +35,7 @@ from workqueue.amqp.frames import (
 )
 from workqueue.amqp.handshake import CLOSED, Socket, disconnect
 from workqueue.amqp.lane import Deliver, Depth, HeaderTooLarge, Nacked, Refused, Unroutable
+from workqueue.amqp.properties import write_properties
 from workqueue.delivery import Way
 
 TOKEN = "x-publish"
@@ -97,7 +97,7 @@ class DirectLane:
         if mandatory and (key is None or key in self._known):
             key = f"{self._token}-{self._published + 1}"
             properties = with_token(properties, key)
-        header = frame.marshal(ContentHeader(0, len(body), properties), number)
+        header = frame_of(HEADER, number, write_properties(properties, len(body)))
         if 0 < self._frame_bytes < len(header):
             raise HeaderTooLarge(self._frame_bytes - TOKEN_BYTES)
         bodies = [

@@ -9,15 +9,15 @@ https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf.
 
 import asyncio
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any, NamedTuple, Protocol
+from functools import cache
+from typing import NamedTuple, Protocol
 
-from pamqp import decode, frame
+from pamqp import frame
 from pamqp.commands import Basic
 from pamqp.heartbeat import Heartbeat
 
+from workqueue.amqp.properties import read_properties
 from workqueue.delivery import Properties
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
@@ -31,14 +31,6 @@ SETTLE_FRAME = struct.Struct(">BHI4sQBB")
 HEARTBEAT_FRAME = frame.marshal(Heartbeat(), 0)
 ALIVE_S = 1.0
 FIRST_BYTES = 32  # enough to tell TLS, HTTP and other versions of AMQP from each other
-PROPERTIES = {
-    "content_type": 1 << 15, "content_encoding": 1 << 14, "headers": 1 << 13, "delivery_mode": 1 << 12,
-    "priority": 1 << 11, "correlation_id": 1 << 10, "reply_to": 1 << 9, "expiration": 1 << 8, "message_id": 1 << 7,
-    "timestamp": 1 << 6, "message_type": 1 << 5,
-}  # fmt: skip
-"""With their flags, in the order in which they come. Those after the type are not read."""
-NOT_KEPT = ("delivery_mode", "expiration", "timestamp")
-FIXED_BYTES = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
 
 
 class Closed(NamedTuple):
@@ -197,43 +189,6 @@ class Tap(asyncio.StreamReader):
 def said(content: bytes) -> Closed:
     """Of channel.close or connection.close: a code, and a short string."""
     return Closed(int.from_bytes(content[4:6], "big"), content[7 : 7 + content[6]].decode(errors="replace"))
-
-
-def read_properties(content: bytes) -> Properties | None:
-    """From the content of a header frame; None if a foreign client has sent what can't be read."""
-    at = 14  # after the class, the weight, the size of the body, and the flags of what follows
-    flags = int.from_bytes(content[12:at], "big")
-    read: dict[str, Any] = {}
-    try:
-        for name, bytes_, kept in properties_of(flags):
-            start = at
-            if bytes_:
-                at += bytes_
-                if kept:
-                    read[name] = content[start]
-            elif name == "headers":
-                at += 4 + int.from_bytes(content[at : at + 4], "big")
-                read[name] = table(content[start:at])
-            else:
-                at += 1 + content[at]
-                text = content[start + 1 : at].decode()
-                if kept:
-                    read[name] = text
-    except (ValueError, LookupError, struct.error):
-        return None
-    return Properties(**read)
-
-
-@lru_cache(maxsize=16)
-def properties_of(flags: int) -> list[tuple[str, int, bool]]:
-    """What follows flags: the names, the size if it is always the same, and whether it is kept."""
-    return [(name, FIXED_BYTES.get(name, 0), name not in NOT_KEPT) for name, flag in PROPERTIES.items() if flags & flag]
-
-
-@lru_cache(maxsize=16)
-def table(content: bytes) -> Mapping[str, Any]:
-    """Headers. Most messages have the same ones, and to read them takes as long as to read all else."""
-    return decode.field_table(content)[1]
 
 
 def frame_of(kind: int, channel: int, content: bytes) -> bytes:

@@ -83,7 +83,8 @@ class Operation:
     def outgoing(self, task: Any) -> Outgoing:
         """Raises TaskInvalid if the task breaks the contract, or would not arrive as what was given."""
         body = self._codec.encode(task)
-        return Outgoing(UUID(body.message_id), self.send.kind_of(task.payload) or "task", body, self.name)
+        task_id = task.id if type(task.id) is UUID else UUID(body.message_id)
+        return Outgoing(task_id, self.send.kind_of(task.payload) or "task", body, self.name)
 
 
 class Sender:

@@ -44,8 +44,9 @@ def lines(told: Told) -> list[str]:
     """The event as text, without the time: its line, and a line for each of a traceback. Each is printable, whatever
     ids and errors others have chosen."""
     line = _line(told)
-    trace = getattr(told.what, "trace", ()) if isinstance(told, Event) else ()
-    return [line if line.isprintable() else escaped(line), *(escaped(f"{told.worker}      {step}") for step in trace)]
+    found = [line if line.isprintable() else escaped(line)]
+    trace = getattr(told.what, "trace", None) if isinstance(told, Event) else None
+    return found + [escaped(f"{told.worker}      {step}") for step in trace] if trace else found
 
 
 def _line(told: Told) -> str:
@@ -113,9 +114,11 @@ class TextLines:
         if second != self._second:
             self._second, self._told = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
         head = f"{self._told},{int(1000 * (now_s - second)):03} "
-        with suppress(OSError, ValueError):  # nobody reads it any more: no reason to stop
+        try:
             for line in lines(told):
                 self._stream.write(f"{head}{cut(line, self._encoding)}\n")
+        except (OSError, ValueError):  # nobody reads it any more: no reason to stop
+            pass
 
 
 def cut(line: str, encoding: str) -> str:

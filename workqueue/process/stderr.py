@@ -17,6 +17,7 @@ from typing import Any
 
 KEPT_BYTES = 1_000_000  # some ten thousand lines
 PIECE_BYTES = select.PIPE_BUF  # a pipe that polls as writable takes this much without blocking, and in one piece
+LINE_END = ord("\n")
 LAST_S = 1.0  # at the process's end: how long nothing may be read until what is kept is given up
 
 
@@ -55,12 +56,12 @@ class Stderr(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        given = len(text)
         if self._begun or text[-1:] != "\n":
             whole, ended, self._begun = (self._begun + text).rpartition("\n")
-            self._put(whole + ended)
-        else:
-            self._put(text)
-        return len(text)
+            text = whole + ended
+        self._put(text)
+        return given
 
     def flush(self) -> None:
         text, self._begun = self._begun, ""
@@ -136,6 +137,8 @@ class Stderr(io.TextIOBase):
 
 def _piece(data: bytes, begin: int) -> bytes:
     """What to write next: whole lines where one fits in, so that those of processes that share a pipe stay whole."""
+    if not begin and len(data) <= PIECE_BYTES and data[-1] == LINE_END:
+        return data
     piece = data[begin : begin + PIECE_BYTES]
     return piece[: piece.rfind(b"\n") + 1] or piece
 

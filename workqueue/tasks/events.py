@@ -17,7 +17,7 @@ Each but the first two says that the message was settled: it was acked, after wh
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from workqueue.tasks.policy import Because, Reason
 
@@ -91,8 +91,7 @@ class HandedBack:
 What = Started | Running | Done | Retrying | Dead | Skipped | Delayed | LostClaim | HandedBack
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """What became of a message. `kind` and `id` are the task's; of what is no task, `message` and the sender's id of
     the message, if it has one. `took_s` is since it was delivered."""
 

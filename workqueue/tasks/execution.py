@@ -59,9 +59,9 @@ class Execution(Generic[T]):
 
     async def run(self, attempt: Attempt[T]) -> What:
         """Raises CancelledError where the process ends, with the claim still held, and errors of our own."""
-        received = attempt.received
+        received, number = attempt.received, attempt.number
         try:
-            await self._complete(received, attempt.claim, attempt.number)
+            await self._complete(received, attempt.claim, number)
         except CutOff:
             await self._settling.release(received, attempt.claim)
             return await self._settling.hand_back(received.arrived)
@@ -72,7 +72,7 @@ class Execution(Generic[T]):
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
             return await self._settling.failed(attempt, error)
         self._settling.ack(received.arrived)
-        return DONE if attempt.number == 1 else Done(attempt.number)
+        return DONE if number == 1 else Done(number)
 
     async def _complete(self, received: Received[T], claim: Claimed, number: int) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
@@ -93,14 +93,14 @@ class Execution(Generic[T]):
             return
         if context.completed:
             return
-        encoded = self._encode(result)
-        self.unrecorded.add(received.told)
+        encoded, told = self._encode(result), received.told
+        self.unrecorded.add(told)
         try:
             if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
                 raise ClaimLost
         finally:
             if not self._holder.ending:
-                self.unrecorded.discard(received.told)
+                self.unrecorded.discard(told)
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:

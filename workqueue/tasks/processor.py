@@ -76,7 +76,8 @@ class Guard(Generic[T]):
                 )
             else:
                 kind, name = self._receive.kind_of(task.payload) or "task", str(task.id)
-                what = await self._at_sight(arrived) or await self._take(Received(task, arrived, kind, name))
+                seen = None if _is_plain(arrived) else await self._at_sight(arrived)
+                what = seen or await self._take(Received(task, arrived, kind, name))
             took_s = time.perf_counter() - began
             self._runtime.tell(Event(self._worker, self._receive.operation, kind, name, took_s, what))
         except Exception as error:
@@ -233,6 +234,11 @@ class Guard(Generic[T]):
         """How many workers died with the message, as far as it and the broker tell."""
         now = max(arrived.delivery_count, int(_is_again(arrived)))
         return story.count(arrived.headers, "x-crashes") + now
+
+
+def _is_plain(arrived: Delivery) -> bool:
+    """Whether there is nothing to it at sight, as with nearly all."""
+    return arrived.readable and arrived.oversized_bytes is None and story.STORIED.isdisjoint(arrived.headers)
 
 
 def _is_again(arrived: Delivery) -> bool:

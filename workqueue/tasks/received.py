@@ -70,4 +70,5 @@ class Attempt(Generic[T]):
     @property
     def number(self) -> int:
         """Counted from 1. The ledger knows of attempts that another copy of the message has in its headers."""
-        return max(len(self.failed), self.claim.attempts) + 1
+        told, known = len(self.failed), self.claim.attempts
+        return (told if told > known else known) + 1

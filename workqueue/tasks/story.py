@@ -18,6 +18,8 @@ from workqueue.tasks.policy import Reason
 
 OURS = frozenset({"x-attempts", "x-crashes", "x-returns", "x-story", "x-burial"})
 """Those that are read again."""
+STORIED = OURS | {"x-reason"}
+"""Without any of these, a message tells nothing of an attempt or a burial before."""
 SENT = frozenset({"x-contract", "x-burial"})
 """By which it is known that a producer sent a message, or that it was a dead letter."""
 TOLD = ("x-reason", "x-error", "x-queue", "x-died-at", "x-traceback", "x-attempts", "x-waited-for")

@@ -5,14 +5,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from aiormq.abc import AbstractConnection
-from pamqp import frame
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
 from workqueue.amqp.direct import FRAME_BYTES, TOKEN_BYTES
-from workqueue.amqp.frames import START_BYTES, read_properties
+from workqueue.amqp.frames import START_BYTES
 from workqueue.amqp.handshake import CLOSED
 from workqueue.amqp.lane import Declaration, Deliver, Depth, HeaderTooLarge, Lane, Unroutable
+from workqueue.amqp.properties import read_properties, write_properties
 from workqueue.contract import Queue
 from workqueue.delivery import Way
 from workqueue.errors import BrokerUnreachable
@@ -47,10 +46,10 @@ class MemoryLane:
 
     async def publish(self, queue: str, properties: Basic.Properties, body: bytes, *, mandatory: bool) -> None:
         """The properties go through AMQP's bytes, so that they arrive as they do from a broker."""
-        header = frame.marshal(ContentHeader(0, len(body), properties), 1)
-        if len(header) > FRAME_BYTES:
+        header = write_properties(properties, len(body))
+        if len(header) + START_BYTES + 1 > FRAME_BYTES:
             raise HeaderTooLarge(FRAME_BYTES - TOKEN_BYTES)
-        message = Message(bytes(body), read_properties(header[START_BYTES:-1]))
+        message = Message(bytes(body), read_properties(header))
         publishing = asyncio.run_coroutine_threadsafe(self._broker.publish(queue, message), self._broker.loop)
         if not await asyncio.wrap_future(publishing) and mandatory:
             raise Unroutable
