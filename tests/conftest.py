@@ -1,5 +1,6 @@
 """Tests run on a contract of their own, tests/spec; those marked `example` run the example, with its real handlers."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from workqueue.testing import Scripts, vhost
 from workqueue.testing.fixtures import FAST_LEASE_S, FAST_LIMIT_S
 from workqueue.testing.given import Broker
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of some thousand processes would compile all that it imports
 STARTING = {"fast_example", "installed", "python"}  # fixtures that start processes, beside those of the package
 
 

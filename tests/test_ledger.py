@@ -23,6 +23,7 @@ from workqueue.ledger import (
     Finished,
     Ledger,
     LedgerBusy,
+    Sent,
     Taken,
     open_ledger,
 )  # fmt: skip
@@ -501,7 +502,7 @@ async def test_outcomes_of_any_number_of_tasks_are_those_that_are_finished(ledge
 async def test_a_task_that_was_recorded_waits_until_it_is_claimed_for_the_first_time(ledger: Ledger) -> None:
     task_id = uuid4()
     assert await ledger.entry(task_id) is None
-    await ledger.record(task_id, kind="nap", digest=b"one")
+    await ledger.record([Sent(task_id, "nap", b"one")])
     entry = await ledger.entry(task_id)
     assert entry is not None
     assert (entry.id, entry.state, entry.kind, entry.digest) == (task_id, "waiting", "nap", b"one")
@@ -518,10 +519,19 @@ async def test_recording_changes_nothing_of_what_is_known(ledger: Ledger) -> Non
     claim = await claimed(ledger, running)
     await ledger.complete(done, (await claimed(ledger, done)).fence, 1, "7")
     before = [await ledger.entry(running), await ledger.entry(done)]
-    for task_id in (running, done):
-        await ledger.record(task_id, kind="other", digest=b"other")
+    await ledger.record([Sent(task_id, "other", b"other") for task_id in (running, done)])
     assert [await ledger.entry(running), await ledger.entry(done)] == before
     assert await ledger.complete(running, claim.fence, 1, None)
+
+
+async def test_any_number_of_tasks_is_recorded_at_once_twice_too(ledger: Ledger) -> None:
+    sent = [Sent(uuid4(), f"kind {number}", bytes([number % 256])) for number in range(701)]
+    for _ in range(2):
+        await ledger.record([*sent, sent[0]])
+    for task in (sent[0], sent[350], sent[-1]):
+        entry = await ledger.entry(task.id)
+        assert entry is not None
+        assert (entry.state, entry.kind, entry.digest) == ("waiting", task.kind, task.digest)
 
 
 async def test_an_entry_tells_who_has_the_task_and_what_became_of_it(ledger: Ledger) -> None:
@@ -554,7 +564,7 @@ async def test_a_claim_whose_lease_has_ended_is_held_no_more(ledger: Ledger) -> 
 
 async def test_a_task_that_was_recorded_and_never_taken_is_forgotten_in_time(ledger: Ledger) -> None:
     task_id = uuid4()
-    await ledger.record(task_id, kind="nap", digest=b"one")
+    await ledger.record([Sent(task_id, "nap", b"one")])
     assert await ledger.prune(LONG_S) == 0
     assert await ledger.prune(-60.0) == 1
     assert await ledger.entry(task_id) is None

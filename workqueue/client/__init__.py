@@ -21,6 +21,7 @@ from workqueue.amqp.connection import Connect, reconnect_delay_s
 from workqueue.amqp.watch import Patience
 from workqueue.amqp.wire import Wire
 from workqueue.application import package_of, project_folder
+from workqueue.client.recording import Recording
 from workqueue.client.results import Handle, Results, with_ledger
 from workqueue.client.sending import Outgoing, Sender
 from workqueue.client.status import Status
@@ -35,7 +36,7 @@ from workqueue.errors import (
     SendUnknown,
     WorkQueueError,
 )
-from workqueue.ledger import Ledger, LedgerBusy, open_ledger
+from workqueue.ledger import Ledger, Sent, open_ledger
 from workqueue.settings import Settings, misspelt
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Client:
         self._wire: Wire | None = None
         self._ledger: Ledger | None = None
         self._results: Results | None = None
-        self._unrecorded = Patience()
+        self._recording: Recording | None = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -100,8 +101,11 @@ class Client:
         results, self._results = self._results, None
         wire, self._wire, self._sender = self._wire, None, None
         ledger, self._ledger = self._ledger, None
+        recording, self._recording = self._recording, None
         if results is not None:
             await results.close()
+        if recording is not None:
+            await recording.close()
         if wire is not None:
             await wire.close()
         if ledger is not None:
@@ -130,8 +134,8 @@ class Client:
         """
         outgoing = self._prepare(task, to, id, key)
         await self._send(outgoing, within_s)
-        if record:
-            await self._record(outgoing)
+        if record and self._recording is not None:
+            await self._recording.record(Sent(outgoing.id, outgoing.kind, outgoing.digest))
         return self._handle(outgoing)
 
     async def send_many(
@@ -202,6 +206,7 @@ class Client:
         self._wire = Wire(settings, loaded, self._name, lambda error: None, self._ledger, connect)
         sender = Sender(loaded, package, self._wire)
         if self._ledger is not None:
+            self._recording = Recording(self._ledger, self._name)
             self._results = Results(self._ledger, {name: each.results for name, each in sender.operations.items()})
         await sender.open()
         self._sender = sender
@@ -224,17 +229,6 @@ class Client:
             raise NoBroker(str(outgoing.id), str(error)) from error
         except WorkQueueError as error:
             raise SendUnknown(str(outgoing.id), round(time.monotonic() - began_s, 1), str(error)) from error
-
-    async def _record(self, outgoing: Outgoing) -> None:
-        """Have the ledger know that the task waits. It was sent: a ledger that does not answer changes nothing of
-        that, and the status is unknown until a worker has told it."""
-        if self._ledger is None:
-            return
-        try:
-            await self._ledger.record(outgoing.id, kind=outgoing.kind, digest=outgoing.digest)
-        except LedgerBusy as error:
-            if self._unrecorded.due():
-                log.warning("%s  tasks are sent, and not recorded: %s", self._name, error)
 
     def _handle(self, outgoing: Outgoing) -> Handle[Any]:
         return Handle(outgoing.id, outgoing.operation, outgoing.digest, self._results)

@@ -16,7 +16,7 @@ and by nobody else.
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from workqueue.extras import needed
@@ -102,6 +102,14 @@ class Finished:
 @dataclass(frozen=True)
 class Conflict:
     """The id is known with another digest: it names another task."""
+
+
+class Sent(NamedTuple):
+    """A task that was sent. `digest` names its payload, see `codec.digest`."""
+
+    id: UUID
+    kind: str
+    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -198,8 +206,8 @@ class Ledger(Protocol):
         """A task that was buried by the claim with this fence waits again; attempts and crashes are counted anew.
         False: it is not dead, or was buried by another claim. So it happens once for each burial."""
 
-    async def record(self, task_id: UUID, *, kind: str, digest: bytes) -> None:
-        """The task was sent: it waits. What is known of it already stays as it is."""
+    async def record(self, sent: Sequence[Sent]) -> None:
+        """The tasks were sent: they wait. What is known of one already stays as it is."""
 
     async def entry(self, task_id: UUID) -> Entry | None:
         """What is known of this task; None: nothing."""

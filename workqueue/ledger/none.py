@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from workqueue.ledger import Claimed, Conflict, Entry, Finished, Outcome, Taken, Transaction
+from workqueue.ledger import Claimed, Conflict, Entry, Finished, Outcome, Sent, Taken, Transaction
 
 GRANTED = Claimed(fence=0, crashes=None)
 
@@ -47,7 +47,7 @@ class NoLedger:
     async def revive(self, task_id: UUID, fence: int) -> bool:
         return False
 
-    async def record(self, task_id: UUID, *, kind: str, digest: bytes) -> None:
+    async def record(self, sent: Sequence[Sent]) -> None:
         pass
 
     async def entry(self, task_id: UUID) -> Entry | None:

@@ -22,6 +22,7 @@ from workqueue.ledger import (
     Finished,
     LedgerBusy,
     Outcome,
+    Sent,
     Taken,
     Transaction,
     postgres_server,
@@ -71,7 +72,9 @@ WHERE id = %s AND fence = %s AND state = 'dead'
 """
 RECORD = """
 INSERT INTO workqueue_task (id, state, fence, worker, lease_until, kind, digest, created_at)
-VALUES (%s, 'waiting', 0, '', clock_timestamp(), %s, %s, clock_timestamp()) ON CONFLICT (id) DO NOTHING
+SELECT id, 'waiting', 0, '', clock_timestamp(), kind, digest, clock_timestamp()
+FROM unnest(%s::uuid[], %s::text[], %s::bytea[]) AS sent (id, kind, digest)
+ON CONFLICT (id) DO NOTHING
 """
 ENTRY = """
 SELECT id, state, kind, digest, worker, state = 'running' AND lease_until > clock_timestamp(), attempts,
@@ -182,8 +185,10 @@ class PostgresLedger:
     async def revive(self, task_id: UUID, fence: int) -> bool:
         return await self._change(REVIVE, (task_id, fence))
 
-    async def record(self, task_id: UUID, *, kind: str, digest: bytes) -> None:
-        await self._execute(RECORD, (task_id, text_of(kind), digest))
+    async def record(self, sent: Sequence[Sent]) -> None:
+        # In order, so that two who record the same tasks never wait for each other in a circle.
+        ids, kinds, digests = zip(*sorted(sent), strict=True)
+        await self._execute(RECORD, (list(ids), [text_of(kind) for kind in kinds], list(digests)))
 
     async def entry(self, task_id: UUID) -> Entry | None:
         rows = await self._rows(ENTRY, (task_id,))

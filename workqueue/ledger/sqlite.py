@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID
 
-from workqueue.ledger import FIRST, Claimed, Conflict, Entry, Finished, Outcome, Taken, Transaction, text_of
+from workqueue.ledger import FIRST, Claimed, Conflict, Entry, Finished, Outcome, Sent, Taken, Transaction, text_of
 from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, steady_s
 from workqueue.ledger.sqlite_block import Blocks
 from workqueue.ledger.sqlite_file import SqliteFile
@@ -30,6 +30,7 @@ LOOK_AGAIN_S = 20e-6  # between two tries: a transaction takes about as long; SQ
 LOG_BYTES = 8_000_000  # of write-ahead log, before it is copied back
 LOOK_EVERY_S = 0.1  # at the file, and at the length of the log: it takes some 10 microseconds
 AT_ONCE = 500  # tasks in a statement: SQLite allows 999 parameters where it was built with the old limit
+SENT_AT_ONCE = 300
 
 NEW = """
 INSERT OR IGNORE INTO task
@@ -67,9 +68,9 @@ UPDATE task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = ''
 WHERE id = ? AND fence = ? AND state = 'dead'
 """
 RECORD = """
-INSERT OR IGNORE INTO task (id, state, fence, holder, worker, lease_until, kind, digest, created_at)
-VALUES (?, 'waiting', 0, '', '', ?4, ?2, ?3, CAST(?4 AS INTEGER))
+INSERT OR IGNORE INTO task (lease_until, created_at, id, state, fence, holder, worker, kind, digest) VALUES {}
 """
+SENT = "(?1, CAST(?1 AS INTEGER), ?, 'waiting', 0, '', '', ?, ?)"
 ENTRY = """
 SELECT state, kind, digest, worker, holder, lease_until, ends_at, attempts, created_at,
     coalesce(claimed_at, iif(fence > 0, created_at, NULL)),
@@ -169,8 +170,11 @@ class SqliteLedger:
     async def revive(self, task_id: UUID, fence: int) -> bool:
         return await self._change(REVIVE, (time.time(), task_id.bytes, fence))
 
-    async def record(self, task_id: UUID, *, kind: str, digest: bytes) -> None:
-        await self._execute(RECORD, (task_id.bytes, kind, digest, time.time()))
+    async def record(self, sent: Sequence[Sent]) -> None:
+        for start in range(0, len(sent), SENT_AT_ONCE):
+            some = sent[start : start + SENT_AT_ONCE]
+            values = (value for task in some for value in (task.id.bytes, task.kind, task.digest))
+            await self._execute(RECORD.format(", ".join([SENT] * len(some))), (time.time(), *values))
 
     async def entry(self, task_id: UUID) -> Entry | None:
         for row in (await self._execute(ENTRY, (task_id.bytes,)))[1]:

@@ -1,0 +1,110 @@
+"""What was sent is told to the ledger by few statements, and a send never fails because of that."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from workqueue.client.recording import Recording
+from workqueue.errors import LedgerLost
+from workqueue.ledger import Ledger, LedgerBusy, Sent
+
+
+class Told:
+    """A ledger that notes what it is told, each time after a turn of the loop, and raises what it is given."""
+
+    def __init__(self) -> None:
+        self.times: list[list[Sent]] = []
+        self.error: Exception | None = None
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def record(self, sent: Sequence[Sent]) -> None:
+        self.times.append(list(sent))
+        await self.answers.wait()
+        if self.error is not None:
+            raise self.error
+
+
+def some(number: int) -> list[Sent]:
+    return [Sent(uuid4(), "nap", b"digest") for _ in range(number)]
+
+
+def recording(told: Told) -> Recording:
+    return Recording(cast(Ledger, cast(Any, told)), "client-1")
+
+
+async def test_what_is_confirmed_in_one_turn_of_the_loop_is_told_at_once() -> None:
+    told, sent = Told(), some(50)
+    here = recording(told)
+    await asyncio.gather(*map(here.record, sent))
+    assert told.times == [sent]
+    (later,) = some(1)
+    await here.record(later)
+    assert told.times == [sent, [later]]
+
+
+async def test_what_is_confirmed_while_the_ledger_is_told_is_told_next() -> None:
+    told, (first, *others) = Told(), some(4)
+    told.answers.clear()
+    here = recording(told)
+    waiting = [asyncio.ensure_future(here.record(first))]
+    await asyncio.sleep(0.01)
+    waiting += [asyncio.ensure_future(here.record(sent)) for sent in others]
+    await asyncio.sleep(0.01)
+    assert (told.times, [one.done() for one in waiting]) == ([[first]], [False] * 4)
+    told.answers.set()
+    await asyncio.gather(*waiting)
+    assert told.times == [[first], others]
+
+
+@pytest.mark.parametrize(
+    ("error", "trace"),
+    [(LedgerBusy("no answer"), False), (LedgerLost("/l.db", "it was deleted"), False), (ValueError("odd"), True)],
+    ids=["busy", "lost", "unexpected"],
+)
+async def test_a_ledger_that_can_not_be_told_is_a_line_and_fails_no_send(
+    caplog: pytest.LogCaptureFixture, error: Exception, trace: bool
+) -> None:
+    told, sent = Told(), some(3)
+    told.error = error
+    here = recording(told)
+    with caplog.at_level(logging.WARNING):
+        await asyncio.gather(*map(here.record, sent[:2]))
+        await here.record(sent[2])
+    (line,) = caplog.records  # and not one for each
+    assert line.getMessage() == f"client-1  tasks are sent, and not recorded: {error}"
+    assert bool(line.exc_info) is trace
+    told.error = None
+    await here.record(sent[0])
+    assert told.times == [sent[:2], [sent[2]], [sent[0]]]
+
+
+async def test_who_is_cancelled_while_it_waits_takes_nothing_from_the_others() -> None:
+    told, sent = Told(), some(2)
+    told.answers.clear()
+    here = recording(told)
+    first, second = (asyncio.ensure_future(here.record(one)) for one in sent)
+    await asyncio.sleep(0.01)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    told.answers.set()
+    await second
+    assert told.times == [sent]
+
+
+async def test_nobody_waits_for_a_ledger_that_is_closed_while_it_is_silent() -> None:
+    told, sent = Told(), some(3)
+    told.answers.clear()
+    here = recording(told)
+    waiting = [asyncio.ensure_future(here.record(sent[0]))]
+    await asyncio.sleep(0.01)
+    waiting += [asyncio.ensure_future(here.record(one)) for one in sent[1:]]
+    await asyncio.sleep(0.01)
+    await here.close()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    assert told.times == [sent[:1]]

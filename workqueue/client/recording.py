@@ -1,0 +1,60 @@
+"""What was sent is told to the ledger: by one statement for all that was confirmed at about the same time."""
+
+import asyncio
+import logging
+
+from workqueue.amqp.watch import Patience
+from workqueue.errors import LedgerLost
+from workqueue.ledger import Ledger, LedgerBusy, Sent
+
+log = logging.getLogger(__name__)
+
+
+class Recording:
+    """For one ledger; `name` is the process, as lines of the log have it."""
+
+    def __init__(self, ledger: Ledger, name: str) -> None:
+        self._ledger, self._name = ledger, name
+        self._sent: list[Sent] = []
+        self._recorded: asyncio.Future[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._failing = Patience()
+
+    async def record(self, sent: Sent) -> None:
+        """Return once the ledger knows that the task waits, or can't be told: it was sent, and that changes nothing of
+        it. A line says so then, and its status is unknown until a worker tells it."""
+        self._sent.append(sent)
+        if self._recorded is None:
+            self._recorded = asyncio.get_running_loop().create_future()
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        await asyncio.shield(self._recorded)
+
+    async def close(self) -> None:
+        """Write no more; who waits for it goes on."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
+        _go_on(self._recorded)
+
+    async def _write(self) -> None:
+        """Begins a turn of the loop after the first was sent: by then the others are there."""
+        try:
+            while self._sent:
+                sent, recorded, self._sent, self._recorded = self._sent, self._recorded, [], None
+                try:
+                    await self._ledger.record(sent)
+                except Exception as error:  # whatever it is, they were sent
+                    if self._failing.due():
+                        expected = isinstance(error, LedgerBusy | LedgerLost)
+                        line = "%s  tasks are sent, and not recorded: %s"
+                        log.warning(line, self._name, error, exc_info=None if expected else error)
+                finally:
+                    _go_on(recorded)
+        finally:
+            self._writing = None
+
+
+def _go_on(waiting: "asyncio.Future[None] | None") -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)
