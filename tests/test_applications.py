@@ -29,6 +29,28 @@ TEXT = "to be hashed\n"
 DIGEST = hashlib.sha256(TEXT.encode()).hexdigest()
 
 
+WRONG = """
+from generated.producer.client import Client, SyncClient
+from generated.producer.messages.json import Checksum, ChecksumResult
+
+
+async def wrong(queue: Client) -> None:
+    handle = await queue.send(Checksum(kind="checksum", path="a"))
+    await queue.send(Checksum(kind="checksum"))  # Missing named argument "path"
+    await queue.send(Checksum(kind="checksum", path=1))  # "path" to "Checksum" has incompatible type "int"
+    await queue.send("checksum")  # Argument 1 to "send" of "Client" has incompatible type "str"
+    await queue.send(Checksum(kind="checksum", path="a"), within=3)  # Unexpected keyword argument "within"
+    made: ChecksumResult = await handle.result()  # Incompatible types in assignment
+
+
+def wrong_too(queue: SyncClient) -> None:
+    handle = queue.send(Checksum(kind="checksum", path="a"))
+    queue.send([Checksum(kind="checksum", path="a")])  # Argument 1 to "send" of "SyncClient" has incompatible type
+    made: int = handle.result(timeout_s=1)  # Incompatible types in assignment
+"""
+"""Each line that a type checker finds, with what it says."""
+
+
 def lay_down(folder: Path) -> None:
     for name, text in PROGRAMS.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +192,23 @@ async def test_a_script_that_is_run_again_sends_the_same_tasks(site: Site, place
 def test_the_states_of_the_page_are_those_there_are() -> None:
     _, _, rest = (ROOT / "docs" / PAGE).read_text().partition("## Status")
     assert tuple(re.findall(r"(?m)^\| `(\w+)` \|", rest.partition("## Results")[0])) == get_args(State)
+
+
+def test_a_type_checker_finds_nothing_in_the_programs_and_all_that_is_wrong(tmp_path: Path) -> None:
+    lay_down(tmp_path)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    flags = ["--strict", "--explicit-package-bases", "--follow-imports=silent"]
+    flags += ["--ignore-missing-imports", "--allow-subclassing-any"]  # Django brings no types
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *flags, "."],
+        cwd=tmp_path, env={**os.environ, "MYPYPATH": f"{ROOT}:{tmp_path}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    *found, _ = [line for line in done.stdout.splitlines() if ": note:" not in line]
+    wrong = [(number, line.partition("  # ")[2]) for number, line in enumerate(WRONG.splitlines(), 1) if "  # " in line]
+    assert len(found) == len(wrong), done.stdout
+    for line, (number, said) in zip(found, wrong, strict=True):
+        assert line.startswith(f"wrong.py:{number}: error: "), done.stdout
+        assert said in line, done.stdout
 
 
 def test_the_programs_are_formatted(tmp_path: Path) -> None:
