@@ -309,9 +309,11 @@ async def test_a_ledger_that_cannot_be_opened_is_unreachable_and_named(name: str
 def test_a_file_that_is_no_database_is_unreachable_and_left_alone(path: str) -> None:
     Path(path).parent.mkdir()
     Path(path).write_bytes(b"not a database" * 500)
-    with pytest.raises(LedgerUnreachable, match="not a database"):
+    with pytest.raises(LedgerUnreachable, match="not a database") as caught:
         SqliteLedger(path)
     assert Path(path).read_bytes() == b"not a database" * 500
+    opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert path not in opened, caught  # which keeps alive what is not closed
 
 
 async def test_a_folder_of_holders_that_went_away_is_busy_and_not_the_end(ledger: SqliteLedger, path: str) -> None:

@@ -2,9 +2,8 @@
 
 import json
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib import import_module
 from typing import Any
 from uuid import UUID, uuid5
@@ -34,7 +33,7 @@ def envelope() -> dict[str, Any]:
     return {"id": uuid7(), "created_at": datetime.now(UTC)}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Outgoing:
     """A task that is about to be sent: its bytes are those of the contract."""
 
@@ -42,11 +41,14 @@ class Outgoing:
     kind: str
     body: Body
     operation: str
+    _digest: bytes = field(default=b"", init=False, repr=False)
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
-        """Names the payload, see `codec.digest`."""
-        return codec.digest(self.body)
+        """Names the payload, see `codec.digest`. Made when it is first asked for."""
+        if not self._digest:
+            self._digest = codec.digest(self.body)
+        return self._digest
 
 
 class Operation:
@@ -135,10 +137,9 @@ class Sender:
     def _operation(self, given: object, to: str | None, task_id: UUID | None) -> Operation:
         if to is not None and to in self.operations:
             return self.operations[to]
-        refused = str(task_id or getattr(given, "id", None) or "")
         if to is not None:
             known = ", ".join(self.operations)
-            raise TaskInvalid(refused, f"to={to!r}: no such send operation; the contract has {known}")
+            raise _refused(given, task_id, f"to={to!r}: no such send operation; the contract has {known}")
         found = self._by_model.get(type(given), [])
         if not found and len(self.operations) == 1 and not isinstance(given, BaseModel):
             found = list(self.operations.values())  # a payload that is no object, or one that is not a model yet
@@ -147,7 +148,11 @@ class Sender:
         names = ", ".join(operation.name for operation in found)
         sent = "; ".join(f"{operation.name} sends {operation.payload_names}" for operation in self.operations.values())
         way_out = f"it may be any of {names}: say which" if found else sent
-        raise TaskInvalid(refused, f"{type(given).__name__}: {way_out}")
+        raise _refused(given, task_id, f"{type(given).__name__}: {way_out}")
+
+
+def _refused(given: object, task_id: UUID | None, problem: str) -> TaskInvalid:
+    return TaskInvalid(str(task_id or getattr(given, "id", None) or ""), problem)
 
 
 def _has_its_id(operation: Operation) -> str:

@@ -100,8 +100,12 @@ class SqliteFile:
         db = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         # In WAL mode a commit survives the death of the process; only a power cut can take back the last ones,
         # whose tasks then are done but forgotten (https://www.sqlite.org/pragma.html#pragma_synchronous).
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA wal_autocheckpoint = 0")
+        try:
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA wal_autocheckpoint = 0")
+        except sqlite3.Error:  # such as of a file that is no database
+            db.close()
+            raise
         return db
 
     def watch(self, path: str) -> None:
