@@ -7,8 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import time
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
@@ -16,16 +19,20 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from generated.worker import Application as worker_application
+from generated.worker.messages import json as worker
 from tests.harness import ROOT, Site
 from tests.pages import blocks
+from workqueue import TaskContext
 from workqueue.client.status import State
 from workqueue.dev.ports import free_port
-from workqueue.testing import until
+from workqueue.testing import MemoryQueue, until
 from workqueue.testing.given import Broker
 
 PAGE = "applications.md"
 PROGRAMS = {text.partition("\n")[0].removeprefix("# "): text for text in blocks(PAGE, "python") if text[:2] == "# "}
 TEXT = "to be hashed\n"
+CONFLICT = "this Idempotency-Key came with another request before"
 DIGEST = hashlib.sha256(TEXT.encode()).hexdigest()
 
 
@@ -153,6 +160,29 @@ async def test_fastapi_under_uvicorn(site: Site, place: Path) -> None:
         gone = (await http.post("/checksums", json={"kind": "checksum", "path": "nothing"})).json()
         dead = await http.get(f"/checksums/{gone['id']}/result")
         assert (dead.status_code, "gave-up" in dead.text) == (409, True)
+
+
+def test_a_program_is_tested_as_it_is_on_a_broker_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handle(task: worker.Task, context: TaskContext[None]) -> worker.ChecksumResult:
+        assert isinstance(task.payload, worker.Checksum)
+        path = task.payload.path
+        return worker.ChecksumResult(kind="checksum", path=path, algorithm="sha256", digest=DIGEST, size=3)
+
+    lay_down(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("AMQP_URI", "amqp://127.0.0.1:1/")  # nobody's
+    app = import_module("fastapi_app").app
+    with warnings.catch_warnings(action="ignore"):  # it asks for another HTTP library
+        client = import_module("starlette.testclient").TestClient
+    with MemoryQueue(worker_application, {"process_task": handle}, None) as queue, client(app) as http:
+        begun = http.post("/checksums", json={"kind": "checksum", "path": "x"}, headers={"Idempotency-Key": "k"})
+        assert http.get(f"/checksums/{begun.json()['id']}/result").json()["size"] == 3
+        again = http.post("/checksums", json={"kind": "checksum", "path": "y"}, headers={"Idempotency-Key": "k"})
+        assert (again.status_code, again.json()) == (422, {"detail": CONFLICT})
+        ended = time.monotonic() + 20
+        while not queue.dead_letters and time.monotonic() < ended:
+            time.sleep(0.01)
+        assert [letter.headers["x-reason"] for letter in queue.dead_letters] == ["conflict"]
 
 
 async def test_flask_under_gunicorn_with_four_workers_forked_after_the_client_was_made(

@@ -50,7 +50,7 @@ def tasks(count: int) -> list[Any]:
 
 
 def outgoing(task: Any, text: bytes = b'{"payload": {"kind": "nap"}}') -> Outgoing:
-    return Outgoing(task.id, "nap", Body(text), "send_errand")
+    return Outgoing(task.id, "nap", Body(text), "send_errand", is_new=True)
 
 
 def send(follower: Follower, given: list[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.generated.producer.messages import json as models
 from tests.generated.producer.messages.json import Digest, Nap, NapResult, Odd, OddResult, Parcel, Task
+from tests.generated.worker.messages import json as worker
 from workqueue import contract
 from workqueue.amqp.wire import Wire
 from workqueue.client.sending import Sender, envelope
@@ -79,10 +80,31 @@ def test_what_could_go_by_several_operations_needs_to_be_told_which() -> None:
         sender(TWO).prepare(NAP, to="nobody")
 
 
+def test_values_that_are_no_json_yet_are_sent_as_what_their_models_would_write() -> None:
+    parcel = Parcel.model_validate(
+        {
+            "kind": "parcel",
+            "labels": {"to": "x"},
+            "due": "2026-01-02",
+            "packed_at": "2026-01-01T00:00:00.5Z",
+            "box": {"width": 1, "height": 2.5},
+            "stops": ["a"],
+            "service": "fast",
+        }
+    )
+    assert sender().prepare(parcel.model_dump(exclude_unset=True)).digest == sender().prepare(parcel).digest
+
+
+def test_a_model_of_another_package_is_refused_by_the_names_of_both() -> None:
+    theirs = "Nap of tests.generated.worker.messages.json: .*; those of tests.generated.producer.messages.json"
+    with pytest.raises(TaskInvalid, match=theirs):
+        sender().prepare(worker.Nap(kind="nap", seconds=0.0))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (SimpleNamespace(), "Unsupported type: 'SimpleNamespace'"),
+        (SimpleNamespace(), "the payload has no JSON: Unable to serialize unknown type: .*SimpleNamespace"),
         (7, "/payload: "),
         ({"kind": "nap", "seconds": -1.0}, "/payload/seconds"),
         ({"kind": "nonsense"}, "/payload"),

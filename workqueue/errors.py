@@ -199,6 +199,13 @@ class TaskInvalid(NotSent):
     """What was to be sent breaks the contract, or belongs to none of its send operations: no broker was asked."""
 
 
+class IdInvalid(TaskInvalid, ValueError):
+    """A text in place of an id that is none."""
+
+    def __init__(self, given: str) -> None:
+        NotSent.__init__(self, escaped(given)[:100], "that is no id of a task, which is a UUID")
+
+
 class NoBroker(NotSent):
     """There was no connection to a broker for as long as the sending might take: nothing was published."""
 

@@ -17,18 +17,20 @@ from typing import Any, Self
 from uuid import UUID
 
 from workqueue import contract
-from workqueue.amqp.connection import Connect, reconnect_delay_s
+from workqueue.amqp.connection import reconnect_delay_s
 from workqueue.amqp.watch import Patience
 from workqueue.amqp.wire import Wire
 from workqueue.application import package_of, project_folder
+from workqueue.client.instead import Place, taken
 from workqueue.client.recording import Recording
-from workqueue.client.results import Handle, Results, with_ledger
+from workqueue.client.results import Handle, Results, check_loop, with_ledger
 from workqueue.client.sending import Outgoing, Sender
 from workqueue.client.status import Status
 from workqueue.client.submit import Account, Given, submit
 from workqueue.errors import (
     BrokerRefused,
     BrokerUnreachable,
+    IdInvalid,
     LedgerUnreachable,
     NoBroker,
     NotAllSent,
@@ -57,6 +59,8 @@ class Client:
         broker and a ledger that are out of reach. `name` is this process in the broker's lists."""
         self._application, self._wait_s = application, wait_s
         self._given, self._name = settings, name or f"client-{os.getpid()}"
+        self.place: Place | None = None
+        """What takes the place of the broker, in a test."""
         self._sender: Sender | None = None
         self._wire: Wire | None = None
         self._ledger: Ledger | None = None
@@ -70,19 +74,19 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def open(self, settings: Settings | None = None, connect: Connect | None = None) -> None:
-        """Connect, and declare the contract's queues. Tests without a broker say here what takes its place.
+    async def open(self) -> None:
+        """Connect, and declare the contract's queues.
 
         Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
         LedgerDiffers and SettingInvalid at once.
         """
-        if settings is None and self._given is None:
+        if self._given is None:
             for line in misspelt():
                 log.warning(line)
         patience, failures = Patience(), 0
         while True:
             try:
-                await self._open(settings or self._given, connect)
+                await self._open()
                 break
             except (BrokerUnreachable, LedgerUnreachable) as error:
                 await self.close()
@@ -129,10 +133,12 @@ class Client:
         so that its status is `waiting` until a worker takes it; without, it is `unknown` until then, and the send is
         one statement cheaper.
 
-        Raises TaskInvalid when the task breaks the contract; NotSent when the broker refused it, or NoBroker when there
-        was none; SendUnknown when it may have it: sending it again is safe, under the same id.
+        Raises TaskInvalid when the task breaks the contract (IdInvalid when its id is none); NotSent when the broker
+        refused it, or NoBroker when there was none; SendUnknown when it may have it: sending it again is safe, under
+        the same id.
         """
         outgoing = self._prepare(task, to, id, key)
+        check_loop(self._loop)
         await self._send(outgoing, within_s)
         if record and self._recording is not None:
             await self._recording.record(Sent(outgoing.id, outgoing.kind, outgoing.digest))
@@ -146,6 +152,8 @@ class Client:
         They are not recorded, see `send`. `tasks` is read by the event loop's thread, no further ahead than is sent.
         Raises NotAllSent, with all that is known, when some were refused or stayed unconfirmed.
         """
+        _ = self.sender  # open
+        check_loop(self._loop)
         sent: dict[int, Handle[Any]] = {}
         refused, unknown, account = list[NotSent](), list[SendUnknown](), Account()
 
@@ -167,15 +175,15 @@ class Client:
         return _in_order(sent)
 
     async def status(self, id: UUID | str) -> Status:
-        """Where the task is. Raises SettingInvalid without a ledger, LedgerBusy when it does not answer."""
+        """Where the task is. Raises SettingInvalid without a ledger, LedgerBusy when it does not answer, IdInvalid."""
         return await self.results.status(as_uuid(id))
 
     async def result(self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None) -> Any:
         """Wait until the task is done, and return what its handler returned, in the model of the contract.
 
         Any number may wait at a time: they share one poll of the ledger. With several operations `to` names the one
-        that sent it. Raises TaskDead, TaskUnfinished (a TimeoutError) after `timeout_s`, ResultInvalid; SettingInvalid
-        without a ledger.
+        that sent it. Raises TaskDead, TaskUnfinished (a TimeoutError) after `timeout_s`, ResultInvalid, IdInvalid;
+        SettingInvalid without a ledger.
         """
         return await self.results.result(as_uuid(id), timeout_s=timeout_s, operation=to)
 
@@ -197,10 +205,15 @@ class Client:
         _ = self.sender
         return with_ledger(self._results)
 
-    async def _open(self, given: Settings | None, connect: Connect | None) -> None:
+    async def _open(self) -> None:
         package = package_of(self._application)
         loaded = contract.load(package)
-        settings = self._settings = given or Settings.load(project=project_folder(self._application))
+        place, given = taken(loaded), self._given
+        if place is None:
+            settings, connect = given or Settings.load(project=project_folder(self._application)), None
+        else:
+            settings, connect = place.settings_for(given), place.connect
+        self.place, self._settings, self._loop = place, settings, asyncio.get_running_loop()
         if settings.ledger_url != "none":
             self._ledger = await open_ledger(settings)
         self._wire = Wire(settings, loaded, self._name, lambda error: None, self._ledger, connect)
@@ -231,12 +244,16 @@ class Client:
             raise SendUnknown(str(outgoing.id), round(time.monotonic() - began_s, 1), str(error)) from error
 
     def _handle(self, outgoing: Outgoing) -> Handle[Any]:
-        return Handle(outgoing.id, outgoing.operation, outgoing.digest, self._results)
+        digest = b"" if outgoing.is_new else outgoing.digest
+        return Handle(outgoing.id, outgoing.operation, digest, self._results)
 
 
 def as_uuid(id: UUID | str) -> UUID:
-    """An id as a task has it; in a URL, or in somebody's database, it is a text. Raises ValueError for another text."""
-    return id if isinstance(id, UUID) else UUID(id)
+    """An id as a task has it; in a URL, or in somebody's database, it is a text. Raises IdInvalid for another text."""
+    try:
+        return id if isinstance(id, UUID) else UUID(id)
+    except (ValueError, AttributeError) as error:
+        raise IdInvalid(str(id)) from error
 
 
 def _in_order(sent: dict[int, Handle[Any]]) -> list[Handle[Any]]:

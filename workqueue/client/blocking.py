@@ -16,7 +16,6 @@ from weakref import WeakSet
 
 import uvloop
 
-from workqueue.amqp.connection import Connect
 from workqueue.client import Client
 from workqueue.client.results import Handle
 from workqueue.client.status import Status
@@ -60,9 +59,9 @@ class SyncClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, settings: Settings | None = None, connect: Connect | None = None) -> None:
+    def open(self) -> None:
         """Connect now, if this process has not. As `Client.open`."""
-        self._here(settings, connect)
+        self._here()
 
     def close(self) -> None:
         """Close this process's connections, if there are any."""
@@ -129,7 +128,7 @@ class SyncClient:
         )
         return result
 
-    def _here(self, settings: Settings | None = None, connect: Connect | None = None) -> "Running[Client]":
+    def _here(self) -> "Running[Client]":
         """The connections of this process."""
         if self._pid != os.getpid():
             # Nothing of the parent's is closed, nor let go: what it is made of would say goodbye to the broker.
@@ -143,18 +142,20 @@ class SyncClient:
                 if running is None:
                     if self._failed is not None and self._failed is not before:
                         raise self._failed  # another thread has tried while this one waited
-                    running = self._running = self._opened(settings, connect)
+                    running = self._running = self._opened()
         return running
 
-    def _opened(self, settings: Settings | None, connect: Connect | None) -> "Running[Client]":
+    def _opened(self) -> "Running[Client]":
         _refuse_without_threads()
         client = Client(self._application, settings=self._settings, wait_s=self._wait_s, name=self._name)
         try:
-            running = Running(client).start(client.open(settings, connect))
+            running = Running(client).start(client.open())
         except WorkQueueError as error:
             self._failed = error
             raise
         self._failed = None
+        if client.place is not None:  # the next call after the test connects to the broker
+            client.place.on_end.append(self.close)
         return running
 
 

@@ -1,5 +1,6 @@
 """What became of tasks that were sent: their statuses, and their results in the models of the contract."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
@@ -20,36 +21,49 @@ class Results:
 
     def __init__(self, ledger: Ledger, readers: Mapping[str, ResultReader]) -> None:
         self._ledger, self._readers, self._waiting = ledger, readers, Waiting(ledger)
+        self._loop = asyncio.get_running_loop()
 
     async def status(self, task_id: UUID, digest: bytes = b"") -> Status:
         """Where the task is; with a `digest`, as far as it is this payload. Raises LedgerBusy, LedgerLost."""
+        check_loop(self._loop)
         return status_of(task_id, await self._ledger.entry(task_id), digest)
 
     async def result(
         self, task_id: UUID, *, timeout_s: float | None = None, operation: str | None = None, digest: bytes = b""
     ) -> Any:
-        """Wait for the task, and read its result as the operation's that sent it; None: that of any.
+        """Wait for the task, and read its result as the operation's that sent it; None: that of any. With a `digest`,
+        wait no longer than until the id is known with another payload.
 
         Raises TaskDead, TaskUnfinished, ResultInvalid, LedgerLost.
         """
+        if digest:
+            self._refuse_conflict(await self.status(task_id, digest))
+        check_loop(self._loop)
         try:
             outcome = await self._waiting.outcome(task_id, timeout_s)
         except TimeoutError as error:
             assert timeout_s is not None
             status = await self.status(task_id, digest)
+            self._refuse_conflict(status)
             raise TaskUnfinished(task_id, timeout_s, status.state, status.error) from error
         if digest and outcome.digest not in (None, b"", digest):
-            raise TaskDead(task_id, CONFLICT.reason, CONFLICT.error, worker=None, attempts=0)
+            raise _conflict(task_id)
         readers = self._readers.values() if operation is None else (self._readers[operation],)
         return _read(outcome, readers)
 
     async def close(self) -> None:
         await self._waiting.close()
 
+    @staticmethod
+    def _refuse_conflict(status: Status) -> None:
+        if status.reason == CONFLICT.reason:
+            raise _conflict(status.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Handle(Generic[R]):
-    """A task that was sent by this operation. `R` is what its handler returns; `digest` names its payload."""
+    """A task that was sent by this operation. `R` is what its handler returns; `digest` names its payload where another
+    one may have been sent under the same id."""
 
     id: UUID
     operation: str
@@ -67,6 +81,18 @@ class Handle(Generic[R]):
 
     def _known(self) -> Results:
         return with_ledger(self.results)
+
+
+def check_loop(opened_in: asyncio.AbstractEventLoop) -> None:
+    """Raises RuntimeError in any other event loop: what is awaited there would never be woken."""
+    if asyncio.get_running_loop() is not opened_in:
+        raise RuntimeError(
+            "the client was opened in another event loop: open one in each, or use SyncClient, which has its own"
+        )
+
+
+def _conflict(task_id: UUID) -> TaskDead:
+    return TaskDead(task_id, CONFLICT.reason, CONFLICT.error, worker=None, attempts=0)
 
 
 def with_ledger(results: Results | None) -> Results:

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from workqueue import codec
 from workqueue.amqp.wire import Producer, Wire
-from workqueue.codec import Body, ModelCodec, Undecodable
+from workqueue.codec import Body, ModelCodec, Undecodable, printable
 from workqueue.codec.results import ResultReader, models_in
 from workqueue.contract import Contract, Send
 from workqueue.errors import TaskInvalid
@@ -41,6 +41,8 @@ class Outgoing:
     kind: str
     body: Body
     operation: str
+    is_new: bool
+    """No task can have had its id before."""
     _digest: bytes = field(default=b"", init=False, repr=False)
 
     @property
@@ -73,7 +75,10 @@ class Operation:
                 return self.model(**made, payload=payload)
             except ValidationError as error:
                 raise TaskInvalid(name, f"{type(payload).__name__}: {self.name} sends {self.payload_names}") from error
-        task = self._codec.from_value(to_jsonable_python(made) | {"payload": payload})
+        try:
+            task = self._codec.from_value(to_jsonable_python(made | {"payload": payload}))
+        except (ValueError, RecursionError) as error:  # pydantic's, for a value that has no JSON
+            raise TaskInvalid(name, printable(f"the payload has no JSON: {error}")) from error
         if isinstance(task, Undecodable):
             raise TaskInvalid(name, task.error)
         return task
@@ -82,11 +87,11 @@ class Operation:
     def payload_names(self) -> str:
         return ", ".join(sorted(model.__name__ for model in self.payloads)) or self.model.__name__
 
-    def outgoing(self, task: Any) -> Outgoing:
+    def outgoing(self, task: Any, *, is_new: bool) -> Outgoing:
         """Raises TaskInvalid if the task breaks the contract, or would not arrive as what was given."""
         body = self._codec.encode(task)
         task_id = task.id if type(task.id) is UUID else UUID(body.message_id)
-        return Outgoing(task_id, self.send.kind_of(task.payload) or "task", body, self.name)
+        return Outgoing(task_id, self.send.kind_of(task.payload) or "task", body, self.name, is_new)
 
 
 class Sender:
@@ -117,16 +122,18 @@ class Sender:
         """
         operation = self._operation(given, to, task_id)
         if type(given) is not operation.model:
-            return operation.outgoing(operation.task(given, task_id))
+            return operation.outgoing(operation.task(given, task_id), is_new=task_id is None)
         if task_id is not None:
             raise TypeError(_has_its_id(operation))
-        return operation.outgoing(given)
+        return operation.outgoing(given, is_new=False)
 
     def keyed(self, given: object, key: str, *, to: str | None = None) -> UUID:
         """The id that a payload has by this key: the same for the same queue, kind and key, always and everywhere."""
         operation = self._operation(given, to, None)
         if type(given) is operation.model:
             raise TypeError(_has_its_id(operation))
+        if not key:
+            raise TaskInvalid("", "its key is empty, by which all such tasks would be one; give a text, or None")
         kind = operation.send.kind_of(given) or ""
         return uuid5(KEYS, json.dumps([operation.send.queue.name, kind, key], ensure_ascii=False))
 
@@ -148,7 +155,11 @@ class Sender:
         names = ", ".join(operation.name for operation in found)
         sent = "; ".join(f"{operation.name} sends {operation.payload_names}" for operation in self.operations.values())
         way_out = f"it may be any of {names}: say which" if found else sent
-        raise _refused(given, task_id, f"{type(given).__name__}: {way_out}")
+        name = type(given).__name__
+        if not found and any(name == model.__name__ for model in self._by_model):  # that of another generated package
+            name = f"{name} of {type(given).__module__}"
+            way_out += f"; those of {next(iter(self._by_model)).__module__}"
+        raise _refused(given, task_id, f"{name}: {way_out}")
 
 
 def _refused(given: object, task_id: UUID | None, problem: str) -> TaskInvalid:

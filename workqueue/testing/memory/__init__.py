@@ -33,6 +33,7 @@ from workqueue.amqp.wire import Wire
 from workqueue.application import package_of
 from workqueue.client import Client
 from workqueue.client.blocking import Running, SyncClient
+from workqueue.client.instead import Place, instead
 from workqueue.client.results import Results
 from workqueue.client.sending import Sender
 from workqueue.contract import Contract, Send
@@ -69,7 +70,9 @@ class MemoryQueue(Generic[C]):
 
     `application`, `handlers` and `lifespan` are those of `run_worker`. `client` is the application's own, closed until
     now and closed again at the end: a Client for `async with`, a SyncClient for a plain `with`, whose worker has its
-    event loop in a thread. `concurrency` is for each operation; without `skip_delays` they are waited for.
+    event loop in a thread. Any other client that is opened meanwhile, by the application or by a handler, is connected
+    to this queue too, whatever its settings say. `concurrency` is for each operation; without `skip_delays` they are
+    waited for.
 
     `events` has what the worker told so far. Raises at its end what had ended the worker before.
     """
@@ -141,6 +144,10 @@ class MemoryQueue(Generic[C]):
             db = stack.enter_context(closing(sqlite3.connect(ledger, isolation_level=None)))
             self.broker = Broker((lambda by_s: db.execute(SKIP, (by_s,))) if self._skip_delays else None)
             stack.callback(self.broker.close)
+            queues = {receive.queue.name for receive in self._receives.values()}
+            place = Place(self.settings, partial(open_memory, self.broker), frozenset(queues))
+            stack.push_async_callback(_end, place)
+            stack.enter_context(instead(place))
             stack.push_async_callback(self._close_client)
             await self._open_client()
             make = None if self._lifespan is None else partial(self._lifespan, self.settings)
@@ -183,7 +190,7 @@ class MemoryQueue(Generic[C]):
     async def _open_client(self) -> None:
         await self._close_client()  # one that was open is connected to something else
         if self.client is not None:
-            await _either(self.client.open, self.settings, partial(open_memory, self.broker))
+            await _either(self.client.open)
 
     async def _close_client(self) -> None:
         if self.client is not None:
@@ -193,6 +200,11 @@ class MemoryQueue(Generic[C]):
         """The worker can't go on: no result comes any more, and who waits for one is told."""
         self._ending.set(error)
         self._telling = asyncio.ensure_future(self._close_client())
+
+
+async def _end(place: Place) -> None:
+    for told in place.on_end:
+        await asyncio.to_thread(told)
 
 
 async def _either(call: Callable[..., Awaitable[None] | None], *given: Any) -> None:

@@ -1,0 +1,151 @@
+"""While a test has a broker in memory, whoever opens a client gets that one, and nobody a real one."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.generated.producer import Application as Producer
+from tests.generated.producer.client import Client, SyncClient
+from tests.generated.producer.messages import json as sent
+from tests.generated.worker import Application
+from tests.generated.worker.messages.json import Digest, NapResult, Task
+from workqueue import NotSent, Settings, TaskContext, TaskDead, TaskInvalid
+from workqueue.client.instead import Place, instead
+from workqueue.errors import BrokerUnreachable, IdInvalid, WorkQueueError
+from workqueue.testing import MemoryQueue, run_task
+
+WAIT_S = 20.0
+NAP = sent.Nap(kind="nap", seconds=0.0)
+NOWHERE = Settings(amqp_uri=("amqp://127.0.0.1:1/",), ledger_url="none", reconnect_s=0.0, window=7)
+
+
+@pytest.fixture(autouse=True)
+def _no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not go to the one in memory finds none."""
+    monkeypatch.setenv("AMQP_URI", "amqp://127.0.0.1:1/")
+    monkeypatch.setenv("WORKQUEUE_RECONNECT_S", "0.1")
+
+
+async def nap(task: Task, context: TaskContext[Any]) -> NapResult:
+    return NapResult(kind="nap", attempt=context.attempt)
+
+
+HANDLERS = {"do_errand": nap, "do_chore": nap}
+
+
+@pytest.mark.parametrize("settings", [None, NOWHERE], ids=["by the environment", "with settings of its own"])
+async def test_a_client_that_the_application_opens_itself_sends_to_the_queue_in_memory(
+    settings: Settings | None,
+) -> None:
+    async with MemoryQueue(Application, HANDLERS, None), Client(Producer, settings=settings) as queue:
+        handle = await queue.send(NAP, to="send_errand")
+        assert await handle.result(timeout_s=WAIT_S) == sent.NapResult(kind="nap", attempt=1)
+    with pytest.raises(BrokerUnreachable):
+        await Client(Producer).open()
+
+
+async def test_the_clients_of_a_workers_lifespan_and_of_a_handler_do_too() -> None:
+    @asynccontextmanager
+    async def resources(settings: Settings) -> AsyncIterator[Client]:
+        async with Client(Producer) as queue:
+            yield queue
+
+    async def handle(task: Task, context: TaskContext[Client]) -> NapResult:
+        if isinstance(task.payload, Digest):
+            follows = await context.resources.send(NAP, to="send_chore")
+            assert (await follows.result(timeout_s=WAIT_S)) is not None
+        return NapResult(kind="nap", attempt=context.attempt)
+
+    first = Digest(kind="digest", text="x")
+    handlers = {"do_errand": handle, "do_chore": handle}
+    async with MemoryQueue(Application, handlers, None, lifespan=resources) as queue, Client(Producer) as client:
+        begun = await client.send(sent.Digest(kind="digest", text="x"), to="send_errand")
+        await begun.result(timeout_s=WAIT_S)
+    assert len(queue.events) == 2
+    assert await run_task(Application, handle, first, to="do_errand", lifespan=resources) is not None
+
+
+def test_a_blocking_client_made_at_import_goes_there_for_as_long_as_a_test_has_one() -> None:
+    mine = SyncClient(Producer)
+    for _ in range(2):  # one test, and the next
+        with MemoryQueue(Application, HANDLERS, None) as queue:
+            for _ in range(3):
+                mine.send(NAP, to="send_errand").result(timeout_s=WAIT_S)
+            assert len(queue.events) == 3
+    with pytest.raises(BrokerUnreachable):
+        mine.send(NAP, to="send_errand")
+
+
+async def test_a_client_of_queues_that_no_test_has_a_worker_for_is_refused() -> None:
+    async def never(*_: Any) -> Any:
+        raise AssertionError
+
+    with (
+        instead(Place(NOWHERE, never, frozenset({"errands"}))),
+        pytest.raises(RuntimeError, match="no worker for chores: open a MemoryQueue for that one too"),
+    ):
+        await Client(Producer).open()
+
+
+# --- what a client says at once ---------------------------------------------------------------------------------------
+
+
+async def test_a_client_in_another_event_loop_is_told_so_at_once_by_each_of_its_methods() -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        client = queue.client
+        handle = await client.send(NAP, to="send_errand")
+        calls = [
+            lambda: client.send(NAP, to="send_errand"),
+            lambda: client.send_many([NAP], to="send_errand"),
+            lambda: client.status(handle.id),
+            lambda: client.result(handle.id, timeout_s=1.0),
+            handle.status,
+            handle.result,
+        ]
+        said = list[str]()
+
+        def elsewhere() -> None:
+            for call in calls:
+                with pytest.raises(RuntimeError, match="another event loop") as caught:
+                    asyncio.run(call())
+                said.append(str(caught.value))
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        assert len(said) == len(calls)
+
+
+async def test_another_payload_under_a_key_is_a_conflict_at_once_while_the_first_one_runs() -> None:
+    async def handle(task: Task, context: TaskContext[Any]) -> NapResult:
+        begun.set()
+        await ends.wait()
+        return NapResult(kind="nap", attempt=1)
+
+    begun, ends = asyncio.Event(), asyncio.Event()
+    async with MemoryQueue(Application, dict.fromkeys(HANDLERS, handle), Client(Producer)) as queue:
+        await queue.client.send(NAP, to="send_errand", key="k")
+        await begun.wait()
+        other = await queue.client.send(sent.Nap(kind="nap", seconds=1.0), to="send_errand", key="k")
+        assert (await other.status()).reason == "conflict"
+        async with asyncio.timeout(WAIT_S):
+            with pytest.raises(TaskDead, match="conflict"):
+                await other.result()
+        ends.set()
+
+
+async def test_an_id_that_is_none_and_a_key_that_is_empty_are_refused_in_words() -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        client = queue.client
+        for call in (client.status("hello"), client.result("hello"), client.send(NAP, to="send_errand", id="hello")):
+            with pytest.raises(IdInvalid, match=r"hello .*no id of a task") as caught:
+                await call
+            assert isinstance(caught.value, WorkQueueError)
+            assert isinstance(caught.value, ValueError)
+            assert isinstance(caught.value, NotSent)
+        with pytest.raises(TaskInvalid, match="its key is empty"):
+            await client.send(NAP, to="send_errand", key="")
