@@ -1,7 +1,5 @@
 """While a test has a broker in memory, whoever opens a client gets that one, and nobody a real one."""
 
-import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,9 +11,9 @@ from tests.generated.producer.client import Client, SyncClient
 from tests.generated.producer.messages import json as sent
 from tests.generated.worker import Application
 from tests.generated.worker.messages.json import Digest, NapResult, Task
-from workqueue import NotSent, Settings, TaskContext, TaskDead, TaskInvalid
+from workqueue import Settings, TaskContext
 from workqueue.client.instead import Place, instead
-from workqueue.errors import BrokerUnreachable, IdInvalid, WorkQueueError
+from workqueue.errors import BrokerUnreachable
 from workqueue.testing import MemoryQueue, run_task
 
 WAIT_S = 20.0
@@ -89,63 +87,3 @@ async def test_a_client_of_queues_that_no_test_has_a_worker_for_is_refused() -> 
         pytest.raises(RuntimeError, match="no worker for chores: open a MemoryQueue for that one too"),
     ):
         await Client(Producer).open()
-
-
-# --- what a client says at once ---------------------------------------------------------------------------------------
-
-
-async def test_a_client_in_another_event_loop_is_told_so_at_once_by_each_of_its_methods() -> None:
-    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
-        client = queue.client
-        handle = await client.send(NAP, to="send_errand")
-        calls = [
-            lambda: client.send(NAP, to="send_errand"),
-            lambda: client.send_many([NAP], to="send_errand"),
-            lambda: client.status(handle.id),
-            lambda: client.result(handle.id, timeout_s=1.0),
-            handle.status,
-            handle.result,
-        ]
-        said = list[str]()
-
-        def elsewhere() -> None:
-            for call in calls:
-                with pytest.raises(RuntimeError, match="another event loop") as caught:
-                    asyncio.run(call())
-                said.append(str(caught.value))
-
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        await asyncio.to_thread(thread.join)
-        assert len(said) == len(calls)
-
-
-async def test_another_payload_under_a_key_is_a_conflict_at_once_while_the_first_one_runs() -> None:
-    async def handle(task: Task, context: TaskContext[Any]) -> NapResult:
-        begun.set()
-        await ends.wait()
-        return NapResult(kind="nap", attempt=1)
-
-    begun, ends = asyncio.Event(), asyncio.Event()
-    async with MemoryQueue(Application, dict.fromkeys(HANDLERS, handle), Client(Producer)) as queue:
-        await queue.client.send(NAP, to="send_errand", key="k")
-        await begun.wait()
-        other = await queue.client.send(sent.Nap(kind="nap", seconds=1.0), to="send_errand", key="k")
-        assert (await other.status()).reason == "conflict"
-        async with asyncio.timeout(WAIT_S):
-            with pytest.raises(TaskDead, match="conflict"):
-                await other.result()
-        ends.set()
-
-
-async def test_an_id_that_is_none_and_a_key_that_is_empty_are_refused_in_words() -> None:
-    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
-        client = queue.client
-        for call in (client.status("hello"), client.result("hello"), client.send(NAP, to="send_errand", id="hello")):
-            with pytest.raises(IdInvalid, match=r"hello .*no id of a task") as caught:
-                await call
-            assert isinstance(caught.value, WorkQueueError)
-            assert isinstance(caught.value, ValueError)
-            assert isinstance(caught.value, NotSent)
-        with pytest.raises(TaskInvalid, match="its key is empty"):
-            await client.send(NAP, to="send_errand", key="")

@@ -40,10 +40,10 @@ def recording(told: Told) -> Recording:
 async def test_what_is_confirmed_in_one_turn_of_the_loop_is_told_at_once() -> None:
     told, sent = Told(), some(50)
     here = recording(told)
-    await asyncio.gather(*map(here.record, sent))
+    await asyncio.gather(*(here.record(one, 60.0) for one in sent))
     assert told.times == [sent]
     (later,) = some(1)
-    await here.record(later)
+    await here.record(later, 60.0)
     assert told.times == [sent, [later]]
 
 
@@ -51,9 +51,9 @@ async def test_what_is_confirmed_while_the_ledger_is_told_is_told_next() -> None
     told, (first, *others) = Told(), some(4)
     told.answers.clear()
     here = recording(told)
-    waiting = [asyncio.ensure_future(here.record(first))]
+    waiting = [asyncio.ensure_future(here.record(first, 60.0))]
     await asyncio.sleep(0.01)
-    waiting += [asyncio.ensure_future(here.record(sent)) for sent in others]
+    waiting += [asyncio.ensure_future(here.record(sent, 60.0)) for sent in others]
     await asyncio.sleep(0.01)
     assert (told.times, [one.done() for one in waiting]) == ([[first]], [False] * 4)
     told.answers.set()
@@ -73,21 +73,37 @@ async def test_a_ledger_that_can_not_be_told_is_a_line_and_fails_no_send(
     told.error = error
     here = recording(told)
     with caplog.at_level(logging.WARNING):
-        await asyncio.gather(*map(here.record, sent[:2]))
-        await here.record(sent[2])
+        await asyncio.gather(*(here.record(one, 60.0) for one in sent[:2]))
+        await here.record(sent[2], 60.0)
     (line,) = caplog.records  # and not one for each
     assert line.getMessage() == f"client-1  tasks are sent, and not recorded: {error}"
     assert bool(line.exc_info) is trace
     told.error = None
-    await here.record(sent[0])
+    await here.record(sent[0], 60.0)
     assert told.times == [sent[:2], [sent[2]], [sent[0]]]
+
+
+async def test_nobody_waits_longer_than_its_time_and_the_ledger_is_told_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told, sent = Told(), some(2)
+    told.answers.clear()
+    here = recording(told)
+    with caplog.at_level(logging.WARNING):
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(here.record(one, 0.05) for one in sent))
+    (line,) = caplog.records
+    assert line.getMessage() == "client-1  tasks are sent, and not recorded: the ledger does not answer"
+    told.answers.set()
+    await here.record(sent[0], 60.0)
+    assert told.times == [sent, sent[:1]]
 
 
 async def test_who_is_cancelled_while_it_waits_takes_nothing_from_the_others() -> None:
     told, sent = Told(), some(2)
     told.answers.clear()
     here = recording(told)
-    first, second = (asyncio.ensure_future(here.record(one)) for one in sent)
+    first, second = (asyncio.ensure_future(here.record(one, 60.0)) for one in sent)
     await asyncio.sleep(0.01)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -101,9 +117,9 @@ async def test_nobody_waits_for_a_ledger_that_is_closed_while_it_is_silent() -> 
     told, sent = Told(), some(3)
     told.answers.clear()
     here = recording(told)
-    waiting = [asyncio.ensure_future(here.record(sent[0]))]
+    waiting = [asyncio.ensure_future(here.record(sent[0], 60.0))]
     await asyncio.sleep(0.01)
-    waiting += [asyncio.ensure_future(here.record(one)) for one in sent[1:]]
+    waiting += [asyncio.ensure_future(here.record(one, 60.0)) for one in sent[1:]]
     await asyncio.sleep(0.01)
     await here.close()
     await asyncio.wait_for(asyncio.gather(*waiting), 5)

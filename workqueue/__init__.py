@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from workqueue.client.sending import envelope
     from workqueue.client.status import Status
     from workqueue.errors import (
+        BrokerUnreachable,
         GiveUp,
+        IdInvalid,
+        LedgerUnreachable,
+        NoBroker,
         NotAllSent,
         NotSent,
+        ResultInvalid,
         RetryAfter,
         SendUnknown,
         TaskDead,
         TaskInvalid,
         TaskUnfinished,
+        ThreadsMissing,
         WorkQueueError,
     )
     from workqueue.producer import run_producer
@@ -37,12 +43,17 @@ if TYPE_CHECKING:
     from workqueue.worker import run_worker
 
 HOMES = {
+    "BrokerUnreachable": "errors",
     "Client": "client",
     "GiveUp": "errors",
     "Handle": "client.results",
+    "IdInvalid": "errors",
     "Interrupted": "tasks.threads",
+    "LedgerUnreachable": "errors",
+    "NoBroker": "errors",
     "NotAllSent": "errors",
     "NotSent": "errors",
+    "ResultInvalid": "errors",
     "RetryAfter": "errors",
     "SendUnknown": "errors",
     "Settings": "settings",
@@ -53,6 +64,7 @@ HOMES = {
     "TaskDead": "errors",
     "TaskInvalid": "errors",
     "TaskUnfinished": "errors",
+    "ThreadsMissing": "errors",
     "WorkQueueError": "errors",
     "envelope": "client.sending",
     "in_thread": "tasks.threads",
@@ -62,12 +74,17 @@ HOMES = {
 }
 
 __all__ = [
+    "BrokerUnreachable",
     "Client",
     "GiveUp",
     "Handle",
+    "IdInvalid",
     "Interrupted",
+    "LedgerUnreachable",
+    "NoBroker",
     "NotAllSent",
     "NotSent",
+    "ResultInvalid",
     "RetryAfter",
     "SendUnknown",
     "Settings",
@@ -78,6 +95,7 @@ __all__ = [
     "TaskDead",
     "TaskInvalid",
     "TaskUnfinished",
+    "ThreadsMissing",
     "WorkQueueError",
     "envelope",
     "in_thread",

@@ -75,7 +75,7 @@ class Client:
         await self.close()
 
     async def open(self) -> None:
-        """Connect, and declare the contract's queues.
+        """Connect, and declare the contract's queues. Nothing, where that is done.
 
         Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
         LedgerDiffers and SettingInvalid at once.
@@ -83,6 +83,8 @@ class Client:
         if self._given is None:
             for line in misspelt():
                 log.warning(line)
+        if self._sender is not None:
+            return check_loop(self._loop)
         patience, failures = Patience(), 0
         while True:
             try:
@@ -139,9 +141,11 @@ class Client:
         """
         outgoing = self._prepare(task, to, id, key)
         check_loop(self._loop)
+        began_s = self._loop.time()
         await self._send(outgoing, within_s)
         if record and self._recording is not None:
-            await self._recording.record(Sent(outgoing.id, outgoing.kind, outgoing.digest))
+            left_s = (self._settings.send_s if within_s is None else within_s) - (self._loop.time() - began_s)
+            await self._recording.record(Sent(outgoing.id, outgoing.kind, outgoing.digest), max(0.0, left_s))
         return self._handle(outgoing)
 
     async def send_many(
@@ -175,7 +179,8 @@ class Client:
         return _in_order(sent)
 
     async def status(self, id: UUID | str) -> Status:
-        """Where the task is. Raises SettingInvalid without a ledger, LedgerBusy when it does not answer, IdInvalid."""
+        """Where the task is. Raises SettingInvalid without a ledger, LedgerUnreachable when that does not answer,
+        IdInvalid."""
         return await self.results.status(as_uuid(id))
 
     async def result(self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None) -> Any:

@@ -20,15 +20,17 @@ class Recording:
         self._writing: asyncio.Task[None] | None = None
         self._failing = Patience()
 
-    async def record(self, sent: Sent) -> None:
-        """Return once the ledger knows that the task waits, or can't be told: it was sent, and that changes nothing of
-        it. A line says so then, and its status is unknown until a worker tells it."""
+    async def record(self, sent: Sent, within_s: float) -> None:
+        """Return once the ledger knows that the task waits, or can't be told, or has not answered in time: it was sent,
+        and that changes nothing of it. A line says so then, and its status is unknown until it is told after all."""
         self._sent.append(sent)
         if self._recorded is None:
             self._recorded = asyncio.get_running_loop().create_future()
-        if self._writing is None:
+        if self._writing is None or self._writing.done():  # somebody may cancel all tasks of a loop, and go on
             self._writing = asyncio.create_task(self._write())
-        await asyncio.shield(self._recorded)
+        _, late = await asyncio.wait([self._recorded], timeout=within_s)
+        if late:
+            self._say("the ledger does not answer")
 
     async def close(self) -> None:
         """Write no more; who waits for it goes on."""
@@ -44,15 +46,17 @@ class Recording:
                 sent, recorded, self._sent, self._recorded = self._sent, self._recorded, [], None
                 try:
                     await self._ledger.record(sent)
-                except Exception as error:  # whatever it is, they were sent
-                    if self._failing.due():
-                        expected = isinstance(error, LedgerBusy | LedgerLost)
-                        line = "%s  tasks are sent, and not recorded: %s"
-                        log.warning(line, self._name, error, exc_info=None if expected else error)
+                except Exception as error:  # noqa: BLE001  # whatever it is, they were sent
+                    self._say(error)
                 finally:
                     _go_on(recorded)
         finally:
             self._writing = None
+
+    def _say(self, why: Exception | str) -> None:
+        if self._failing.due():
+            trace = None if isinstance(why, LedgerBusy | LedgerLost | str) else why
+            log.warning("%s  tasks are sent, and not recorded: %s", self._name, why, exc_info=trace)
 
 
 def _go_on(waiting: "asyncio.Future[None] | None") -> None:

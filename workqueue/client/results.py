@@ -9,9 +9,11 @@ from uuid import UUID
 from workqueue.client.status import Status, reason_of, status_of
 from workqueue.client.waiting import Waiting
 from workqueue.codec.results import ResultReader
-from workqueue.errors import ResultInvalid, SettingInvalid, TaskDead, TaskUnfinished
-from workqueue.ledger import Ledger, Outcome
+from workqueue.errors import LedgerUnreachable, ResultInvalid, SettingInvalid, TaskDead, TaskUnfinished
+from workqueue.ledger import Ledger, LedgerBusy, Outcome
 from workqueue.tasks.policy import CONFLICT
+
+LOOK_S = 1.0  # at the end of a wait, for the ledger's word on where the task is
 
 R = TypeVar("R")
 
@@ -21,12 +23,15 @@ class Results:
 
     def __init__(self, ledger: Ledger, readers: Mapping[str, ResultReader]) -> None:
         self._ledger, self._readers, self._waiting = ledger, readers, Waiting(ledger)
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._closed = asyncio.get_running_loop(), False
 
     async def status(self, task_id: UUID, digest: bytes = b"") -> Status:
-        """Where the task is; with a `digest`, as far as it is this payload. Raises LedgerBusy, LedgerLost."""
-        check_loop(self._loop)
-        return status_of(task_id, await self._ledger.entry(task_id), digest)
+        """Where the task is; with a `digest`, as far as it is this payload. Raises LedgerUnreachable, LedgerLost."""
+        self._check()
+        try:
+            return status_of(task_id, await self._ledger.entry(task_id), digest)
+        except LedgerBusy as error:
+            raise LedgerUnreachable(self._ledger.place, f"it does not answer: {error}") from error
 
     async def result(
         self, task_id: UUID, *, timeout_s: float | None = None, operation: str | None = None, digest: bytes = b""
@@ -36,28 +41,43 @@ class Results:
 
         Raises TaskDead, TaskUnfinished, ResultInvalid, LedgerLost.
         """
-        if digest:
-            self._refuse_conflict(await self.status(task_id, digest))
-        check_loop(self._loop)
+        self._check()
+        if digest and (known := await self._look(task_id, digest, timeout_s)) is not None:
+            _refuse_conflict(known)
         try:
             outcome = await self._waiting.outcome(task_id, timeout_s)
         except TimeoutError as error:
             assert timeout_s is not None
-            status = await self.status(task_id, digest)
-            self._refuse_conflict(status)
-            raise TaskUnfinished(task_id, timeout_s, status.state, status.error) from error
+            known = await self._look(task_id, digest, LOOK_S)
+            if known is None:
+                raise TaskUnfinished(task_id, timeout_s, "unknown", "the ledger does not answer") from error
+            _refuse_conflict(known)
+            if known.state not in ("done", "dead"):
+                raise TaskUnfinished(task_id, timeout_s, known.state, known.error) from error
+            outcome = await self._waiting.outcome(task_id, None)  # it has just finished
         if digest and outcome.digest not in (None, b"", digest):
             raise _conflict(task_id)
         readers = self._readers.values() if operation is None else (self._readers[operation],)
         return _read(outcome, readers)
 
     async def close(self) -> None:
+        self._closed = True
         await self._waiting.close()
 
-    @staticmethod
-    def _refuse_conflict(status: Status) -> None:
-        if status.reason == CONFLICT.reason:
-            raise _conflict(status.id)
+    async def _look(self, task_id: UUID, digest: bytes, within_s: float | None) -> Status | None:
+        """The status; None if the ledger does not give it in time. It is not cut off: that would cost a connection."""
+        looking = asyncio.ensure_future(self.status(task_id, digest))
+        looking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait([looking], timeout=within_s)
+        try:
+            return looking.result() if looking.done() else None
+        except LedgerUnreachable:
+            return None
+
+    def _check(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client was closed")
+        check_loop(self._loop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +91,7 @@ class Handle(Generic[R]):
     results: Results | None = field(repr=False, compare=False)
 
     async def status(self) -> Status:
-        """Where the task is, see `Status`. Raises SettingInvalid without a ledger, LedgerBusy."""
+        """Where the task is, see `Status`. As `Client.status`."""
         return await self._known().status(self.id, self.digest)
 
     async def result(self, *, timeout_s: float | None = None) -> R:
@@ -89,6 +109,11 @@ def check_loop(opened_in: asyncio.AbstractEventLoop) -> None:
         raise RuntimeError(
             "the client was opened in another event loop: open one in each, or use SyncClient, which has its own"
         )
+
+
+def _refuse_conflict(status: Status) -> None:
+    if status.reason == CONFLICT.reason:
+        raise _conflict(status.id)
 
 
 def _conflict(task_id: UUID) -> TaskDead:

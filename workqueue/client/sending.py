@@ -77,7 +77,7 @@ class Operation:
                 raise TaskInvalid(name, f"{type(payload).__name__}: {self.name} sends {self.payload_names}") from error
         try:
             task = self._codec.from_value(to_jsonable_python(made | {"payload": payload}))
-        except (ValueError, RecursionError) as error:  # pydantic's, for a value that has no JSON
+        except (ValueError, RecursionError) as error:  # of a type, a text or a depth that JSON has not
             raise TaskInvalid(name, printable(f"the payload has no JSON: {error}")) from error
         if isinstance(task, Undecodable):
             raise TaskInvalid(name, task.error)
@@ -135,7 +135,10 @@ class Sender:
         if not key:
             raise TaskInvalid("", "its key is empty, by which all such tasks would be one; give a text, or None")
         kind = operation.send.kind_of(given) or ""
-        return uuid5(KEYS, json.dumps([operation.send.queue.name, kind, key], ensure_ascii=False))
+        try:
+            return uuid5(KEYS, json.dumps([operation.send.queue.name, kind, key], ensure_ascii=False))
+        except UnicodeEncodeError as error:
+            raise TaskInvalid("", f"its key {key!a} is no text that could be written as UTF-8") from error
 
     async def send(self, outgoing: Outgoing, *, within_s: float | None = None) -> None:
         """Return once the broker has the task. Raises NotSent, SendUnknown, BrokerUnreachable."""

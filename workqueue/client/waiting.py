@@ -59,7 +59,7 @@ class Waiting:
         waited.waiters += 1
         self._interval_s = FIRST_S
         self._called.set()
-        if self._polling is None:
+        if self._polling is None or self._polling.done():  # somebody may cancel all tasks of a loop, and go on
             self._polling = asyncio.create_task(self._poll())
         try:
             async with asyncio.timeout(within_s):

@@ -1,0 +1,167 @@
+"""What a client says of a wrong call, of a ledger that is silent, and once it is closed: on a broker in memory."""
+
+import asyncio
+import json
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from tests.generated.producer import Application as Producer
+from tests.generated.producer.client import Client
+from tests.generated.producer.messages import json as sent
+from tests.generated.worker import Application
+from tests.generated.worker.messages.json import NapResult, Task
+from workqueue import NotSent, TaskContext, TaskDead, TaskInvalid, TaskUnfinished
+from workqueue.client import Client as AnyClient
+from workqueue.errors import IdInvalid, LedgerUnreachable, WorkQueueError
+from workqueue.ledger import LedgerBusy
+from workqueue.testing import MemoryQueue
+
+WAIT_S = 20.0
+NAP = sent.Nap(kind="nap", seconds=0.0)
+
+
+async def nap(task: Task, context: TaskContext[Any]) -> NapResult:
+    return NapResult(kind="nap", attempt=context.attempt)
+
+
+HANDLERS = {"do_errand": nap, "do_chore": nap}
+
+
+async def test_a_client_in_another_event_loop_is_told_so_at_once_by_each_of_its_methods() -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        client = queue.client
+        handle = await client.send(NAP, to="send_errand")
+        calls = [
+            lambda: client.send(NAP, to="send_errand"),
+            lambda: client.send_many([NAP], to="send_errand"),
+            lambda: client.status(handle.id),
+            lambda: client.result(handle.id, timeout_s=1.0),
+            handle.status,
+            handle.result,
+        ]
+        said = list[str]()
+
+        def elsewhere() -> None:
+            for call in calls:
+                with pytest.raises(RuntimeError, match="another event loop") as caught:
+                    asyncio.run(call())
+                said.append(str(caught.value))
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        assert len(said) == len(calls)
+
+
+async def test_another_payload_under_a_key_is_a_conflict_at_once_while_the_first_one_runs() -> None:
+    async def handle(task: Task, context: TaskContext[Any]) -> NapResult:
+        begun.set()
+        await ends.wait()
+        return NapResult(kind="nap", attempt=1)
+
+    begun, ends = asyncio.Event(), asyncio.Event()
+    async with MemoryQueue(Application, dict.fromkeys(HANDLERS, handle), Client(Producer)) as queue:
+        await queue.client.send(NAP, to="send_errand", key="k")
+        await begun.wait()
+        other = await queue.client.send(sent.Nap(kind="nap", seconds=1.0), to="send_errand", key="k")
+        assert (await other.status()).reason == "conflict"
+        async with asyncio.timeout(WAIT_S):
+            with pytest.raises(TaskDead, match="conflict"):
+                await other.result()
+        ends.set()
+
+
+async def test_an_id_that_is_none_and_a_key_that_is_empty_are_refused_in_words() -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        client = queue.client
+        for call in (client.status("hello"), client.result("hello"), client.send(NAP, to="send_errand", id="hello")):
+            with pytest.raises(IdInvalid, match=r"hello .*no id of a task") as caught:
+                await call
+            assert isinstance(caught.value, WorkQueueError)
+            assert isinstance(caught.value, ValueError)
+            assert isinstance(caught.value, NotSent)
+        with pytest.raises(TaskInvalid, match="its key is empty"):
+            await client.send(NAP, to="send_errand", key="")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{"kind": "\ud800"}, {1: 2}, json.loads("[" * 300 + "]" * 300), {"kind": "nap", "seconds": object()}],
+    ids=["half a character", "a key that is no text", "too deep", "an object"],
+)
+async def test_values_that_have_no_json_are_refused_and_the_others_are_sent(payload: object) -> None:
+    async with MemoryQueue(Application, HANDLERS, AnyClient(Producer)) as queue:
+        with pytest.raises(TaskInvalid):
+            await queue.client.send(payload, to="send_errand")
+        with pytest.raises(WorkQueueError, match="2 tasks sent, 1 not sent, 0 unknown"):
+            await queue.client.send_many([NAP, payload, NAP], to="send_errand")
+        with pytest.raises(TaskInvalid, match="is no text"):
+            await queue.client.send(NAP, to="send_errand", key="\ud800")
+
+
+async def test_a_ledger_that_is_silent_costs_no_send_and_no_wait_more_than_its_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def silent(*_: Any) -> Any:
+        await answers.wait()
+        raise LedgerBusy("no answer for 10 s")
+
+    answers = asyncio.Event()
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        client = queue.client
+        for name in ("record", "entry", "outcomes"):
+            monkeypatch.setattr(client.ledger, name, silent)
+        with caplog.at_level(logging.WARNING):
+            async with asyncio.timeout(WAIT_S):
+                handle = await client.send(NAP, to="send_errand", key="k", within_s=0.1)
+                with pytest.raises(TaskUnfinished, match=r"it is unknown .the ledger does not answer."):
+                    await handle.result(timeout_s=0.1)
+        assert "tasks are sent, and not recorded: the ledger does not answer" in caplog.text
+        answers.set()
+        with pytest.raises(LedgerUnreachable, match="does not answer: no answer for 10 s"):
+            await handle.status()
+
+
+async def test_a_task_that_is_done_has_its_result_however_short_the_wait() -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        handle = await queue.client.send(NAP, to="send_errand")
+        await queue.idle()
+        for timeout_s in (0.0, 1e-6):
+            assert await handle.result(timeout_s=timeout_s) == sent.NapResult(kind="nap", attempt=1)
+
+
+async def test_a_handle_of_a_client_that_was_closed_says_so() -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        handle = await queue.client.send(NAP, to="send_errand")
+        await queue.client.close()
+        for call in (handle.status, handle.result):
+            with pytest.raises(RuntimeError, match="the client was closed"):
+                await call()
+
+
+async def test_opening_twice_is_opening_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        before = queue.client.sender
+        await queue.client.open()
+        assert queue.client.sender is before
+
+
+async def test_a_client_outlasts_an_application_that_cancels_all_tasks_of_its_loop() -> None:
+    async def handle(task: Task, context: TaskContext[Any]) -> NapResult:
+        await ends.wait()
+        return NapResult(kind="nap", attempt=1)
+
+    ends = asyncio.Event()
+    async with MemoryQueue(Application, dict.fromkeys(HANDLERS, handle), Client(Producer)) as queue:
+        first = await queue.client.send(NAP, to="send_errand")
+        before = asyncio.all_tasks()
+        waiting = asyncio.ensure_future(first.result())
+        await asyncio.sleep(0.05)
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await asyncio.wait([waiting])
+        ends.set()
+        assert await first.result(timeout_s=WAIT_S) == sent.NapResult(kind="nap", attempt=1)
