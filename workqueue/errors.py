@@ -262,10 +262,8 @@ class ResultInvalid(WorkQueueError):
     """The task is done, by a worker whose contract allows results that this process's does not. `text` is the JSON."""
 
     def __init__(self, task_id: UUID, problem: str, text: str) -> None:
-        super().__init__(
-            f"task {task_id} is done, and its result breaks the contract: {problem}; "
-            "run `make generate` on the contract that the workers have"
-        )
+        way_out = "run `make generate` on the contract that the workers have"
+        super().__init__(f"task {task_id} is done, and its result breaks the contract: {problem}; {way_out}")
         self.task_id, self.problem, self.text = task_id, problem, text
 
 
