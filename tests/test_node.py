@@ -200,7 +200,8 @@ def test_a_test_run_that_is_told_to_end_takes_its_broker_down_with_it(
 ) -> None:
     options = ["-k", "fair_share", "--basetemp", str(tmp_path / "run"), "-p", "no:cacheprovider", *shared]
     command = [sys.executable, "-m", "pytest", "test_workqueue.py", *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as run:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("TEST_")}  # no broker is given
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=own) as run:
         assert until((tmp_path / "run" / folder / "booted").exists, 60)
         node = Node(tmp_path / "run" / folder)
         assert node.running()
