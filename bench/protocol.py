@@ -1,10 +1,13 @@
 """What every contender's programs do alike: make tasks by a plan, send them, and write down when they were handled.
 
 The plan of a sender is its last argument: `count:seconds:interval_s`, several with commas. So many tasks that ask for
-so many seconds, each sent that long after the one before. A sender prints one line of JSON when it is done.
+so many seconds, each sent that long after the one before. Or it is `count@callers`: so many tasks, sent by so many
+callers, each of which sends its next one when the one before is confirmed, as an application's requests do. A sender
+prints one line of JSON when it is done.
 """
 
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -12,6 +15,7 @@ import struct
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -87,8 +91,64 @@ class Plan:
         print(json.dumps({"sent": self.count, "seconds": seconds, "at": self._at, "peak_mib": peak_mib}), flush=True)
 
 
+class Callers:
+    """What an application's callers send, and how long each send took."""
+
+    def __init__(self) -> None:
+        count, _, callers = sys.argv[-1].partition("@")
+        self.count, self.callers = int(count), int(callers)
+        self._left, self._took = itertools.count(1), list[float]()
+        self._began, self._began_cpu_s = time.monotonic(), time.process_time()
+
+    def more(self) -> bool:
+        """Whether the caller who asks has one more to send. For threads too: a step of a counter is one."""
+        return next(self._left) <= self.count
+
+    def sent(self, began: float) -> None:
+        self._took.append(time.monotonic() - began)
+
+    def report(self) -> None:
+        seconds, took = time.monotonic() - self._began, sorted(self._took)
+        cpu_us = (time.process_time() - self._began_cpu_s) / self.count * 1e6
+        p99_ms = took[len(took) * 99 // 100] * 1000
+        print(json.dumps({"sent": len(took), "seconds": seconds, "p99_ms": p99_ms, "cpu_us": cpu_us}), flush=True)
+
+
+def is_callers() -> bool:
+    return "@" in sys.argv[-1]
+
+
+async def send_by_callers(send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
+    callers = Callers()
+
+    async def call() -> None:
+        while callers.more():
+            began = time.monotonic()
+            await send(make_task(0.0))
+            callers.sent(began)
+
+    await asyncio.gather(*(call() for _ in range(callers.callers)))
+    callers.report()
+
+
+def send_by_threads(send: Callable[[dict[str, Any]], object]) -> None:
+    callers = Callers()
+
+    def call(_: int) -> None:
+        while callers.more():
+            began = time.monotonic()
+            send(make_task(0.0))
+            callers.sent(began)
+
+    with ThreadPoolExecutor(callers.callers) as threads:
+        list(threads.map(call, range(callers.callers)))
+    callers.report()
+
+
 def send_blocking(send: Callable[[dict[str, Any]], object]) -> None:
     """For an API that returns once the task is confirmed: one after the other."""
+    if is_callers():
+        return send_by_threads(send)
     plan = Plan()
     for seconds, wait_s in plan:
         if wait_s > 0:
@@ -100,6 +160,8 @@ def send_blocking(send: Callable[[dict[str, Any]], object]) -> None:
 
 async def send_each(send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
     """For a coroutine that returns once the task is confirmed, awaited as documented: one after the other."""
+    if is_callers():
+        return await send_by_callers(send)
     plan = Plan()
     for seconds, wait_s in plan:
         if wait_s > 0:
@@ -111,6 +173,8 @@ async def send_each(send: Callable[[dict[str, Any]], Awaitable[object]]) -> None
 
 async def send_window(send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
     """For a coroutine that returns once the task is confirmed: at most WINDOW of them at a time."""
+    if is_callers():
+        return await send_by_callers(send)
     plan, slots = Plan(), asyncio.Semaphore(WINDOW)
 
     async def one(task: dict[str, Any]) -> None:

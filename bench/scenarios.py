@@ -19,13 +19,14 @@ class Scale:
     """How much of everything."""
 
     publish_consume: int = 5000
+    application: int = 2000
     consume_3: int = 8000
     makespan_s: float = 3.0
     latency: int = 200
     backlogs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
 
 
-QUICK = Scale(1000, 3000, 1.0, 50, (2000, 5000))
+QUICK = Scale(1000, 500, 3000, 1.0, 50, (2000, 5000))
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ METRICS = {
     "publish": Metric("publish", "tasks/s", "more"),
     "consume_1": Metric("consume, 1 worker", "tasks/s", "more"),
     "consume_3": Metric("consume, 3 workers", "tasks/s", "more"),
+    **{
+        f"send_{callers}{name}": Metric(f"{title}, callers: {callers}", unit, better, digits)
+        for callers in (1, 50)
+        for name, title, unit, better, digits in (
+            ("", "application sends", "tasks/s", "more", 0),
+            ("_p99_ms", "p99 of a send", "ms", "less", 1),
+            ("_cpu_us", "CPU of a send", "us", "less", 0),
+        )
+    },
     "startup_s": Metric("start-up", "s", "less", 2),
     "memory_mib": Metric("memory of a worker", "MiB", "less", 1),
     **{f"makespan_{size}": Metric(f"makespan / ideal, workers: {size}", "", "less", 2) for size in (1, 2, 3, 8)},
@@ -64,6 +74,16 @@ def publish_consume(site: Site, scale: Scale) -> Measured:
         tasks = crew.tasks()
         yield "consume_1", rate(tasks, min(500, count // 10), count * 95 // 100)
         yield "startup_s", tasks[0].start - crew.workers[0].spawned
+
+
+def application(site: Site, scale: Scale) -> Measured:
+    """Confirmed sends from one process: by one caller, one after the other, and by fifty at a time."""
+    for callers in (1, 50):
+        said = site.call(scale.application, callers)
+        yield f"send_{callers}", scale.application / said["seconds"]
+        yield f"send_{callers}_p99_ms", said["p99_ms"]
+        yield f"send_{callers}_cpu_us", said["cpu_us"]
+        site.purge()
 
 
 def consume_3(site: Site, scale: Scale) -> Measured:
@@ -137,6 +157,7 @@ def backlog(site: Site, scale: Scale) -> Measured:
 
 SCENARIOS: dict[str, Callable[[Site, Scale], Measured]] = {
     "publish-consume": publish_consume,
+    "application": application,
     "consume-3": consume_3,
     "makespan": makespan,
     "short": short_among_long,

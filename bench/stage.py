@@ -112,7 +112,13 @@ class Site:
     def send(self, *batches: tuple[int, float, float]) -> Sent:
         """Send by this plan of (count, seconds, interval_s), with a process that ends when all is confirmed."""
         plan = ",".join(f"{count}:{seconds}:{interval}" for count, seconds, interval in batches)
-        log, count = self.log(), sum(count for count, _, _ in batches)
+        count = sum(count for count, _, _ in batches)
+        said = self._sender(plan, count)
+        return Sent(count / said["seconds"], said["at"], said["peak_mib"])
+
+    def _sender(self, plan: str, count: int) -> dict[str, Any]:
+        """What the sender's process said when it had sent so many."""
+        log = self.log()
         with log.open("wb") as err:
             sender = self.popen([*self.words(self.contender.sender), plan], err, stdout=subprocess.PIPE)
             try:
@@ -123,10 +129,15 @@ class Site:
                 end_group(sender)
         if sender.returncode:
             raise Failed(f"the sender ended with {sender.returncode}: {tail(log)}")
-        said = json.loads(out.splitlines()[-1])
+        said: dict[str, Any] = json.loads(out.splitlines()[-1])
         if said["sent"] != count:
             raise Failed(f"the sender sent {said['sent']} of {count}")
-        return Sent(count / said["seconds"], said["at"], said["peak_mib"])
+        return said
+
+    def call(self, count: int, callers: int) -> dict[str, float]:
+        """Have so many callers of an application send so many tasks: `seconds`, `p99_ms` of a send, `cpu_us`."""
+        said = self._sender(f"{count}@{callers}", count)
+        return {name: said[name] for name in ("seconds", "p99_ms", "cpu_us")}
 
     @contextmanager
     def workers(self, size: int, all_done: bool = True) -> Iterator["Crew"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-from bench.protocol import QUEUE, queue_type, send_blocking, url, work_blocking
+from bench.protocol import QUEUE, is_callers, queue_type, send_blocking, url, work_blocking
 
 app = Celery("bench", broker=url)
 app.conf.update(
@@ -28,7 +28,9 @@ def process(task: dict[str, Any]) -> None:
     work_blocking(task["payload"]["seconds"])
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and is_callers():  # each takes a producer of the pool, as an application does
+    send_blocking(lambda task: process.apply_async((task,), mandatory=True))
+elif __name__ == "__main__":
     with app.producer_pool.acquire(block=True) as producer:
         producer.connection.ensure_connection()
         send_blocking(lambda task: process.apply_async((task,), producer=producer, mandatory=True))

@@ -12,10 +12,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.protocol import Plan, work
+import uvloop
+
+from bench.protocol import Plan, is_callers, send_each, work
+from generated.producer import Application as Producer
 from generated.worker import Application
 from generated.worker.messages.json import Task
-from workqueue import producer
+from workqueue import Client, producer
 from workqueue.client.submit import Feed, submit
 from workqueue.tasks.context import TaskContext
 from workqueue.worker import run_worker
@@ -26,7 +29,15 @@ async def handle(task: Task, context: TaskContext[None]) -> None:
     await work(payload.seconds)
 
 
+async def call() -> None:
+    """An application's sends, recorded in the ledger where there is one."""
+    async with Client(Producer) as queue:
+        await send_each(lambda task: queue.send(task["payload"]))
+
+
 def send() -> None:
+    if is_callers():
+        return uvloop.run(call())
     plan = Plan()
 
     def paced(tasks: Iterator[Any]) -> Iterator[Any]:
