@@ -43,6 +43,8 @@ from workqueue.settings import Settings, misspelt
 
 log = logging.getLogger(__name__)
 
+CLOSED = "the client was closed"  # what a cancellation says by which SyncClient cuts a call off
+
 
 class Client:
     """A connection to the queues of a generated application's send operations, and to the ledger. An asynchronous
@@ -156,14 +158,14 @@ class Client:
         They are not recorded, see `send`. `tasks` is read by the event loop's thread, no further ahead than is sent.
         Raises NotAllSent, with all that is known, when some were refused or stayed unconfirmed.
         """
-        _ = self.sender  # open
+        sender = self.sender
         check_loop(self._loop)
         sent: dict[int, Handle[Any]] = {}
         refused, unknown, account = list[NotSent](), list[SendUnknown](), Account()
 
         async def send(numbered: tuple[int, object]) -> None:
             number, task = numbered
-            outgoing = self.sender.prepare(task, to=to)
+            outgoing = sender.prepare(task, to=to)
             await self._send(outgoing, within_s)
             sent[number] = self._handle(outgoing)
 
@@ -238,14 +240,18 @@ class Client:
 
     async def _send(self, outgoing: Outgoing, within_s: float | None) -> None:
         """Raises NotSent and SendUnknown, and nothing else that could happen to a connection on the way."""
+        if self._sender is None:  # one of many, whose turn comes when the client is closed
+            raise NoBroker(str(outgoing.id), CLOSED)
         began_s = time.monotonic()
         try:
-            await self.sender.send(outgoing, within_s=within_s)
+            await self._sender.send(outgoing, within_s=within_s)
         except (NotSent, SendUnknown):
             raise
         except BrokerUnreachable as error:
             raise NoBroker(str(outgoing.id), str(error)) from error
-        except WorkQueueError as error:
+        except (WorkQueueError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and error.args != (CLOSED,):
+                raise
             raise SendUnknown(str(outgoing.id), round(time.monotonic() - began_s, 1), str(error)) from error
 
     def _handle(self, outgoing: Outgoing) -> Handle[Any]:

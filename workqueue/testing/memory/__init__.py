@@ -32,9 +32,10 @@ from workqueue import codec, contract
 from workqueue.amqp.wire import Wire
 from workqueue.application import package_of
 from workqueue.client import Client
-from workqueue.client.blocking import Running, SyncClient
+from workqueue.client.blocking import SyncClient
 from workqueue.client.instead import Place, instead
 from workqueue.client.results import Results
+from workqueue.client.running import Running
 from workqueue.client.sending import Sender
 from workqueue.contract import Contract, Send
 from workqueue.errors import TaskDead
