@@ -28,7 +28,7 @@ class Failing:
         self._error, self._left = error, first
 
     def prepare(self, task: object, **_: object) -> Any:
-        return SimpleNamespace(id="i", operation="o", digest=b"", kind="k")
+        return SimpleNamespace(id="i", operation="o", digest=b"", kind="k", is_new=True)
 
     async def send(self, outgoing: object, *, within_s: float | None) -> None:
         self._left -= 1
@@ -39,6 +39,7 @@ class Failing:
 def opened(error: Exception, first: int = 0) -> Client:
     client: Any = Client(Application)
     client._sender, client._settings = Failing(error, first), Settings(window=1)
+    client._loop = asyncio.get_running_loop()
     return client  # type: ignore[no-any-return]
 
 
