@@ -240,6 +240,23 @@ def test_a_worker_that_was_there_long_before_any_task_is_idle_only_from_then_on(
     assert "got nothing of do_errand for 15.0 s, from 15.000" in told
 
 
+def test_processes_of_one_number_are_told_apart_by_their_times(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    ids = uuids(80)
+    notes = [Note(word, id, "first", 1, float(at)) for at, id in enumerate(ids) for word in ("start", "end")]
+    lives = [Life("first", 1, log, 0.0, killed=40.0, ended=40.0, code=-9)]
+    lives += [Life("later", 1, log, 40.5, termed=79.5, code=0)]
+    seen = Evidence(
+        given={id: float(at) for at, id in enumerate(ids)}, receives=dict.fromkeys(ids, ERRANDS), failures={},
+        poison={}, notes=notes, letters=[], lives=lives, unhealthy=[], left_over=0, stuck=False, own_failures=False,
+    )  # fmt: skip
+    assert account(seen).kept
+    # The last one that the first process did is done again: within its honest window, whatever the later one has done.
+    again = [Note(word, ids[40], "later", 1, 79.0) for word in ("start", "end")]
+    assert account(replace(seen, notes=[*notes, *again])).honest == {ids[40]}
+
+
 def test_of_two_operations_in_one_process_each_has_an_honest_window_of_its_own(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()

@@ -134,9 +134,9 @@ def account(seen: Evidence) -> Account:
 
 def note_deaths(seen: Evidence) -> None:
     """A process that a deadly task killed was killed, as surely as by a fault of the schedule."""
-    struck = {note.pid for note in seen.notes if note.word == "start" and note.id in seen.deadly}
-    for life in seen.lives:
-        if life.pid in struck and life.killed is None and life.code == -signal.SIGKILL:
+    for life, notes in seen.by_life:
+        struck = any(note.word == "start" and note.id in seen.deadly for note in notes)
+        if struck and life.killed is None and life.code == -signal.SIGKILL:
             life.killed = life.ended
 
 
@@ -157,11 +157,12 @@ def count_dead(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Accou
 
 def count_done_again(seen: Evidence, ends: Mapping[str, Sequence[Note]], result: Account) -> None:
     sent_back = Counter(letter.id for letter in seen.moved)
-    last = {(note.pid, seen.operation(note.id)): note for note in seen.notes}
-    lives = {life.pid: life for life in seen.lives}
+    excusable = set[Note]()
+    for life, made in seen.by_life:
+        last = {seen.operation(note.id): note for note in made}
+        excusable |= {note for note in made if is_in_honest_window(note, last[seen.operation(note.id)], life)}
     for id, notes in ends.items():
-        lasts = [last[note.pid, seen.operation(id)] for note in notes]
-        excused = sum(is_in_honest_window(note, last, lives[note.pid]) for note, last in zip(notes, lasts, strict=True))
+        excused = sum(note in excusable for note in notes)
         # An odd one may come to its end, and be dead for what it returned: sent back, it does so again.
         allowed = 1 + (sent_back[id] if id in seen.odd else 0)
         if len(notes) > allowed:
@@ -228,8 +229,8 @@ def idle(seen: Evidence) -> Iterator[str]:
     for operation in dict.fromkeys(map(seen.operation, seen.given)):
         given = {id: at for id, at in seen.given.items() if seen.operation(id) == operation}
         came, begun = sorted(given.values()), sorted(at for id, at in first.items() if id in given)
-        for life in seen.lives:
-            own = [note.at for note in seen.notes if note.pid == life.pid and seen.operation(note.id) == operation]
+        for life, notes in seen.by_life:
+            own = [note.at for note in notes if seen.operation(note.id) == operation]
             own += [told.at for told in life.settled if seen.operation(told.id) in (operation, "")]
             ends = [at for at in (life.termed, life.killed, life.ended, stopped) if at is not None]
             for since, till in spans_between([life.began, *own, min(ends)], [*seen.unhealthy, *life.frozen]):

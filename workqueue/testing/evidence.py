@@ -141,6 +141,19 @@ class Evidence:
     deleted: int = 0
     """Messages that went with a queue which was thought to be empty when this suite deleted it."""
 
+    @cached_property
+    def by_life(self) -> Sequence[tuple[Life, Sequence[Note]]]:
+        """Each process with its notes. By its number and the time: one that is born later may have the number of one
+        that has ended."""
+        found: dict[int, list[tuple[Life, list[Note]]]] = {}
+        for life in sorted(self.lives, key=lambda life: life.began):
+            found.setdefault(life.pid, []).append((life, []))
+        for note in self.notes:
+            begun = [notes for life, notes in found.get(note.pid, ()) if life.began <= note.at]
+            if begun:
+                begun[-1].append(note)
+        return [one for same in found.values() for one in same]
+
     def operation(self, id: str) -> str:
         """The name of the operation that this was sent to; empty for what was never sent."""
         return self.receives[id].operation if id in self.receives else ""
