@@ -1,6 +1,7 @@
 """AMQP, and the only package that imports aiormq and pamqp. It knows nothing of retries or ledgers.
 
     frames       bytes: what is read from a connection and what is written to it
+    properties   bytes: those of a message
     handshake    opens a connection, or says in words why a broker did not let us
     lane         what the runtime asks of a channel: deliveries, confirms, acks and publishes
     direct       the one it has: it writes and reads their frames itself

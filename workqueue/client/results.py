@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
@@ -42,19 +43,15 @@ class Results:
         Raises TaskDead, TaskUnfinished, ResultInvalid, LedgerLost.
         """
         self._check()
-        if digest and (known := await self._look(task_id, digest, timeout_s)) is not None:
-            _refuse_conflict(known)
+        began_s, left_s = self._loop.time(), timeout_s
+        if digest:
+            _refuse_conflict(await self._look(task_id, digest, timeout_s))
+            left_s = None if timeout_s is None else max(0.0, timeout_s - (self._loop.time() - began_s))
         try:
-            outcome = await self._waiting.outcome(task_id, timeout_s)
-        except TimeoutError as error:
+            outcome = await self._waiting.outcome(task_id, left_s)
+        except TimeoutError:
             assert timeout_s is not None
-            known = await self._look(task_id, digest, LOOK_S)
-            if known is None:
-                raise TaskUnfinished(task_id, timeout_s, "unknown", "the ledger does not answer") from error
-            _refuse_conflict(known)
-            if known.state not in ("done", "dead"):
-                raise TaskUnfinished(task_id, timeout_s, known.state, known.error) from error
-            outcome = await self._waiting.outcome(task_id, None)  # it has just finished
+            outcome = await self._at_last(task_id, digest, timeout_s)
         if digest and outcome.digest not in (None, b"", digest):
             raise _conflict(task_id)
         readers = self._readers.values() if operation is None else (self._readers[operation],)
@@ -63,6 +60,16 @@ class Results:
     async def close(self) -> None:
         self._closed = True
         await self._waiting.close()
+
+    async def _at_last(self, task_id: UUID, digest: bytes, timeout_s: float) -> Outcome:
+        """The outcome of a task for which the time is over, if it has one by now."""
+        known = await self._look(task_id, digest, LOOK_S)
+        _refuse_conflict(known)
+        if known is not None and known.state in ("done", "dead"):
+            with suppress(TimeoutError):
+                return await self._waiting.outcome(task_id, LOOK_S)
+        state, error = ("unknown", "the ledger does not answer") if known is None else (known.state, known.error)
+        raise TaskUnfinished(task_id, timeout_s, state, error)
 
     async def _look(self, task_id: UUID, digest: bytes, within_s: float | None) -> Status | None:
         """The status; None if the ledger does not give it in time. It is not cut off: that would cost a connection."""
@@ -111,8 +118,8 @@ def check_loop(opened_in: asyncio.AbstractEventLoop) -> None:
         )
 
 
-def _refuse_conflict(status: Status) -> None:
-    if status.reason == CONFLICT.reason:
+def _refuse_conflict(status: Status | None) -> None:
+    if status is not None and status.reason == CONFLICT.reason:
         raise _conflict(status.id)
 
 
