@@ -16,7 +16,7 @@ from pamqp.commands import Basic
 from yarl import URL
 
 from workqueue.amqp.frames import Arrival, Closed
-from workqueue.amqp.handshake import CLOSED, GONE, GOODBYE_S, words
+from workqueue.amqp.handshake import CLOSED, GONE, GOODBYE_S, lost, words
 from workqueue.amqp.lane import Declaration, Deliver, Depth, Lane, Nacked, Refused, Unroutable
 from workqueue.delivery import Properties, Way
 from workqueue.errors import BrokerUnreachable
@@ -103,14 +103,17 @@ class PlainLane:
         self._queue, self._deliver = queue, deliver
         underlay = await self._channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(self._cancelled)
-        await self._channel.set_qos(prefetch_count=prefetch)
-        await (await self._channel.get_queue(queue, ensure=False)).consume(self._take, consumer_tag=tag)
+        with lost():
+            await self._channel.set_qos(prefetch_count=prefetch)
+            await (await self._channel.get_queue(queue, ensure=False)).consume(self._take, consumer_tag=tag)
 
     async def cancel(self, tag: str) -> None:
-        await (await self._channel.get_queue(self._queue, ensure=False)).cancel(tag)
+        with lost():
+            await (await self._channel.get_queue(self._queue, ensure=False)).cancel(tag)
 
     async def look(self, queue: str) -> Depth:
-        told = (await self._channel.declare_queue(queue, passive=True)).declaration_result
+        with lost():
+            told = (await self._channel.declare_queue(queue, passive=True)).declaration_result
         return Depth(told.message_count or 0, told.consumer_count or 0)
 
     def abort(self, cause: str) -> None:

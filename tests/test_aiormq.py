@@ -18,6 +18,7 @@ import aio_pika
 import pytest
 from aiormq import Channel, Connection, TransportFactory
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.base import FutureStore
 from aiormq.connection import SSLContextProvider
 from aiormq.exceptions import (
     AMQPError,
@@ -38,7 +39,7 @@ from tests.test_frames import Taking
 from tests.test_refusals import user_of
 from workqueue.amqp.copies import UNENCODABLE
 from workqueue.amqp.frames import HEARTBEAT_FRAME, publish_frame
-from workqueue.amqp.handshake import GONE, Socket, connect
+from workqueue.amqp.handshake import GONE, Socket, connect, lost
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
 from workqueue.testing.proxy import Proxy
@@ -340,6 +341,18 @@ def test_a_table_is_read_with_its_length() -> None:
 
 def test_a_heartbeat_is_eight_bytes() -> None:
     assert frame.marshal(Heartbeat(), 0) == b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+
+async def test_what_waits_on_a_channel_that_goes_without_a_reason_raises_a_bare_exception() -> None:
+    waiting = FutureStore(asyncio.get_running_loop())
+    call = waiting.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+    await waiting.reject_all(None)
+    with pytest.raises(Exception, match=r"^$") as caught:
+        await call
+    assert type(caught.value) is Exception
+    with pytest.raises(ConnectionError, match="the channel was lost"), lost():
+        raise caught.value
 
 
 # aio-pika

@@ -32,7 +32,7 @@ class Broker:
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connection = SimpleNamespace(connection_tune=SimpleNamespace(frame_max=4096))
         self.transport: Any = SimpleNamespace(write=self._write, is_closing=lambda: self.aborted, abort=self._abort)
-        self.tap = SimpleNamespace(attach=lambda receiver, number: None)
+        self.tap = SimpleNamespace(attach=lambda receiver, number: None, most_bytes=0)
         me: Any = self
         self.lane = DirectLane(me, me)
 
@@ -103,6 +103,19 @@ async def test_a_channel_that_closes_ends_every_publish_and_takes_no_other() -> 
 
 
 TOO_LARGE = Closed(406, "PRECONDITION_FAILED - message size 9 is larger than configured max size 8")
+
+
+async def test_a_call_on_a_channel_that_goes_without_a_reason_is_a_lost_connection_and_no_fault_of_ours() -> None:
+    async def gone(*_: Any, **__: Any) -> Any:
+        raise Exception  # as aiormq does
+
+    broker: Any = Broker()
+    broker.basic_qos = broker.basic_cancel = broker.queue_declare = gone
+    broker.on_consumer_cancel_callbacks = set()
+    lane = broker.lane
+    for call in (lane.consume("queue", "tag", 1, lambda arrived: None, 100), lane.cancel("tag"), lane.look("queue")):
+        with pytest.raises(ConnectionError, match="the channel was lost"):
+            await call
 
 
 async def test_a_refusal_ends_all_in_flight_and_says_whether_it_can_only_be_over_this_one() -> None:

@@ -12,7 +12,7 @@ from yarl import URL
 
 from workqueue.amqp.direct import DirectLane
 from workqueue.amqp.frames import Closed
-from workqueue.amqp.handshake import CLOSED, GONE, connect, refused, silent, words
+from workqueue.amqp.handshake import CLOSED, GONE, connect, lost, refused, silent, words
 from workqueue.amqp.lane import Declaration, Lane
 from workqueue.amqp.watch import Patience, Watch
 from workqueue.errors import BrokerRefused, BrokerUnreachable
@@ -47,9 +47,10 @@ async def open_lane(uri: str, settings: Settings, name: str, declares: Iterable[
     connection, socket = await connect(url, name, within_s)
     try:
         async with asyncio.timeout(CALL_S):
-            for declare in declares:
-                await declare(connection)
-            channel = await connection.channel()
+            with lost():
+                for declare in declares:
+                    await declare(connection)
+                channel = await connection.channel()
     except BaseException as error:
         socket.abort()
         if isinstance(error, GONE):

@@ -33,7 +33,7 @@ from workqueue.amqp.frames import (
     frame_of,
     publish_frame,
 )
-from workqueue.amqp.handshake import CLOSED, Socket, disconnect
+from workqueue.amqp.handshake import CLOSED, Socket, disconnect, lost
 from workqueue.amqp.lane import Deliver, Depth, HeaderTooLarge, Nacked, Refused, Unroutable
 from workqueue.amqp.properties import write_properties
 from workqueue.delivery import Way
@@ -114,14 +114,17 @@ class DirectLane:
     async def consume(self, queue: str, tag: str, prefetch: int, deliver: Deliver, most_bytes: int) -> None:
         self.deliver, self.socket.tap.most_bytes = deliver, most_bytes
         self.channel.on_consumer_cancel_callbacks.add(self._cancelled)
-        await self.channel.basic_qos(prefetch_count=prefetch)
-        await self.channel.basic_consume(queue, _astray, consumer_tag=tag)
+        with lost():
+            await self.channel.basic_qos(prefetch_count=prefetch)
+            await self.channel.basic_consume(queue, _astray, consumer_tag=tag)
 
     async def cancel(self, tag: str) -> None:
-        await self.channel.basic_cancel(tag)
+        with lost():
+            await self.channel.basic_cancel(tag)
 
     async def look(self, queue: str) -> Depth:
-        told = await self.channel.queue_declare(queue, passive=True)
+        with lost():
+            told = await self.channel.queue_declare(queue, passive=True)
         return Depth(told.message_count or 0, told.consumer_count or 0)
 
     def confirmed(self, tag: int, *, multiple: bool, stored: bool) -> None:

@@ -48,6 +48,18 @@ def _is_heard(record: logging.LogRecord) -> bool:
     return not _silent.get()
 
 
+@contextmanager
+def lost() -> Iterator[None]:
+    """Makes a ConnectionError of the bare Exception that aiormq raises in what waits on a channel which goes without a
+    reason; any other exception passes."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ConnectionError("the channel was lost") from error
+
+
 class Socket(TransportFactory):
     """Opens the socket of one connection; `tap` and `transport` are its two ends."""
 
