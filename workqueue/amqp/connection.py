@@ -141,7 +141,8 @@ class Link:
         """Declare something once more. Raises as `open`, as that, and what a lost connection raises."""
         lane = await self.lane()
         async with asyncio.timeout(CALL_S):
-            await declare(lane.connection)
+            with lost():
+                await declare(lane.connection)
 
     async def close(self) -> None:
         """Close the connection, or wait until one that is being closed is. The next `lane` makes a new one."""

@@ -5,9 +5,10 @@ import struct
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from pamqp import frame
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
+
+from workqueue.amqp.frames import HEADER, frame_of
+from workqueue.amqp.properties import write_properties
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +67,11 @@ def _shorten(properties: Basic.Properties, headers: dict[str, Any], most_bytes: 
 
 
 def header_bytes(value: Any) -> int:
-    return len(Basic.Properties(headers={"": value}).marshal())
+    return len(write_properties(Basic.Properties(headers={"": value}), 0))
 
 
 def _frame_bytes(properties: Basic.Properties, headers: Mapping[str, Any]) -> int:
-    return len(frame.marshal(ContentHeader(0, 0, _with_headers(properties, headers)), 1))
+    return len(frame_of(HEADER, 1, write_properties(_with_headers(properties, headers), 0)))
 
 
 def _with_headers(properties: Basic.Properties, headers: Mapping[str, Any]) -> Basic.Properties:
@@ -80,7 +81,7 @@ def _with_headers(properties: Basic.Properties, headers: Mapping[str, Any]) -> B
 
 def _is_encodable(name: str, value: Any) -> bool:
     try:
-        Basic.Properties(**{name: value}).marshal()
+        write_properties(Basic.Properties(**{name: value}), 0)
     except UNENCODABLE:
         return False
     return name == "headers" or not isinstance(value, bytes)

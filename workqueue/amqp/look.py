@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import aio_pika
 
-from workqueue.amqp.handshake import GONE, words
+from workqueue.amqp.handshake import GONE, lost, words
 from workqueue.amqp.lane import Depth
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import hide_password
@@ -32,8 +32,9 @@ async def look(uris: Iterable[str], queues: Iterable[str]) -> dict[str, Depth]:
 
 async def _depth(connection: aio_pika.abc.AbstractConnection, queue: str) -> Depth | None:
     try:
-        channel = await connection.channel()  # one each: the broker closes it over a queue that is not there
-        declared = (await channel.declare_queue(queue, passive=True, timeout=LOOK_S)).declaration_result
+        with lost():
+            channel = await connection.channel()  # one each: the broker closes it over a queue that is not there
+            declared = (await channel.declare_queue(queue, passive=True, timeout=LOOK_S)).declaration_result
     except GONE:
         return None
     return Depth(declared.message_count or 0, declared.consumer_count or 0)

@@ -88,9 +88,8 @@ def _short(text: Any) -> bytes:
 
 
 def _headers(headers: Any) -> bytes:
-    texts = tuple(headers.items())
-    if all(type(value) is str for _, value in texts):  # as those of nearly all new tasks, which have the same ones
-        return _texts(texts)
+    if isinstance(headers, dict) and all(type(value) is str for value in headers.values()):
+        return _texts(tuple(headers.items()))  # those of nearly all new tasks, which have the same ones
     return encode.field_table(headers)
 
 

@@ -70,5 +70,4 @@ class Attempt(Generic[T]):
     @property
     def number(self) -> int:
         """Counted from 1. The ledger knows of attempts that another copy of the message has in its headers."""
-        told, known = len(self.failed), self.claim.attempts
-        return (told if told > known else known) + 1
+        return max(len(self.failed), self.claim.attempts) + 1

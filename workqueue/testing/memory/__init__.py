@@ -208,9 +208,9 @@ async def _end(place: Place) -> None:
         await asyncio.to_thread(told)
 
 
-async def _either(call: Callable[..., Awaitable[None] | None], *given: Any) -> None:
+async def _either(call: Callable[[], Awaitable[None] | None]) -> None:
     """A method of a client, which is awaited or blocks."""
-    answer = await asyncio.to_thread(call, *given)
+    answer = await asyncio.to_thread(call)
     if answer is not None:
         await answer
 
