@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 SET_UP := $(VENV)/installed
-PIP := -m pip install --quiet --disable-pip-version-check --require-virtualenv
+# To compile what nobody may import would take a third of the time.
+PIP := -m pip install --quiet --no-compile --disable-pip-version-check --require-virtualenv
 MODULES := generated/__init__.py
 # What is newer than they are; by find, since make can't have files of every name. Where that fails, generate says why.
 CHANGED := $(shell find -L spec -newer $(MODULES) 2>/dev/null || echo spec)

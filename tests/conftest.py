@@ -17,6 +17,7 @@ STARTING = {"fast_example", "installed", "python"}  # fixtures that start proces
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "example: `site` and `fast` run the example, not the tests' own contract")
+    config.addinivalue_line("markers", "soak: a minute of faults or more; `make test-soak`, not a part of `make check`")
     config.addinivalue_line("markers", "compiler: runs the generator, a second or more; not for `make test-unit`")
 
 

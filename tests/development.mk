@@ -6,16 +6,19 @@ CHAOS := tests.chaos
 COMPILER := $(wildcard workqueue/compiler/*.py workqueue/compiler/*/pyproject.toml)
 # The peers that `make bench` measures need packages of their own.
 BENCH := .bench
-# Tests wait more than they work; one more than there are processors keeps those busy.
-JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+# Tests wait more than they work: two for each processor keep those busy.
+JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
 
-.PHONY: test-unit test partition bench lint
+.PHONY: test-unit test test-soak partition bench lint
 
 test-unit: $(MODULES) ## the tests that need no broker, no database, no worker and no generator, in half a minute
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not broker and not compiler" $(ARGS)
 
-test: $(MODULES) ## all tests, some at a time (JOBS=)
-	@$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+test: $(MODULES) ## all tests but the soaks, some at a time (JOBS=)
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not soak" $(ARGS)
+
+test-soak: $(MODULES) ## the soaks: clusters that lose hosts, and every fault of chaos, a minute each
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m soak $(ARGS)
 
 lint: $(SET_UP)
 	@$(VENV)/bin/ruff check --quiet . && $(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/lint-imports

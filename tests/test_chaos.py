@@ -46,6 +46,7 @@ def installed() -> None:
     ensure_installed()
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("kinds", [HOSTS, PEOPLE], ids=["hosts", "people"])
 @pytest.mark.timeout(300)
@@ -229,6 +230,7 @@ def test_what_went_wrong_in_a_fault_is_found_however_deep_it_is() -> None:
     assert first_of(wrong) is wrong
 
 
+@pytest.mark.soak
 @pytest.mark.example
 @pytest.mark.usefixtures("installed")
 @pytest.mark.timeout(300)

@@ -66,7 +66,7 @@ def test_a_worker_that_is_told_to_end_at_any_moment_of_its_start_exits_0(site: S
 async def test_a_signal_ends_a_worker_after_the_task_in_hand_and_before_the_next(
     site: Site, number: signal.Signals
 ) -> None:
-    tasks = simulate(3, seconds=6.0)
+    tasks = simulate(2, seconds=4.0)
     worker = await site.worker()
     await site.send(tasks)
     await until(site.record, "the first task has begun")
