@@ -288,7 +288,7 @@ def test_the_log_of_a_worker_is_read_as_it_writes_it_and_as_older_ones_do() -> N
     for what, expected in (
         (events.Done(2), Told(0.0, "done", id, 2)),
         (events.Retrying(1, 0.1, "told to fail"), Told(0.0, "retrying", id, 1, "told to fail")),
-        (events.Dead("failed", "E"), Told(0.0, "dead", id, 1, "E")),
+        (events.Dead("failed", "E", "q.dead"), Told(0.0, "dead", id, 1, "E")),
         (events.Delayed("crashed", 0.1, 2), Told(0.0, "delayed", id)),
         (events.HandedBack(), Told(0.0, "handed_back", id)),
     ):

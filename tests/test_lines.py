@@ -29,8 +29,14 @@ SAID: list[tuple[Told, str]] = [
     (event(events.Started(2)), f"running  nap  {ID}  attempt 2"),
     (event(events.Running(), took_s=10.2), f"running  nap  {ID}  for 10 s"),
     (event(events.Retrying(1, 2.5, "E: no")), f"failed  nap  {ID}  attempt 1, again in 2.5 s: E: no  13 ms"),
-    (event(events.Dead("gave-up", "no such file")), f"dead  nap  {ID}  gave-up: no such file  13 ms"),
-    (event(events.Dead("invalid", "no"), kind="message", id=""), "dead  message  invalid: no  13 ms"),
+    (
+        event(events.Dead("gave-up", "no such file", "q.dead")),
+        f"dead  nap  {ID}  in q.dead  gave-up: no such file  13 ms",
+    ),
+    (
+        event(events.Dead("invalid", "no", "q.dead"), kind="message", id=""),
+        "dead  message  in q.dead  invalid: no  13 ms",
+    ),
     (event(events.Skipped("done")), f"done already  nap  {ID}  13 ms"),
     (event(events.Skipped("dead", buried=True)), f"dead already  nap  {ID}  {BURIED}  13 ms"),
     (event(events.Delayed("taken", 0.5)), f"is taken  nap  {ID}, again in 0.5 s  13 ms"),
@@ -130,7 +136,11 @@ SHOWN = r"\x1b[2J\n2026-01-01 w1  done\x00\u202e"
 
 @pytest.mark.parametrize(
     "told",
-    [event(events.Done(1), id=EVIL), event(events.Dead("failed", EVIL)), event(events.Retrying(1, 1, "", (EVIL,)))],
+    [
+        event(events.Done(1), id=EVIL),
+        event(events.Dead("failed", EVIL, "q.dead")),
+        event(events.Retrying(1, 1, "", (EVIL,))),
+    ],
     ids=["an id", "an error", "a traceback"],
 )
 def test_what_could_move_a_terminals_cursor_or_forge_a_line_is_shown_escaped(told: Event) -> None:
@@ -150,11 +160,11 @@ def test_where_logging_is_set_up_events_are_records_of_it_with_level_and_value(
     tell = listener("text", configured=True)
     assert tell is to_logging
     with caplog.at_level(logging.INFO, "workqueue.events"):
-        for told in (event(events.Done(1)), event(events.Dead("failed", "no"))):
+        for told in (event(events.Done(1)), event(events.Dead("failed", "no", "q.dead"))):
             tell(told)
     assert [(record.levelname, record.event.what) for record in caplog.records] == [  # type: ignore[attr-defined]
         ("INFO", events.Done(1)),
-        ("WARNING", events.Dead("failed", "no")),
+        ("WARNING", events.Dead("failed", "no", "q.dead")),
     ]
 
 

@@ -618,7 +618,7 @@ async def test_a_body_too_large_to_be_held_is_moved_by_the_broker_itself() -> No
     assert bench.log == ["reject"]
     assert bench.guard.settling.finished == 1
     said = "20000000 bytes, too large to be held in memory; moved by the broker itself"
-    assert bench.became == [Dead("undecodable", said)]
+    assert bench.became == [Dead("undecodable", said, RECEIVE.dead.name)]
 
 
 async def test_a_dead_task_that_comes_again_with_no_header_of_ours_is_a_dead_letter_once_more() -> None:

@@ -8,7 +8,7 @@ from workqueue.observe import recycle
 from workqueue.observe.recycle import Recycle
 from workqueue.tasks.events import Dead, Delayed, Done, Event, HandedBack, Retrying, Skipped, Told, What
 
-RUNS: list[What] = [Done(1), Retrying(1, 1.0, "no"), Dead("gave-up", "no")]
+RUNS: list[What] = [Done(1), Retrying(1, 1.0, "no"), Dead("gave-up", "no", "q.dead")]
 NO_RUNS: list[What] = [Skipped("done"), HandedBack(), Delayed("taken", 1.0, 0)]
 
 

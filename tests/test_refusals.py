@@ -412,7 +412,7 @@ async def test_a_body_far_larger_than_the_contracts_costs_no_memory_and_is_dead_
     assert (len(letter.body), letter.message_id) == (110_000_000, "large")
     deaths: Any = letter.headers["x-death"]
     assert deaths[0]["reason"] == "rejected"
-    assert worker.says("dead  message  large  undecodable: 110000000 bytes, too large to be held")
+    assert worker.says(f"dead  message  large  in {DEAD_QUEUE}  undecodable: 110000000 bytes, too large to be held")
     assert peak_mib() - before < 32
     tasks = simulate(3)
     await site.send(tasks)

@@ -62,8 +62,8 @@ def _line(told: Told) -> str:
             return f"{told.worker}  running  {task}  for {told.took_s:.0f} s"
         case events.Retrying(attempt, again_s, error):
             said = f"failed  {task}  attempt {attempt}, again in {again_s:g} s: {error}"
-        case events.Dead(reason, error):
-            said = f"dead  {task}  {reason}: {error}"
+        case events.Dead(reason, error, queue):
+            said = f"dead  {task}  in {queue}  {reason}: {error}"
         case events.Skipped(state, buried):
             said = f"{state} already  {task}" + (BURIED if buried else "")
         case events.Delayed(why, again_s, count):

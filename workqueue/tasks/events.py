@@ -53,10 +53,12 @@ class Retrying:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """`cause` is what the last attempt failed with, for who listens in Python; None where the handler did not run."""
+    """It lies in `queue`. `cause` is what the last attempt failed with, for who listens in Python; None where the
+    handler did not run."""
 
     reason: Reason
     error: str
+    queue: str
     trace: Trace = ()
     cause: Exception | None = field(default=None, compare=False, repr=False)
 

@@ -44,6 +44,9 @@ class Settling(Generic[T]):
         self._copies = Copies(runtime.contract, receive, runtime.publisher, runtime.worker, runtime.settings.send_s)
         self.finished = self.handed_back = 0
 
+    def _dead(self, why: Bury) -> Dead:
+        return Dead(why.reason, why.error, self._receive.dead.name)
+
     def ack(self, arrived: Delivery) -> None:
         arrived.ack()
         self.finished += 1
@@ -52,7 +55,7 @@ class Settling(Generic[T]):
         arrived.reject()
         self.finished += 1
         size = f"{arrived.oversized_bytes} bytes, too large to be held in memory"
-        return Dead("undecodable", f"{size}; moved by the broker itself")
+        return self._dead(Bury("undecodable", f"{size}; moved by the broker itself"))
 
     async def hand_back(self, arrived: Delivery) -> HandedBack:
         await self._copies.hand_back(arrived)
@@ -64,7 +67,7 @@ class Settling(Generic[T]):
         """Of what was not claimed."""
         await self._copies.bury(arrived, why, [])
         self.ack(arrived)
-        return Dead(why.reason, why.error)
+        return self._dead(why)
 
     async def delay(
         self, arrived: Delivery, rung: Rung, why: Because, count: int = 0, headers: Mapping[str, Any] | None = None
@@ -117,7 +120,7 @@ class Settling(Generic[T]):
         await self._copies.bury(received.arrived, why, attempt.failed, more)
         await self._ask(lambda: self._ledger.bury(received.task.id, claim.fence, len(attempt.failed), said))
         self.ack(received.arrived)
-        return Dead(why.reason, why.error)
+        return self._dead(why)
 
     async def bury_crashed(self, received: Received[T], claim: Claimed, why: Bury) -> Dead:
         deaths = [
