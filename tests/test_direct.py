@@ -31,7 +31,14 @@ class Broker:
         self.written, self.number, self.aborted = b"", 1, False
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connection = SimpleNamespace(connection_tune=SimpleNamespace(frame_max=4096))
-        self.transport: Any = SimpleNamespace(write=self._write, is_closing=lambda: self.aborted, abort=self._abort)
+        self.writes: list[bytes] = []
+        self.transport: Any = SimpleNamespace(
+            write=self._write,
+            writelines=lambda parts: self._write(b"".join(parts)),
+            is_closing=lambda: self.aborted,
+            abort=self._abort,
+            get_write_buffer_size=lambda: 0,
+        )
         self.tap = SimpleNamespace(attach=lambda receiver, number: None, most_bytes=0)
         me: Any = self
         self.lane = DirectLane(me, me)
@@ -42,6 +49,7 @@ class Broker:
 
     def _write(self, data: bytes) -> None:
         self.written += data
+        self.writes.append(data)
 
     def _abort(self) -> None:
         self.aborted = True
@@ -49,6 +57,18 @@ class Broker:
     def publish(self, message_id: str | None) -> "asyncio.Future[None]":
         properties = Basic.Properties(message_id=message_id)
         return asyncio.ensure_future(self.lane.publish("queue", properties, b"body", mandatory=True))
+
+
+def frames_in(written: bytes) -> list[Any]:
+    """What the client library reads there, on channel 1 and in frames as long as agreed."""
+    read = []
+    while written:
+        used, number, one = frame.unmarshal(written)
+        assert number == 1
+        assert used <= 4096
+        read.append(one)
+        written = written[used:]
+    return read
 
 
 async def test_each_publish_ends_as_its_own_confirm_says() -> None:
@@ -71,6 +91,50 @@ async def test_each_publish_ends_as_its_own_confirm_says() -> None:
     assert not open_.done()
     broker.lane.confirmed(6, multiple=True, stored=True)
     await open_
+
+
+async def test_what_is_published_in_one_turn_with_others_in_flight_is_written_at_once_and_nothing_waits_for_more() -> (
+    None
+):
+    broker = Broker()
+    alone = broker.publish("first")
+    await asyncio.sleep(0)
+    assert len(broker.writes) == 1
+    many = [broker.publish(str(n)) for n in range(50)]
+    await asyncio.sleep(0)
+    assert len(broker.writes) == 1
+    assert broker.lane.buffered_bytes > 50 * len(b"body")
+    await asyncio.sleep(0)
+    assert [len(broker.writes), broker.lane.buffered_bytes] == [2, 0]
+    ids = [sent.properties.message_id for sent in frames_in(broker.written) if isinstance(sent, ContentHeader)]
+    assert ids == ["first", *map(str, range(50))]
+    broker.lane.confirmed(51, multiple=True, stored=True)
+    await asyncio.gather(alone, *many)
+
+
+async def test_large_messages_are_not_held_back() -> None:
+    broker = Broker()
+    properties = Basic.Properties(message_id="large")
+    several = [
+        asyncio.ensure_future(broker.lane.publish("q", properties, bytes(40_000), mandatory=False)) for _ in range(4)
+    ]
+    await asyncio.sleep(0)
+    assert [len(data) // 40_000 for data in broker.writes] == [1, 2]
+    await asyncio.sleep(0)
+    assert broker.lane.buffered_bytes == 0
+    assert len(broker.writes) == 3
+    broker.lane.confirmed(4, multiple=True, stored=True)
+    await asyncio.gather(*several)
+
+
+async def test_what_was_not_written_yet_when_the_connection_goes_is_not_written_and_told() -> None:
+    broker = Broker()
+    several = [broker.publish(str(n)) for n in range(3)]
+    await asyncio.sleep(0)
+    broker.lane.abort("cut")
+    ended = await asyncio.gather(*several, return_exceptions=True)
+    assert [type(error) for error in ended] == [ConnectionError] * 3
+    assert len(broker.writes) == 1
 
 
 async def test_a_publish_that_comes_back_fails_at_its_confirm_and_no_other_does() -> None:
@@ -191,13 +255,7 @@ async def test_frames_are_those_of_the_client_library_and_no_longer_than_agreed(
     broker.lane.settle(2**40, "ack")
     broker.lane.settle(7, "requeue")
     broker.lane.settle(8, "reject")
-    read, rest = [], broker.written
-    while rest:
-        used, number, one = frame.unmarshal(rest)
-        assert number == 1
-        assert used <= 4096
-        read.append(one)
-        rest = rest[used:]
+    read = frames_in(broker.written)
     method, header, *bodies, ack, nack, reject = read
     assert isinstance(method, Basic.Publish)
     assert (method.exchange, method.routing_key, method.mandatory) == ("", "queue", True)
