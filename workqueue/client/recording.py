@@ -15,41 +15,45 @@ class Recording:
 
     def __init__(self, ledger: Ledger, name: str) -> None:
         self._ledger, self._name = ledger, name
-        self._sent: list[Sent] = []
-        self._recorded: asyncio.Future[None] | None = None
+        self._sent: list[tuple[Sent, asyncio.Future[bool]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._failing = Patience()
 
     async def record(self, sent: Sent, within_s: float) -> None:
         """Return once the ledger knows that the task waits, or can't be told, or has not answered in time: it was sent,
         and that changes nothing of it. A line says so then, and its status is unknown until it is told after all."""
-        self._sent.append(sent)
-        if self._recorded is None:
-            self._recorded = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[bool] = loop.create_future()
+        late = loop.call_later(within_s, _end, ended, False)
+        self._sent.append((sent, ended))
         if self._writing is None or self._writing.done():  # somebody may cancel all tasks of a loop, and go on
-            self._writing = asyncio.create_task(self._write())
-        _, late = await asyncio.wait([self._recorded], timeout=within_s)
-        if late:
-            self._say("the ledger does not answer")
+            self._writing = loop.create_task(self._write())
+        try:
+            if not await ended:
+                self._say("the ledger does not answer")
+        finally:
+            late.cancel()
 
     async def close(self) -> None:
         """Write no more; who waits for it goes on."""
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait([self._writing])
-        _go_on(self._recorded)
+        for _, ended in self._sent:
+            _end(ended, True)
 
     async def _write(self) -> None:
         """Begins a turn of the loop after the first was sent: by then the others are there."""
         try:
             while self._sent:
-                sent, recorded, self._sent, self._recorded = self._sent, self._recorded, [], None
+                sent, self._sent = self._sent, []
                 try:
-                    await self._ledger.record(sent)
+                    await self._ledger.record([task for task, _ in sent])
                 except Exception as error:  # noqa: BLE001  # whatever it is, they were sent
                     self._say(error)
                 finally:
-                    _go_on(recorded)
+                    for _, ended in sent:
+                        _end(ended, True)
         finally:
             self._writing = None
 
@@ -59,6 +63,6 @@ class Recording:
             log.warning("%s  tasks are sent, and not recorded: %s", self._name, why, exc_info=trace)
 
 
-def _go_on(waiting: "asyncio.Future[None] | None") -> None:
-    if waiting is not None and not waiting.done():
-        waiting.set_result(None)
+def _end(waiting: "asyncio.Future[bool]", in_time: bool) -> None:
+    if not waiting.done():
+        waiting.set_result(in_time)
