@@ -22,7 +22,7 @@ ON_AGAIN_S = 15.0
 BACK_S = 40.0  # 20 s, and the start of a worker on a busy machine
 
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,6 @@ def frozen(node: Node) -> Iterator[float]:
         os.kill(node.pid, signal.SIGCONT)
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(240)
 async def test_the_loss_of_any_node_the_leader_included_loses_nothing_and_work_goes_on(
     cluster: Cluster, tmp_path: Path
@@ -85,7 +84,6 @@ async def test_the_loss_of_any_node_the_leader_included_loses_nothing_and_work_g
         await site.all_end(tasks, within_s=100)
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(400)
 async def test_a_frozen_leader_stops_nobody_who_is_connected_to_another_node(cluster: Cluster, tmp_path: Path) -> None:
     with site_of_its_own(cluster, tmp_path) as site:
@@ -100,7 +98,6 @@ async def test_a_frozen_leader_stops_nobody_who_is_connected_to_another_node(clu
         await site.all_end(tasks, within_s=100)
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(400)
 async def test_a_frozen_node_that_is_no_leader_costs_seconds_at_a_start_and_in_between(
     cluster: Cluster, tmp_path: Path
