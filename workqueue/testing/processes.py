@@ -16,11 +16,16 @@ from typing import Any
 
 PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
 WAIT_S = 60.0  # generous: a deadline, not a time
+LEAST_S, MOST_S = 0.02, 0.1  # between two looks at what is waited for
 
 
 async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
-    """Wait until `condition` (a function, or an async one) is true, and return what it returned."""
-    deadline = time.monotonic() + within_s
+    """Wait until `condition` (a function, or an async one) is true, and return what it returned.
+
+    It is asked the less often the longer it takes: to ask may cost as much as what is waited for.
+    """
+    began = time.monotonic()
+    deadline = began + within_s
     while True:
         value = condition()
         if isinstance(value, Awaitable):
@@ -29,7 +34,7 @@ async def until(condition: Callable[[], Any], what: str, within_s: float = WAIT_
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within_s:g} s: {what}")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(min(MOST_S, LEAST_S + (time.monotonic() - began) / 20))
 
 
 @dataclass(frozen=True)

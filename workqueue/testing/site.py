@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,8 @@ class Site:
     recorder: str = RECORDER
     piped: bool = False
     """Its workers write to pipes, each of which is read to the log's file as long as the worker's `read` is set."""
+    _notes: list[Note] = field(default_factory=list, init=False)
+    _noted_bytes: int = field(default=0, init=False)
 
     @cached_property
     def _operation(self) -> Operation:
@@ -207,12 +209,15 @@ class Site:
 
     def record(self) -> list[Note]:
         """What the handlers wrote, in the order of its writing."""
-        try:
-            whole, _, _ = (self.folder / "record").read_text().rpartition("\n")  # one may be half written just now
-        except FileNotFoundError:
-            return []
-        fields = map(str.split, whole.splitlines())
-        return [Note(word, id, worker, int(pid), float(at), *more) for word, id, worker, pid, at, *more in fields]
+        with suppress(FileNotFoundError), (self.folder / "record").open("rb") as file:
+            file.seek(self._noted_bytes)
+            whole, end, _ = file.read().rpartition(b"\n")  # one may be half written just now
+            fields = map(str.split, whole.decode().splitlines())
+            self._notes += [
+                Note(word, id, name, int(pid), float(at), *more) for word, id, name, pid, at, *more in fields
+            ]
+            self._noted_bytes += len(whole + end)
+        return [*self._notes]
 
     def ended(self) -> Counter[str]:
         """How often each task's handler came to its end."""
