@@ -1,13 +1,15 @@
 """What lies in queues, looked at passively: nothing is declared, and nothing is taken (a get would be a delivery)."""
 
 from collections.abc import Iterable
-
-import aio_pika
+from typing import TYPE_CHECKING
 
 from workqueue.amqp.handshake import GONE, lost, words
 from workqueue.amqp.lane import Depth
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import hide_password
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractConnection
 
 LOOK_S = 5.0
 
@@ -17,6 +19,8 @@ async def look(uris: Iterable[str], queues: Iterable[str]) -> dict[str, Depth]:
 
     Raises BrokerUnreachable.
     """
+    import aio_pika  # few processes ever look, and each would take longer to start
+
     tried, cause = "", "none is named"
     for uri in uris:
         tried = hide_password(uri)
@@ -30,7 +34,7 @@ async def look(uris: Iterable[str], queues: Iterable[str]) -> dict[str, Depth]:
     raise BrokerUnreachable(tried, cause)
 
 
-async def _depth(connection: aio_pika.abc.AbstractConnection, queue: str) -> Depth | None:
+async def _depth(connection: "AbstractConnection", queue: str) -> Depth | None:
     try:
         with lost():
             channel = await connection.channel()  # one each: the broker closes it over a queue that is not there
