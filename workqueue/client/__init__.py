@@ -94,12 +94,13 @@ class Client:
                 break
             except (BrokerUnreachable, LedgerUnreachable) as error:
                 await self.close()
-                if isinstance(error, BrokerRefused) or patience.waited_s >= self._wait_s:
+                left_s = self._wait_s - patience.waited_s
+                if isinstance(error, BrokerRefused) or left_s <= 0:
                     raise
                 if patience.due():
                     log.warning("%s  waits: %s", self._name, error)
                 failures += 1
-                await asyncio.sleep(reconnect_delay_s(failures, random.random))
+                await asyncio.sleep(min(left_s, reconnect_delay_s(failures, random.random)))
             except BaseException:
                 await self.close()
                 raise

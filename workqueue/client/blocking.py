@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
-from workqueue.client import Client
+from workqueue.client import Client, forking
 from workqueue.client.results import Handle
 from workqueue.client.running import Ended, Running
 from workqueue.client.status import Status
@@ -139,7 +139,8 @@ class SyncClient:
             with self._lock:
                 running = self._running
                 if running is None or running.is_ended:
-                    running = self._instead_of(running)
+                    with forking.making:
+                        running = self._instead_of(running)
         try:
             running.opened()
         except Ended:  # meanwhile: this call comes after

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import uvloop
 
-from workqueue.client import CLOSED
+from workqueue.client import CLOSED, forking
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Running(Generic[C]):
     def begin(self, opening: Coroutine[Any, Any, None]) -> Self:
         """Begin to open it there. Raises RuntimeError where no thread can be started, as at the process's end."""
         self._loop.call_soon(self._open, opening)
+        forking.begin_work(self)
         try:
             self._thread.start()
         except RuntimeError:
@@ -120,6 +121,16 @@ class Running(Generic[C]):
             return done.result()
         except asyncio.CancelledError as error:
             raise RuntimeError(CLOSED) from error
+
+    def ask_to_rest(self, rest: Callable[[], None]) -> bool:
+        """As `forking.Worker`."""
+        if threading.current_thread() is self._thread:
+            return False
+        try:
+            self._call_soon(rest)
+        except Ended:
+            return False
+        return True
 
     def end(self) -> None:
         """Close it, and end the calls that are under way. In its own thread it is begun only."""

@@ -1,0 +1,77 @@
+"""A process that forks while a client's thread is at work: the thread comes to rest first.
+
+A child has of its parent's threads only the one that forked. What another one held at that moment, it holds in the
+child for ever: a mutex of SQLite's or the lock of a module that is just imported, for which the child's own client
+would wait without end (https://docs.python.org/3/library/os.html#os.fork).
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Protocol
+from weakref import WeakSet
+
+REST_S = 5.0  # for the threads to come to rest, after which the process forks all the same
+FORK_S = 10.0  # for which a thread rests at most: a fork takes some milliseconds
+
+
+class Worker(Protocol):
+    """An event loop in a thread of its own."""
+
+    def ask_to_rest(self, rest: Callable[[], None]) -> bool:
+        """Have its thread call this between two of its steps. False where there is none, or that is the calling one."""
+
+
+class Rest:
+    """One fork: the threads that rest for it."""
+
+    def __init__(self) -> None:
+        self._resting, self._over = SimpleQueue[None](), threading.Event()
+
+    def begin(self) -> None:
+        asked = sum(worker.ask_to_rest(self._rest) for worker in list(_at_work))
+        until_s = time.monotonic() + REST_S
+        with suppress(Empty):
+            for _ in range(asked):
+                self._resting.get(timeout=max(0.0, until_s - time.monotonic()))
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _rest(self) -> None:
+        self._resting.put(None)
+        self._over.wait(FORK_S)
+
+
+_at_work: WeakSet[Worker] = WeakSet()
+_forking = threading.local()
+making = threading.RLock()
+"""Held by a thread that makes a client, and so may import modules."""
+
+
+def begin_work(worker: Worker) -> None:
+    """From now on this one rests while the process forks. It is forgotten with its last reference."""
+    with making:
+        _at_work.add(worker)
+
+
+def _before() -> None:
+    making.acquire()
+    _forking.rest = Rest()
+    _forking.rest.begin()
+
+
+def _in_parent() -> None:
+    _forking.rest.end()
+    making.release()
+
+
+def _in_child() -> None:
+    making.release()
+    _at_work.clear()  # they are at work in the parent
+
+
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
