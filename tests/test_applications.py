@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -194,6 +194,15 @@ async def test_flask_under_gunicorn_with_four_workers_forked_after_the_client_wa
         assert len({status["id"] for status in statuses}) == 20
         result = await http.get(f"/checksums/{statuses[0]['id']}/result")
         assert (result.status_code, result.json()["digest"]) == (200, DIGEST)
+        for wrong in ({}, {"kind": "checksum", "path": ""}, {"kind": "checksum", "path": 5}):
+            assert (await http.post("/checksums", json=wrong)).status_code == 422
+        assert (await http.get(f"/checksums/{UUID(int=1)}")).status_code == 404
+        keyed = [
+            await http.post("/checksums", json={"kind": "checksum", "path": path}, headers={"Idempotency-Key": "k"})
+            for path in ("LICENSE", "LICENSE", "README.md")
+        ]
+        assert [answer.status_code for answer in keyed] == [202, 202, 422]
+        assert keyed[0].json() == keyed[1].json()
         vhost = site.uri.rpartition("/")[2]
         connected = await asyncio.to_thread(node.ctl, "list_connections", "vhost", "client_properties")
         processes = set(re.findall(rf"(?m)^{vhost}\t.*client-(\d+)", connected))
