@@ -9,7 +9,7 @@ from workqueue.errors import BrokerUnreachable
 from workqueue.settings import hide_password
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractConnection
+    import aio_pika
 
 LOOK_S = 5.0
 
@@ -34,7 +34,7 @@ async def look(uris: Iterable[str], queues: Iterable[str]) -> dict[str, Depth]:
     raise BrokerUnreachable(tried, cause)
 
 
-async def _depth(connection: "AbstractConnection", queue: str) -> Depth | None:
+async def _depth(connection: "aio_pika.abc.AbstractConnection", queue: str) -> Depth | None:
     try:
         with lost():
             channel = await connection.channel()  # one each: the broker closes it over a queue that is not there
