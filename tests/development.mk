@@ -6,8 +6,8 @@ CHAOS := tests.chaos
 COMPILER := $(wildcard workqueue/compiler/*.py workqueue/compiler/*/pyproject.toml)
 # The peers that `make bench` measures need packages of their own.
 BENCH := .bench
-# Some wait while others work: one more than there are processors keeps those busy.
-JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+# Tests wait more than they work: two for each processor keep those busy.
+JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
 
 .PHONY: test-unit test test-soak partition bench lint
 

@@ -1,13 +1,16 @@
-"""The log of what is no event: nothing foreign in it moves a terminal's cursor, or looks like a line of its own."""
+"""Lines of the log that are no events move no cursor and look like no others; a signal before the loop goes on."""
 
+import asyncio
 import json
 import logging
+import signal
 import sys
 import time
 
 import pytest
 
 from workqueue.lifecycle import Format, say
+from workqueue.process.signals import Signals
 
 EVIL = "w1  dead  \x1b[2J\n2026-01-01 w1  done\x00\u202e"
 SHOWN = r"w1  dead  \x1b[2J\n2026-01-01 w1  done\x00\u202e"
@@ -43,3 +46,14 @@ def test_what_a_script_says_of_itself_is_one_line_of_the_form_of_its_log(
         line = json.loads(said)
         assert abs(line.pop("time") - time.time()) < 60
         assert line == {"level": "error", "event": "log", "logger": "main-worker.py", "message": SHOWN}
+
+
+async def test_a_signal_just_before_the_script_says_what_to_do_at_the_first_one_is_that_first_one() -> None:
+    """It may come while the contract is read, on the loop and before the worker is made."""
+    told: list[str] = []
+    fresh = Signals()
+    assert fresh.attach()
+    fresh._receive(signal.SIGINT, None)
+    fresh.on_first(lambda: told.append("end"), None)
+    await asyncio.sleep(0.01)  # nobody has cancelled this
+    assert set(told) == {"end"}

@@ -83,7 +83,7 @@ class Signals:
         if self.count == 1:
             if self._at_once is not None:
                 self._at_once()
-            self._call(self._first or self._cancel)
+            self._call(lambda: (self._first or self._cancel)())  # it may be given before the loop comes to this
         elif self.count == 2:
             name = signal.Signals(number).name
             self._call(lambda: self.say(f"{name} again: hands back what it has, and ends within {END_S:g} s"))
