@@ -62,7 +62,9 @@ async def test_a_child_of_a_process_whose_threads_are_sending_sends_too(site: Si
                          BUSY.replace("{pause_s}", str(pause_s))],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "15 0 True\n", "")
+    assert (done.returncode, done.stdout) == (0, "15 0 True\n"), done.stderr
+    # Sixteen processes at one file: some records may come too late on a busy machine, which changes nothing of a send.
+    assert not [line for line in done.stderr.splitlines() if "tasks are sent, and not recorded" not in line]
 
 
 class Nothing:
