@@ -17,7 +17,7 @@ test-unit: $(MODULES) ## the tests that need no broker, no database, no worker a
 test: $(MODULES) ## all tests but the soaks, some at a time (JOBS=)
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not soak" $(ARGS)
 
-test-soak: $(MODULES) ## the soaks: clusters that lose hosts, and every fault of chaos, a minute each
+test-soak: $(MODULES) ## the soaks: clusters that lose nodes, and longer runs of chaos, a minute each
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m soak $(ARGS)
 
 lint: $(SET_UP)

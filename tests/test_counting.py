@@ -52,7 +52,7 @@ async def test_a_task_that_kills_its_worker_waits_before_each_next_try(fast: Sit
     assert all(pause >= delay for pause, delay in zip(pauses, delays(fast), strict=False)), pauses
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=str)
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGINT]], ids=str)
 @pytest.mark.parametrize("ledger", ["sqlite", "none"])
 async def test_a_task_that_is_handed_back_again_and_again_is_neither_crashed_nor_failed(
     fast: Site, ledger: str, signals: list[signal.Signals]

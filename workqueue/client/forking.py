@@ -18,7 +18,7 @@ REST_S = 5.0  # for the threads to come to rest, after which the process forks a
 FORK_S = 10.0  # for which a thread rests at most: a fork takes some milliseconds
 
 
-class Worker(Protocol):
+class LoopThread(Protocol):
     """An event loop in a thread of its own."""
 
     def ask_to_rest(self, rest: Callable[[], None]) -> bool:
@@ -32,7 +32,7 @@ class Rest:
         self._resting, self._over = SimpleQueue[None](), threading.Event()
 
     def begin(self) -> None:
-        asked = sum(worker.ask_to_rest(self._rest) for worker in list(_at_work))
+        asked = sum(thread.ask_to_rest(self._rest) for thread in list(_at_work))
         until_s = time.monotonic() + REST_S
         with suppress(Empty):
             for _ in range(asked):
@@ -46,16 +46,16 @@ class Rest:
         self._over.wait(FORK_S)
 
 
-_at_work: WeakSet[Worker] = WeakSet()
+_at_work: WeakSet[LoopThread] = WeakSet()
 _forking = threading.local()
 making = threading.RLock()
 """Held by a thread that makes a client, and so may import modules."""
 
 
-def begin_work(worker: Worker) -> None:
+def begin_work(thread: LoopThread) -> None:
     """From now on this one rests while the process forks. It is forgotten with its last reference."""
     with making:
-        _at_work.add(worker)
+        _at_work.add(thread)
 
 
 def _before() -> None:

@@ -123,7 +123,7 @@ class Running(Generic[C]):
             raise RuntimeError(CLOSED) from error
 
     def ask_to_rest(self, rest: Callable[[], None]) -> bool:
-        """As `forking.Worker`."""
+        """As `forking.LoopThread`."""
         if threading.current_thread() is self._thread:
             return False
         try:

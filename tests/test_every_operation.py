@@ -1,4 +1,4 @@
-"""What is shipped as test_workqueue.py, on the second operation of a contract; nearly all tests are on the first."""
+"""What is shipped as test_workqueue.py, on a contract of two operations: the tests' own."""
 
 from pathlib import Path
 
@@ -22,6 +22,7 @@ def scripts() -> Scripts:
     return TESTS
 
 
-@pytest.fixture
-def operation() -> str:
-    return list(TESTS.operations(ROOT))[-1]
+@pytest.fixture(params=TESTS.operations(ROOT))
+def operation(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
