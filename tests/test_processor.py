@@ -141,13 +141,14 @@ class FakeLedger(NoLedger):
         yield TRANSACTION
         self._asked("complete", task_id, fence, attempts, result)
 
-    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
+    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str, *, failed: str = "") -> bool:
         self._asked("bury", task_id, fence, attempts, error)
         return self.kept
 
     async def release(
-        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
-    ) -> bool:
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, failed: str = "",
+        next_s: float = 0.0,
+    ) -> bool:  # fmt: skip
         self._asked("release", task_id, fence, attempts, error, next_s)
         return self.kept
 

@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from workqueue.extras import needed
+from workqueue.ledger.board import Board
 from workqueue.ledger.transaction import Rows, Transaction
 from workqueue.settings import Settings
 
@@ -28,7 +29,7 @@ __all__ = [
     "Rows", "Taken", "Transaction", "open_ledger",
 ]  # fmt: skip
 
-SCHEMA_VERSION = (1, 1)
+SCHEMA_VERSION = (1, 2)
 """Major and minor. A minor one only adds columns and tables, so that workers of the one before go on beside it; a
 store of another major version is refused."""
 
@@ -152,6 +153,10 @@ class Entry:
     result: str | None
     error: str | None
     last_error: str | None
+    story: str | None = None
+    """Its attempts that failed, the oldest first, a line for each, as they were told to `release` and `bury`."""
+    crashes: str = ""
+    """A line for each claim of this burial that ended with its worker, as `Claimed.read` has it."""
 
 
 class Ledger(Protocol):
@@ -165,6 +170,10 @@ class Ledger(Protocol):
     @property
     def place(self) -> str:
         """Where it is, for people: an absolute path, or a URL without its password."""
+
+    @property
+    def board(self) -> Board:
+        """What lies in it beside the tasks."""
 
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
@@ -193,14 +202,16 @@ class Ledger(Protocol):
         had for a minute, and the store's own error when the commit fails.
         """
 
-    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
-        """The task is dead. False: the claim was lost, and nothing was changed."""
+    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str, *, failed: str = "") -> bool:
+        """The task is dead. `failed` as in `release`. False: the claim was lost, and nothing was changed."""
 
     async def release(
-        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
-    ) -> bool:
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, failed: str = "",
+        next_s: float = 0.0,
+    ) -> bool:  # fmt: skip
         """Give the claim back; the task waits for the next one, which is granted after `next_s` at the earliest.
-        `attempts` and `error` say what failed, unless None. False: the claim was lost already."""
+        `attempts` and `error` say what failed, unless None; `failed` tells that attempt, and is added to the task's
+        `story`. False: the claim was lost already."""
 
     async def revive(self, task_id: UUID, fence: int) -> bool:
         """A task that was buried by the claim with this fence waits again; attempts and crashes are counted anew.
@@ -236,10 +247,3 @@ async def open_ledger(settings: Settings) -> Ledger:
     from workqueue.ledger.sqlite import SqliteLedger
 
     return SqliteLedger(settings.ledger_url.removeprefix("sqlite:"))
-
-
-def text_of(text: str) -> str:
-    """The text as every store can keep it: without NUL, which PostgreSQL can't, and halves of surrogates."""
-    if text.isprintable():  # true of nearly all, and quick; no surrogate is
-        return text
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 from workqueue.ledger import Claimed, Conflict, Entry, Finished, Outcome, Sent, Taken, Transaction
+from workqueue.ledger.board import NoBoard
 
 GRANTED = Claimed(fence=0, crashes=None)
 
@@ -14,6 +15,7 @@ class NoLedger:
 
     identity = 1
     place = "none"
+    board = NoBoard()
 
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
@@ -36,11 +38,18 @@ class NoLedger:
         raise RuntimeError("an effect can be one with its completion only where there is a ledger; set LEDGER_URL")
         yield
 
-    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
+    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str, *, failed: str = "") -> bool:
         return True
 
     async def release(
-        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+        self,
+        task_id: UUID,
+        fence: int,
+        *,
+        attempts: int | None = None,
+        error: str | None = None,
+        failed: str = "",
+        next_s: float = 0.0,
     ) -> bool:
         return True
 

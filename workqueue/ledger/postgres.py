@@ -26,11 +26,12 @@ from workqueue.ledger import (
     Taken,
     Transaction,
     postgres_server,
-    text_of,
 )
+from workqueue.ledger.board import SqlBoard
 from workqueue.ledger.postgres_block import Blocks
-from workqueue.ledger.postgres_schema import IDENTITY, migrate
+from workqueue.ledger.postgres_schema import BOARD, IDENTITY, migrate
 from workqueue.ledger.postgres_server import Server, answering, cut
+from workqueue.ledger.texts import STORY_LENGTH, text_of
 
 CLAIM = """
 INSERT INTO workqueue_task AS task
@@ -58,11 +59,12 @@ FROM workqueue_task WHERE id = %s
 """
 CHANGE = "UPDATE workqueue_task SET {} WHERE id = %s AND fence = %s AND state = 'running'"
 COMPLETE = CHANGE.format("state = 'done', attempts = %s, result = %s, finished_at = clock_timestamp()")
-BURY = CHANGE.format("state = 'dead', attempts = %s, error = %s, finished_at = clock_timestamp()")
+STORY = f"story = nullif(right(coalesce(story, '') || %s, {STORY_LENGTH}), '')"
+BURY = CHANGE.format(f"state = 'dead', attempts = %s, error = %s, {STORY}, finished_at = clock_timestamp()")
 LATER = "statement_timestamp() + %s * interval '1 second'"
 RENEW = CHANGE.format(f"lease_until = {LATER}")
 RENEW_ALONE = CHANGE.format(f"lease_until = {LATER}, alone = CASE WHEN %s THEN fence END")
-FAILED = "state = 'waiting', attempts = coalesce(%s, attempts), last_error = coalesce(%s, last_error)"
+FAILED = f"state = 'waiting', attempts = coalesce(%s, attempts), last_error = coalesce(%s, last_error), {STORY}"
 RELEASE = CHANGE.format(FAILED)
 RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = {LATER}, lease_until = {LATER}")  # the same instant in both
 REVIVE = """
@@ -81,7 +83,7 @@ SELECT id, state, kind, digest, worker, state = 'running' AND lease_until > cloc
     extract(epoch FROM created_at)::float8,
     extract(epoch FROM coalesce(claimed_at, CASE WHEN fence > 0 THEN created_at END))::float8,
     CASE WHEN state = 'waiting' AND next_at = lease_until THEN extract(epoch FROM next_at)::float8 END,
-    extract(epoch FROM finished_at)::float8, result, error, last_error
+    extract(epoch FROM finished_at)::float8, result, error, last_error, story, crashes
 FROM workqueue_task WHERE id = %s
 """
 OUTCOMES = """
@@ -114,7 +116,7 @@ class PostgresLedger:
         self.place = self._server.place
         self._connection: AsyncConnection | None = None
         self._blocks = Blocks(self._connect)
-        self._lock = asyncio.Lock()
+        self._lock, self.board = asyncio.Lock(), SqlBoard(BOARD, self._run)
         self._failed_s, self._failure = 0.0, ""
 
     async def set_up(self) -> "PostgresLedger":
@@ -171,16 +173,23 @@ class PostgresLedger:
         async with self._blocks.begin(COMPLETE, (attempts, result, task_id, fence)) as transaction:
             yield transaction
 
-    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
-        return await self._change(BURY, (attempts, text_of(error), task_id, fence))
+    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str, *, failed: str = "") -> bool:
+        return await self._change(BURY, (attempts, text_of(error), text_of(failed), task_id, fence))
 
     async def release(
-        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+        self,
+        task_id: UUID,
+        fence: int,
+        *,
+        attempts: int | None = None,
+        error: str | None = None,
+        failed: str = "",
+        next_s: float = 0.0,
     ) -> bool:
-        failed = (attempts, None if error is None else text_of(error))
+        said = (attempts, None if error is None else text_of(error), text_of(failed))
         if next_s <= 0:
-            return await self._change(RELEASE, (*failed, task_id, fence))
-        return await self._change(RELEASE_UNTIL, (*failed, next_s, next_s, task_id, fence))
+            return await self._change(RELEASE, (*said, task_id, fence))
+        return await self._change(RELEASE_UNTIL, (*said, next_s, next_s, task_id, fence))
 
     async def revive(self, task_id: UUID, fence: int) -> bool:
         return await self._change(REVIVE, (task_id, fence))
@@ -206,6 +215,10 @@ class PostgresLedger:
 
     async def _rows(self, statement: str, values: Any) -> list[tuple[Any, ...]]:
         return await (await self._execute(statement, values)).fetchall()
+
+    async def _run(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
+        cursor = await self._execute(statement, values)
+        return cursor.rowcount, [] if cursor.description is None else await cursor.fetchall()
 
     async def _change(self, statement: str, values: Sequence[Any]) -> bool:
         return (await self._execute(statement, values)).rowcount == 1

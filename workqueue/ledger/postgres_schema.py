@@ -5,6 +5,7 @@ import secrets
 from psycopg import AsyncConnection, errors
 
 from workqueue.ledger import SCHEMA_VERSION
+from workqueue.ledger.board import Statements
 
 SET_UP_LOCK = 0x776F726B  # "work": two processes that create the same table at once collide
 
@@ -26,7 +27,33 @@ ALTER TABLE workqueue_task
     ADD COLUMN claimed_at timestamptz, -- if it was claimed again: its latest claim
     ADD COLUMN last_error text
 """,
+    """
+ALTER TABLE workqueue_task ADD COLUMN story text; -- the attempts that failed, a line for each
+CREATE TABLE IF NOT EXISTS workqueue_worker (
+    id uuid PRIMARY KEY, name text NOT NULL, seen_at timestamptz NOT NULL, told text NOT NULL
+);
+CREATE TABLE IF NOT EXISTS workqueue_audit (
+    at timestamptz NOT NULL, who text NOT NULL, what text NOT NULL, why text NOT NULL, told text NOT NULL
 )
+""",
+)
+BOARD = Statements(
+    put="""
+        INSERT INTO workqueue_worker VALUES (%s::uuid, %s, clock_timestamp(), %s)
+        ON CONFLICT (id) DO UPDATE SET name = excluded.name, seen_at = excluded.seen_at, told = excluded.told
+    """,
+    remove="DELETE FROM workqueue_worker WHERE id = %s::uuid",
+    seen="""
+        SELECT id::text, name, extract(epoch FROM clock_timestamp() - seen_at)::float8, told FROM workqueue_worker
+        WHERE seen_at > clock_timestamp() - %s * interval '1 second' ORDER BY name
+    """,
+    forget="DELETE FROM workqueue_worker WHERE seen_at < clock_timestamp() - %s * interval '1 second'",
+    note="INSERT INTO workqueue_audit VALUES (clock_timestamp(), %s, %s, %s, %s)",
+    notes="""
+        SELECT extract(epoch FROM at)::float8, who, what, why, told FROM workqueue_audit ORDER BY at DESC LIMIT %s
+    """,
+)
+
 META = """
 CREATE TABLE IF NOT EXISTS workqueue_meta (key text PRIMARY KEY, value text NOT NULL);
 GRANT SELECT ON workqueue_meta TO PUBLIC

@@ -17,11 +17,23 @@ from contextlib import asynccontextmanager, closing, suppress
 from typing import Any
 from uuid import UUID
 
-from workqueue.ledger import FIRST, Claimed, Conflict, Entry, Finished, Outcome, Sent, Taken, Transaction, text_of
+from workqueue.ledger import (
+    FIRST,
+    Claimed,
+    Conflict,
+    Entry,
+    Finished,
+    Outcome,
+    Sent,
+    Taken,
+    Transaction,
+)
+from workqueue.ledger.board import SqlBoard
 from workqueue.ledger.clock import BOOT_LENGTH, DOUBT_S, JUMP_S, SHORTEST_JUMP_S, LastLook, steady_s
 from workqueue.ledger.sqlite_block import Blocks
-from workqueue.ledger.sqlite_file import SqliteFile
+from workqueue.ledger.sqlite_file import BOARD, SqliteFile
 from workqueue.ledger.sqlite_holders import Holders
+from workqueue.ledger.texts import STORY_LENGTH, text_of
 
 BLOCKING_S = 5.0  # the same where nothing else goes on
 BUSY_S = 0.05  # a statement waits so long for another process's transaction before it is LedgerBusy
@@ -56,10 +68,11 @@ CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
 # A row that is done needs no lease, and a shorter row is a quicker one.
 FINISHED = "attempts = ?, finished_at = ?, holder = '', lease_until = 0, ends_at = NULL"
 COMPLETE = CHANGE.format(f"state = 'done', result = ?, {FINISHED}")
-BURY = CHANGE.format(f"state = 'dead', error = ?, {FINISHED}")
+STORY = f"story = nullif(substr(coalesce(story, '') || ?, -{STORY_LENGTH}), '')"
+BURY = CHANGE.format(f"state = 'dead', error = ?, {STORY}, {FINISHED}")
 RENEW = CHANGE.format("lease_until = ?, ends_at = ?")
 RENEW_ALONE = CHANGE.format("lease_until = ?, ends_at = ?, alone = iif(?, fence, NULL)")
-FAILED = "state = 'waiting', attempts = coalesce(?, attempts), last_error = coalesce(?, last_error)"
+FAILED = f"state = 'waiting', attempts = coalesce(?, attempts), last_error = coalesce(?, last_error), {STORY}"
 RELEASE = CHANGE.format(FAILED)
 RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = ?, lease_until = ?, ends_at = ?")
 REVIVE = """
@@ -74,7 +87,8 @@ SENT = "(?1, CAST(?1 AS INTEGER), ?, 'waiting', 0, '', '', ?, ?)"
 ENTRY = """
 SELECT state, kind, digest, worker, holder, lease_until, ends_at, attempts, created_at,
     coalesce(claimed_at, iif(fence > 0, created_at, NULL)),
-    iif(state = 'waiting' AND next_at = lease_until, next_at, NULL), finished_at, result, error, last_error
+    iif(state = 'waiting' AND next_at = lease_until, next_at, NULL), finished_at, result, error, last_error,
+    story, crashes
 FROM task WHERE id = ?
 """
 OUTCOMES = """
@@ -83,7 +97,6 @@ FROM task WHERE finished_at IS NOT NULL AND id IN ({})
 """
 STRETCH_END = f"SELECT max(id) FROM (SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE})"
 FORGET = "DELETE FROM task WHERE id > ? AND id <= ? AND coalesce(finished_at, lease_until) < ?"
-
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +107,7 @@ class SqliteLedger:
     def __init__(self, path: str) -> None:
         self._file = SqliteFile(path)
         self._db, self.identity, self.place = self._file.db, self._file.identity, self._file.path
-        self._blocks = Blocks(self._file)
+        self._blocks, self.board = Blocks(self._file), SqlBoard(BOARD, self._execute)
         self._look_at_s = 0.0
         self._holders, self._holder = Holders(self._file), ""
         self._boot = self._holders.boot
@@ -154,18 +167,26 @@ class SqliteLedger:
         async with self._blocks.begin(*complete) as transaction:
             yield transaction
 
-    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str) -> bool:
-        return await self._change(BURY, (text_of(error), attempts, time.time(), task_id.bytes, fence))
+    async def bury(self, task_id: UUID, fence: int, attempts: int, error: str, *, failed: str = "") -> bool:
+        said = (text_of(error), text_of(failed))
+        return await self._change(BURY, (*said, attempts, time.time(), task_id.bytes, fence))
 
     async def release(
-        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, next_s: float = 0.0
+        self,
+        task_id: UUID,
+        fence: int,
+        *,
+        attempts: int | None = None,
+        error: str | None = None,
+        failed: str = "",
+        next_s: float = 0.0,
     ) -> bool:
-        failed = (attempts, None if error is None else text_of(error))
+        said = (attempts, None if error is None else text_of(error), text_of(failed))
         if next_s <= 0:
-            return await self._change(RELEASE, (*failed, task_id.bytes, fence))
+            return await self._change(RELEASE, (*said, task_id.bytes, fence))
         next_at = time.time() + next_s
         ends = (next_at, next_at, steady_s() + next_s)
-        return await self._change(RELEASE_UNTIL, (*failed, *ends, task_id.bytes, fence))
+        return await self._change(RELEASE_UNTIL, (*said, *ends, task_id.bytes, fence))
 
     async def revive(self, task_id: UUID, fence: int) -> bool:
         return await self._change(REVIVE, (time.time(), task_id.bytes, fence))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import SCHEMA_VERSION, LedgerBusy
+from workqueue.ledger.board import Statements
 from workqueue.ledger.clock import LastLook, boot, steady_s
 
 SET_UP_S = 10.0
@@ -42,7 +43,29 @@ ALTER TABLE task ADD COLUMN created_at INTEGER;
 ALTER TABLE task ADD COLUMN claimed_at INTEGER; -- if it was claimed again: its latest claim
 ALTER TABLE task ADD COLUMN last_error TEXT
 """,
+    """
+ALTER TABLE task ADD COLUMN story TEXT; -- the attempts that failed, a line for each
+CREATE TABLE IF NOT EXISTS workqueue_worker (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, seen_at REAL NOT NULL, told TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS workqueue_audit (
+    at REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL, why TEXT NOT NULL, told TEXT NOT NULL
 )
+""",
+)
+NOW = "(julianday('now') - 2440587.5) * 86400.0"  # Unix time; unixepoch has whole seconds only
+BOARD = Statements(
+    put=f"INSERT OR REPLACE INTO workqueue_worker VALUES (?, ?, {NOW}, ?)",
+    remove="DELETE FROM workqueue_worker WHERE id = ?",
+    seen=f"""
+        SELECT id, name, max(0.0, {NOW} - seen_at) AS seen_s, told FROM workqueue_worker
+        WHERE seen_s < ? ORDER BY name
+    """,
+    forget=f"DELETE FROM workqueue_worker WHERE seen_at < {NOW} - ?",
+    note=f"INSERT INTO workqueue_audit VALUES ({NOW}, ?, ?, ?, ?)",
+    notes="SELECT at, who, what, why, told FROM workqueue_audit ORDER BY rowid DESC LIMIT ?",
+)
+
 META = "CREATE TABLE IF NOT EXISTS workqueue_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 MAGIC = b"SQLite format 3\0"

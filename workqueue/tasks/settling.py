@@ -14,6 +14,7 @@ Every copy is confirmed before the step after it. A step that is cut short leave
 delivers it again, and the ledger knows it then.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -94,31 +95,35 @@ class Settling(Generic[T]):
 
     async def failed(self, attempt: Attempt[T], error: Exception) -> Retrying | Dead:
         received, number, said = attempt.received, attempt.number, describe(error)
-        failed = [*attempt.failed, {"worker": self._worker, "at": now(), "error": said}]
+        last = {"worker": self._worker, "at": now(), "error": said}
+        failed = [*attempt.failed, last]
         decision = after_failure(number, error, self._receive.rungs)
         is_verdict = isinstance(error, Verdict)  # in words of the handler's own: where it was said does not matter
         trace = () if is_verdict else tuple(traceback_lines(error))
+        tail = "" if is_verdict else traceback_tail(error)
+        line = json.dumps(last | {"attempt": number, "trace": tail}) + "\n"
         if isinstance(decision, Bury):
-            tail = "" if is_verdict else traceback_tail(error)
-            return replace(await self.bury(replace(attempt, failed=failed), decision, tail), trace=trace, cause=error)
+            buried = await self.bury(replace(attempt, failed=failed), decision, tail, line)
+            return replace(buried, trace=trace, cause=error)
         await self._copies.delay(received.arrived, decision.rung, {"x-attempts": failed})
         rung_s = decision.rung.delay_s
         delay_s = decision.delay_s if attempt.claim.crashes is not None else rung_s  # no ledger: the broker's is all
         next_s = delay_s if delay_s > rung_s else NEXT_SHARE * rung_s
-        release = partial(self._ledger.release, attempts=number, error=said, next_s=next_s)
+        release = partial(self._ledger.release, attempts=number, error=said, failed=line, next_s=next_s)
         await self._ask(partial(release, received.task.id, attempt.claim.fence))
         self.ack(received.arrived)
         return Retrying(number, delay_s, said, trace, error)
 
-    async def bury(self, attempt: Attempt[T], why: Bury, tail: str = "") -> Dead:
-        """`tail` is the end of the traceback."""
+    async def bury(self, attempt: Attempt[T], why: Bury, tail: str = "", line: str = "") -> Dead:
+        """`tail` is the end of the traceback, `line` the last attempt as the ledger's story has it."""
         received, claim, said = attempt.received, attempt.claim, f"{why.reason}: {why.error}"
         more: dict[str, Any] = {} if claim.crashes is None else {"x-burial": claim.fence}
         if tail:
             more["x-traceback"] = tail
             said += f"\n{tail}"
         await self._copies.bury(received.arrived, why, attempt.failed, more)
-        await self._ask(lambda: self._ledger.bury(received.task.id, claim.fence, len(attempt.failed), said))
+        bury = partial(self._ledger.bury, received.task.id, claim.fence, len(attempt.failed), said, failed=line)
+        await self._ask(bury)
         self.ack(received.arrived)
         return self._dead(why)
 

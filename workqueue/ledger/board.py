@@ -1,0 +1,113 @@
+"""What lies in a ledger beside its tasks: who works, and what operators did. Nothing of it is on a task's way."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+
+class Seen(NamedTuple):
+    """A process that works with the ledger. `seen_s` seconds ago, by the ledger's clock, it told this (JSON)."""
+
+    id: UUID
+    name: str
+    seen_s: float
+    told: str
+
+
+class Note(NamedTuple):
+    """An operator's action: when (Unix time), by whom, what, why, and with which outcome (JSON)."""
+
+    at: float
+    who: str
+    what: str
+    why: str
+    told: str
+
+
+class Board(Protocol):
+    """Each method is atomic, durable when it returns, and may be repeated. Raises LedgerBusy and LedgerLost, as the
+    methods of a ledger do."""
+
+    async def put(self, process: UUID, name: str, told: str) -> None:
+        """Say that this process is there, and what it does. It replaces what the process has said before."""
+
+    async def remove(self, process: UUID) -> None:
+        """The process ends; nothing, where nothing is known of it."""
+
+    async def seen(self, within_s: float) -> list[Seen]:
+        """The processes that were heard of within this time, by name."""
+
+    async def forget(self, older_than_s: float) -> int:
+        """Remove processes that were not heard of for longer. Their number."""
+
+    async def note(self, who: str, what: str, why: str, told: str) -> None:
+        """Keep, for good, that an operator did something."""
+
+    async def notes(self, newest: int) -> list[Note]:
+        """The newest so many, the newest first."""
+
+
+@dataclass(frozen=True)
+class Statements:
+    """The SQL of a store. `put` takes an id, a name, and what was told; `note` what a Note has but the time."""
+
+    put: str
+    remove: str
+    seen: str
+    forget: str
+    note: str
+    notes: str
+
+
+Run = Callable[[str, Sequence[Any]], Awaitable[tuple[int, list[Any]]]]
+"""Runs a statement of a store: how many rows it changed, and those that it gave."""
+
+
+class SqlBoard:
+    """See `Board`."""
+
+    def __init__(self, statements: Statements, run: Run) -> None:
+        self._sql, self._run = statements, run
+
+    async def put(self, process: UUID, name: str, told: str) -> None:
+        await self._run(self._sql.put, (str(process), name, told))
+
+    async def remove(self, process: UUID) -> None:
+        await self._run(self._sql.remove, (str(process),))
+
+    async def seen(self, within_s: float) -> list[Seen]:
+        _, rows = await self._run(self._sql.seen, (within_s,))
+        return [Seen(UUID(id), name, seen_s, told) for id, name, seen_s, told in rows]
+
+    async def forget(self, older_than_s: float) -> int:
+        return (await self._run(self._sql.forget, (older_than_s,)))[0]
+
+    async def note(self, who: str, what: str, why: str, told: str) -> None:
+        await self._run(self._sql.note, (who, what, why, told))
+
+    async def notes(self, newest: int) -> list[Note]:
+        _, rows = await self._run(self._sql.notes, (newest,))
+        return [Note(*row) for row in rows]
+
+
+class NoBoard:
+    """See `Board`: where there is no ledger, nothing is known, and nothing kept."""
+
+    async def put(self, process: UUID, name: str, told: str) -> None:
+        pass
+
+    async def remove(self, process: UUID) -> None:
+        pass
+
+    async def seen(self, within_s: float) -> list[Seen]:
+        return []
+
+    async def forget(self, older_than_s: float) -> int:
+        return 0
+
+    async def note(self, who: str, what: str, why: str, told: str) -> None:
+        pass
+
+    async def notes(self, newest: int) -> list[Note]:
+        return []
