@@ -246,9 +246,12 @@ async def test_what_is_still_running_at_the_end_is_handed_back(monkeypatch: pyte
 
 
 async def test_a_worker_that_can_not_go_on_is_told_to_all_who_wait() -> None:
+    limits: list[asyncio.Timeout] = []
+
     @asynccontextmanager
     async def resources(settings: Settings) -> AsyncIterator[None]:
-        async with asyncio.timeout(0.1):
+        async with asyncio.timeout(None) as limit:
+            limits.append(limit)
             yield
 
     async def handle(task: Task, context: TaskContext[None]) -> None:
@@ -257,6 +260,7 @@ async def test_a_worker_that_can_not_go_on_is_told_to_all_who_wait() -> None:
     queue = MemoryQueue(Application, both(handle), Client(Producer), lifespan=resources)
     await queue.open()
     handle_ = await queue.client.send(NAP, to=TO)
+    limits[0].reschedule(asyncio.get_running_loop().time())
     with pytest.raises(RuntimeError, match="the client was closed"):
         await handle_.result()
     with pytest.raises(LifespanFailed):

@@ -105,7 +105,8 @@ def test_the_help_of_a_command_needs_no_extra(installed: Path, tmp_path: Path) -
 
 
 def test_the_names_of_the_package_need_no_extra(installed: Path, tmp_path: Path) -> None:
-    extras = ("rich", "psycopg", "yaml", "pytest", "typer", "black", "jinja2", "datamodel_code_generator")
+    generator = ("yaml", "typer", "black", "jinja2", "datamodel_code_generator")
+    extras = ("rich", "psycopg", "prometheus_client", "pytest", *generator)
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import workqueue; "
         "[getattr(workqueue, name) for name in workqueue.__all__]; print(workqueue.__file__)"

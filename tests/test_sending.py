@@ -19,9 +19,9 @@ from workqueue.errors import TaskInvalid
 
 LOADED = contract.load("tests.generated.producer")
 (SEND, *_) = LOADED.sends.values()
-ONE = Contract("1.0.0", (), {SEND.queue.name: SEND}, {})
+ONE = Contract("1.0.0", "", (), {SEND.queue.name: SEND}, {})
 OTHER = Send("send_other", SEND.queue, SEND.message, persistent=True, mandatory=True, timestamp=True, tag="kind")
-TWO = Contract("1.0.0", (), {SEND.queue.name: SEND, "other": OTHER}, {})
+TWO = Contract("1.0.0", "", (), {SEND.queue.name: SEND, "other": OTHER}, {})
 NAP = Nap(kind="nap", seconds=0.0)
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from hashlib import blake2b
 from importlib.resources import files
 from typing import Any
 
@@ -114,6 +115,8 @@ class Contract:
     """One application's contract: all the queues it declares, and its operations by the names of their queues."""
 
     version: str
+    digest: str
+    """Of all that the contract says: two processes with the same one were compiled from the same words."""
     queues: tuple[Queue, ...]
     sends: Mapping[str, Send]
     receives: Mapping[str, Receive]
@@ -166,7 +169,9 @@ class _Reader:
             else:
                 receives[made.queue.name] = made
         queues = tuple(_queue(channel) for channel in self._channels.values())
-        return Contract(self._document["info"]["version"], queues, sends, receives)
+        said = json.dumps(self._document, sort_keys=True).encode()
+        digest = blake2b(said, digest_size=6).hexdigest()
+        return Contract(self._document["info"]["version"], digest, queues, sends, receives)
 
     def _send(self, name: str, operation: Mapping[str, Any]) -> Send:
         channel, amqp = self._channel(operation), operation["bindings"]["amqp"]

@@ -12,8 +12,9 @@ EXTRAS = {
     "jinja2": "generate",
     "psycopg": "postgres",
     "psycopg_binary": "postgres",
+    "prometheus_client": "metrics",
     "rich": "cli",
-    "typer": "generate",
+    "typer": "cli",
     "yaml": "generate",
 }
 """By the module that is imported."""

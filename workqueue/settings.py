@@ -54,6 +54,8 @@ class Settings:
     """`debug`: a line for every task that begins too, not just for one that runs for long."""
     log_format: Literal["text", "json"] = "text"
     """`json`: each line of a worker's log is an object, for programs."""
+    http: str = ""
+    """`HOST:PORT` on which a worker answers `/metrics`, `/livez` and `/readyz`; nothing unless it is set."""
 
     def __repr__(self) -> str:
         shown = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -156,6 +158,11 @@ def _parse(field: str, name: str, text: str) -> Any:
         case "log_format":
             if text not in ("text", "json"):
                 raise SettingInvalid(name, text, "use text or json")
+            return text
+        case "http":
+            address = re.fullmatch(r"(?:[\w.-]+|\[[\w:.%]+\]):(\d{1,5})", text)
+            if address is None or int(address[1]) > 65_535:
+                raise SettingInvalid(name, text, "use HOST:PORT, such as 127.0.0.1:9100 or [::1]:9100")
             return text
         case "window":
             if not text.isdecimal() or not 1 <= int(text) <= 10_000:

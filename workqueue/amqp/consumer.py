@@ -82,6 +82,16 @@ class Consumer:
         self._session: Session | None = None
         self._draining = False
 
+    @property
+    def queue(self) -> str:
+        return self._receive.queue.name
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the broker has it as a consumer, as far as the connection tells."""
+        session = self._session
+        return session is not None and session.lane.is_open
+
     async def start(self) -> None:
         """Consume. Raises as `Link.open` when there is no broker to start with, or none that lets this user read the
         queue; one that goes later is waited for."""

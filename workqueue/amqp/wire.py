@@ -117,6 +117,10 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         link = self._link(f"{self._name} publishes", self._topology.declare)
         return Publisher(link, self._name, topology=self._topology, ours=ours)
 
+    def not_consumed(self) -> list[str]:
+        """The queues that some consumer of this process should take messages from, and does not."""
+        return sorted({consumer.queue for consumer in self._consumers if not consumer.is_consuming})
+
     async def drain(self) -> None:
         await asyncio.gather(*(consumer.drain() for consumer in self._consumers))
 

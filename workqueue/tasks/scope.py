@@ -106,8 +106,8 @@ class Scope:
     _asking = False
     _left = False
 
-    def __init__(self, holder: Holder, task: Any, fence: int, limit_s: float | None) -> None:
-        self.holder, self._task, self.fence, self.limit_s = holder, task, fence, limit_s
+    def __init__(self, holder: Holder, task: Any, fence: int, limit_s: float | None, attempt: int = 1) -> None:
+        self.holder, self._task, self.fence, self.limit_s, self.attempt = holder, task, fence, limit_s, attempt
         self._delivery = delivery.current.get(None)  # that of the threads, too, which the handler starts
 
     @property

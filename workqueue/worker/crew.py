@@ -34,6 +34,7 @@ class Crew:
 
     def __init__(self) -> None:
         self._guards: list[Guard[Any]] = []
+        self.draining = False
 
     def consumers(self, application: type[Any], jobs: Collection[Job], runtime: Runtime, wire: Wire) -> list[Any]:
         """Competing consumers, as many as the jobs say: each handles a message at a time."""
@@ -51,11 +52,16 @@ class Crew:
         """For any thread: a set is copied in one step."""
         return [scope for guard in self._guards for scope in list(guard.execution.running)]
 
+    def held_s(self) -> list[tuple[str, float]]:
+        """How long each task has run, with its operation. For any thread."""
+        return [(scope.holder.operation, scope.ran_s()) for scope in self.running()]
+
     @property
     def in_hand(self) -> int:
         return sum(guard.in_hand for guard in self._guards)
 
     def drain(self) -> None:
+        self.draining = True
         for guard in self._guards:
             guard.drain()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
@@ -12,8 +13,11 @@ from workqueue import codec
 from workqueue.amqp.wire import Wire
 from workqueue.contract import Contract
 from workqueue.errors import WorkerFault
+from workqueue.extras import needed
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import on_signals
+from workqueue.observe.counting import Counting
+from workqueue.observe.health import Health
 from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
 from workqueue.tasks.events import Listener, Ready, Stopping
@@ -23,11 +27,13 @@ from workqueue.tasks.scope import Scope
 from workqueue.tasks.watchdog import Watchdog
 from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
+from workqueue.worker.heartbeat import Heartbeat, installed
 from workqueue.worker.lifespan import Lifespan
 
 log = logging.getLogger(__name__)
 
 PRUNE_EVERY_S = 1800.0
+TURN_S = 1.0
 CUT_OFF_S = 3.0  # for handing back what was cut off at the end of a drain; what takes longer is left to the broker
 CLOSE_S = 4.0  # for closing connections
 FINISH_S = 1.0  # that a worker which can't go on leaves to what is in hand: what is at its end is so recorded as done
@@ -41,8 +47,8 @@ class Serving:
         self, name: str, application: type[Any], loaded: Contract, settings: Settings, tell: Listener, ending: Ending
     ) -> None:
         self._name, self._application, self._loaded = name, application, loaded
-        self._settings, self._tell, self._ending = settings, tell, ending
-        self._crew = Crew()
+        self._settings, self._ending = settings, ending
+        self._tell, self._crew, self._health = Counting(tell), Crew(), Health()
         self._watchdog = Watchdog(name, self._crew.running, partial(_release_from_thread, settings))
 
     async def run(
@@ -52,6 +58,7 @@ class Serving:
         codec.install()
         on_signals(self._ending.set)
         async with AsyncExitStack() as closing:
+            self._serve_http(closing, jobs)
             ledger = await self._ending.unless(open_ledger(self._settings))
             if ledger is None:
                 return 0
@@ -63,6 +70,8 @@ class Serving:
             closing.push_async_callback(wire.close)
             pruning = asyncio.ensure_future(_prune(ledger, self._settings.keep_s, self._ending.set))
             closing.callback(pruning.cancel)
+            heartbeat = Heartbeat(self._name, self._loaded, jobs, self._crew, self._tell, ledger, self._health)
+            closing.push_async_callback(heartbeat.end)
             runtime = Runtime(
                 self._name, self._loaded, ledger, wire.publisher(), self._settings, self._tell, self._ending.set,
                 resources.value, single=sum(job.concurrency for job in jobs) == 1,
@@ -70,6 +79,9 @@ class Serving:
             consumers = self._crew.consumers(self._application, jobs, runtime, wire)
             closing.push_async_callback(stop, consumers)
             ready = Ready(self._name, {job.receive.queue.name: job.concurrency for job in jobs}, ledger.place)
+            self._health.not_consumed = wire.not_consumed
+            beating = asyncio.ensure_future(heartbeat.beat(self._ending.set))
+            closing.callback(beating.cancel)
             code, drained = await self._until_told(consumers, wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
                 await stop(consumers, within_s=CLOSE_S / 4)
@@ -81,6 +93,24 @@ class Serving:
         self._watchdog.end_by(CLOSE_S, code, "it has stopped")
         self._tell(self._crew.account(self._name))
         return code
+
+    def _serve_http(self, closing: AsyncExitStack, jobs: Collection[Job]) -> None:
+        """Raises SettingInvalid, ExtraMissing."""
+        if not self._settings.http:
+            return
+        with needed("WORKQUEUE_HTTP"):
+            from workqueue.observe.http import Http
+            from workqueue.observe.metrics import Source, exposition
+        source = Source(
+            self._name, installed(), self._loaded.version, self._loaded.digest,
+            {job.receive.operation: (job.receive.queue.name, job.concurrency) for job in jobs}, self._tell,
+            self._health, self._crew.held_s,
+        )  # fmt: skip
+        http = Http(self._settings.http, self._health, exposition(source))
+        closing.callback(http.close)
+        log.info("%s  answers /metrics, /livez and /readyz at http://%s", self._name, http.address)
+        turning = asyncio.ensure_future(_turn(self._health))
+        closing.callback(turning.cancel)
 
     async def _open(
         self, closing: AsyncExitStack, lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None
@@ -102,7 +132,9 @@ class Serving:
         try:
             if await self._ending.unless(start(consumers)):
                 self._tell(ready)
+                self._health.starting = False
             await self._ending.wait()
+            self._health.stopping = True
             self._tell(Stopping(self._name, self._crew.in_hand))
             self._crew.drain()
             await wire.drain()
@@ -119,6 +151,7 @@ class Serving:
             await self._crew.idle(FINISH_S)
             raise
         finally:
+            self._health.stopping = True
             self._ending.set()
             self._crew.drain()
             self._crew.end()
@@ -153,12 +186,20 @@ def _release_from_thread(settings: Settings, scopes: list[Scope]) -> None:
         asyncio.run(release())
 
 
+async def _turn(health: Health) -> None:
+    """Show that the event loop turns."""
+    while True:  # that it does is all there is to tell
+        health.loop_s = time.monotonic()
+        await asyncio.sleep(TURN_S)
+
+
 async def _prune(ledger: Ledger, keep_s: float, fatal: Callable[[BaseException], object]) -> None:
     """Have the ledger forget what is old, again and again. Every worker does: it costs little, and none is special."""
     try:
         while True:
             with suppress(LedgerBusy):  # the next time will do
                 await ledger.prune(keep_s)
+                await ledger.board.forget(keep_s)
             await asyncio.sleep(min(keep_s, PRUNE_EVERY_S))
     except Exception as error:  # noqa: BLE001  # the ledger is lost, for one: the worker can't go on either
         fatal(error)

@@ -265,4 +265,4 @@ def _sends(loaded: Contract) -> Contract:
         )
         for name, receive in loaded.receives.items()
     }  # fmt: skip
-    return Contract(loaded.version, loaded.queues, sends, {})
+    return Contract(loaded.version, loaded.digest, loaded.queues, sends, {})

@@ -1,0 +1,173 @@
+"""What a worker tells of itself, and that it does no harm where nobody can be told."""
+
+import asyncio
+import json
+import logging
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.harness import CHORES, ERRANDS
+from workqueue.contract import Contract
+from workqueue.errors import LedgerLost
+from workqueue.ledger import LedgerBusy
+from workqueue.ledger.none import NoLedger
+from workqueue.ledger.sqlite import SqliteLedger
+from workqueue.observe.counting import BOUNDS_S, Counting
+from workqueue.observe.health import Health
+from workqueue.tasks.events import Dead, Done, Event, HandedBack, Ready, Retrying, Skipped, Told
+from workqueue.testing import until
+from workqueue.worker import heartbeat
+from workqueue.worker.crew import Crew, Job
+from workqueue.worker.heartbeat import Heartbeat
+
+CONTRACT = Contract("1.2.3", "abcdef", (), {}, {})
+
+
+def beating(ledger: Any, crew: Any = None, counting: Counting | None = None) -> Heartbeat:
+    def handle(*_: Any) -> None: ...
+
+    jobs, counting = [Job(ERRANDS, handle, 2), Job(CHORES, handle, 1)], counting or Counting(lambda _: None)
+    return Heartbeat("w1", CONTRACT, jobs, crew or Crew(), counting, ledger, Health())
+
+
+def event(operation: str, what: Any) -> Event:
+    return Event("w1", operation, "nap", "1", 0.1, what)
+
+
+def test_what_became_of_tasks_is_counted_by_operation_and_told_on() -> None:
+    heard: list[Told] = []
+    counting = Counting(heard.append)
+    told: list[Told] = [
+        Ready("w1", {}, "none"),
+        *(event(ERRANDS.operation, Done(1)) for _ in range(3)),
+        event(ERRANDS.operation, Retrying(1, 1.0, "no")),
+        event(ERRANDS.operation, Dead("failed", "no", "dead")),
+        event(ERRANDS.operation, Skipped("done")),
+        event(CHORES.operation, Done(2)),
+        event(CHORES.operation, HandedBack()),
+    ]
+    for each in told:
+        counting(each)
+    assert heard == told
+    queues = beating(NoLedger(), counting=counting).told()["queues"]
+    counts = {name: [one[word] for word in ("done", "failed", "dead", "handed_back")] for name, one in queues.items()}
+    assert counts == {ERRANDS.queue.name: [3, 1, 1, 0], CHORES.queue.name: [1, 0, 0, 1]}
+    assert counting.dead == {(ERRANDS.operation, "failed"): 1}
+    took = counting.took[ERRANDS.operation]
+    assert (sum(took.counts), took.counts[BOUNDS_S.index(0.1)]) == (5, 5)
+    assert took.sum_s == pytest.approx(0.5)
+
+
+def test_the_rate_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting, now_s = Counting(lambda _: None), 1000.0
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(time=lambda: now_s, monotonic=lambda: now_s))
+    worker = beating(NoLedger(), counting=counting)
+
+    def rate() -> float:
+        told: float = worker.told()["queues"][ERRANDS.queue.name]["rate"]
+        return told
+
+    assert rate() == 0.0
+    for _ in range(40):  # 80 s of 5 a second
+        now_s += 2.0
+        for _ in range(10):
+            counting(event(ERRANDS.operation, Done(1)))
+        told = rate()
+    assert told == 5.0
+    for _ in range(15):  # 30 s of nothing
+        now_s += 2.0
+        told = rate()
+    assert told == 2.5
+    for _ in range(16):
+        now_s += 2.0
+        told = rate()
+    assert told == 0.0
+
+
+async def test_a_worker_is_on_the_board_while_it_works_and_not_when_it_has_ended(tmp_path: Path) -> None:
+    ledger = SqliteLedger(str(tmp_path / "ledger.db"))
+    scope = SimpleNamespace(
+        task_id=UUID(int=7),
+        kind="nap",
+        holder=SimpleNamespace(operation=ERRANDS.operation),
+        attempt=2,
+        ran_s=lambda: 3.0,
+    )
+    crew: Any = SimpleNamespace(draining=False, running=lambda: [scope])
+    worker = beating(ledger, crew)
+    task = asyncio.ensure_future(worker.beat(lambda error: None))
+    await asyncio.sleep(0.05)
+    (seen,) = await ledger.board.seen(60.0)
+    told = json.loads(seen.told)
+    assert (seen.name, told["state"], told["contract"]) == ("w1", "working", {"version": "1.2.3", "digest": "abcdef"})
+    assert {queue: one["concurrency"] for queue, one in told["queues"].items()} == {
+        ERRANDS.queue.name: 2, CHORES.queue.name: 1,
+    }  # fmt: skip
+    (held,) = told["in_hand"]
+    assert (held["id"], held["attempt"], held["operation"]) == (str(UUID(int=7)), 2, ERRANDS.operation)
+    crew.draining = True
+    assert worker.told()["state"] == "stopping"
+    task.cancel()
+    await worker.end()
+    assert await ledger.board.seen(60.0) == []
+    await ledger.close()
+
+
+class Broken:
+    """A ledger whose board fails so often, and then no more; nothing else `answers` before."""
+
+    def __init__(self, *errors: Exception, answers: bool = False) -> None:
+        self.errors, self.put_count, self.answers, self.board = list(errors), 0, answers, self
+
+    async def renew(self, *_: object) -> None:
+        if not self.answers:
+            raise LedgerBusy("no answer")
+
+    async def put(self, *_: object) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.put_count += 1
+
+    async def remove(self, *_: object) -> None:
+        raise LedgerBusy("no answer")
+
+
+async def test_a_busy_board_is_said_once_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.001)
+    monkeypatch.setattr(heartbeat, "AGAIN_S", 0.001)
+    caplog.set_level(logging.WARNING)
+    board, fatal = Broken(*(LedgerBusy("no answer") for _ in range(5))), list[BaseException]()
+    worker = beating(board)
+    task = asyncio.ensure_future(worker.beat(fatal.append))
+    await until(lambda: board.put_count > 1, "it has told twice")
+    task.cancel()
+    await worker.end()
+    assert caplog.messages == ["w1  can't tell the ledger that it works: no answer"]
+    assert fatal == []
+
+
+async def test_a_ledger_that_is_lost_ends_an_idle_worker_too() -> None:
+    fatal = list[BaseException]()
+    lost = LedgerLost("/a", "it was deleted")
+    await beating(Broken(lost)).beat(fatal.append)
+    assert fatal == [lost]
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_ledger_that_only_refuses_the_row_is_one_that_answers(
+    monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    monkeypatch.setattr(heartbeat, "AGAIN_S", 60.0)
+    worker = beating(Broken(LedgerBusy("permission denied"), answers=answers))
+    worker.health.starting, worker.health.ledger_s = False, time.monotonic() - 60
+    task = asyncio.ensure_future(worker.beat(lambda error: None))
+    await asyncio.sleep(0.01)
+    assert (worker.health.not_ready() == []) is answers
+    task.cancel()

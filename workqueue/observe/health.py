@@ -1,0 +1,40 @@
+"""Whether a worker works, truthfully: for `/livez` and `/readyz`, and for whoever else asks, from any thread."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+LEDGER_S = 5.0  # a ledger that has not answered for so long can't be relied on: it is asked every two seconds
+LOOP_S = 30.0  # an event loop that has not turned for so long takes no task, and renews no claim
+
+
+@dataclass
+class Health:
+    """What the parts of a worker say. `not_consumed` names the queues of which no messages come; `loop_s` and
+    `ledger_s` are when the event loop turned, and the ledger answered, last (monotonic).
+
+    `starting` until it is ready for the first time, `stopping` from its drain on.
+    """
+
+    not_consumed: Callable[[], list[str]] = list
+    starting: bool = True
+    stopping: bool = False
+    loop_s: float = field(default_factory=time.monotonic)
+    ledger_s: float = field(default_factory=time.monotonic)
+
+    def dead(self) -> list[str]:
+        """Why it is not alive; nothing if it is. Who is told should start it anew."""
+        silent_s = time.monotonic() - self.loop_s
+        return [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > LOOP_S else []
+
+    def not_ready(self) -> list[str]:
+        """Why it takes no tasks now; nothing if it does."""
+        if self.starting:
+            return ["it starts"]
+        if self.stopping:
+            return ["it stops"]
+        found = [f"{queue} is not consumed" for queue in self.not_consumed()]
+        now_s = time.monotonic()
+        if now_s - self.ledger_s > LEDGER_S:
+            found.append(f"the ledger has not answered for {now_s - self.ledger_s:.0f} s")
+        return found

@@ -1,0 +1,125 @@
+"""What a worker tells of itself, for those who operate it: a row in the ledger, written every two seconds."""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from uuid import UUID, uuid4
+
+from workqueue.contract import Contract
+from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.observe.counting import Counting
+from workqueue.observe.health import Health
+from workqueue.tasks.events import Dead, Done, HandedBack, Retrying
+from workqueue.worker.crew import Crew, Job
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 2.0
+AGAIN_S = 4.0  # after a failure: a role without the privilege would cost the ledger its connection each time
+RATE_S = 60.0  # over which the rate is taken
+COUNTED: dict[type, str] = {Done: "done", Retrying: "failed", Dead: "dead", HandedBack: "handed_back"}
+NOBODY = UUID(int=0)
+
+
+@dataclass
+class Heartbeat:
+    """Tells the ledger's board what this worker is, what it has done, and what it has in hand.
+
+    A board that can't be written to is said once, and is no reason to stop: no task depends on it.
+    """
+
+    name: str
+    contract: Contract
+    jobs: Collection[Job]
+    crew: Crew
+    counting: Counting
+    ledger: Ledger
+    health: Health
+    id: UUID = field(default_factory=uuid4)
+    _began: float = field(default_factory=time.time)
+    _done: deque[tuple[float, Counter[str]]] = field(default_factory=lambda: deque(maxlen=int(RATE_S / BEAT_S) + 1))
+    _said: bool = False
+
+    async def beat(self, fatal: Callable[[BaseException], object]) -> None:
+        """Until it is cancelled. `fatal` is told when the ledger is lost: no task could be claimed either."""
+        try:
+            while True:  # noqa: ASYNC110  # nothing else tells when
+                await asyncio.sleep(BEAT_S if await self._put() else AGAIN_S)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
+            fatal(error)
+
+    async def _put(self) -> bool:
+        try:
+            await self.ledger.board.put(self.id, self.name, json.dumps(self.told()))
+        except LedgerBusy as error:
+            if not self._said:
+                log.warning("%s  can't tell the ledger that it works: %s", self.name, error)
+            self._said = True
+            with suppress(LedgerBusy):  # it may just be this that is refused; claims need to write, too
+                await self.ledger.renew(NOBODY, 0, AGAIN_S)
+                self.health.ledger_s = time.monotonic()
+            return False
+        self._said = False
+        self.health.ledger_s = time.monotonic()
+        return True
+
+    async def end(self) -> None:
+        """What ends well leaves nothing behind; what dies is seen as long gone."""
+        with suppress(LedgerBusy):
+            await self.ledger.board.remove(self.id)
+
+    def told(self) -> dict[str, Any]:
+        now, rates = time.time(), self._rates()
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": installed(),
+            "contract": {"version": self.contract.version, "digest": self.contract.digest},
+            "state": "stopping" if self.crew.draining else "working",
+            "at": round(now, 3),
+            "started_at": round(self._began, 3),
+            "queues": {
+                job.receive.queue.name: {
+                    "concurrency": job.concurrency,
+                    "rate": rates[job.receive.operation],
+                    **self._counts(job.receive.operation),
+                }
+                for job in self.jobs
+            },
+            "in_hand": [
+                {
+                    "id": str(scope.task_id), "kind": scope.kind, "operation": scope.holder.operation,
+                    "attempt": scope.attempt, "since": round(now - scope.ran_s(), 3),
+                }
+                for scope in self.crew.running()
+            ],
+        }  # fmt: skip
+
+    def _counts(self, operation: str) -> dict[str, int]:
+        return {word: self.counting.of[operation, what] for what, word in COUNTED.items()}
+
+    def _rates(self) -> dict[str, float]:
+        """Tasks done per second, by operation, over the last minute or as long as it has worked."""
+        now = time.monotonic()
+        done = Counter({job.receive.operation: self.counting.of[job.receive.operation, Done] for job in self.jobs})
+        self._done.append((now, done))
+        began, before = self._done[0]
+        took_s = now - began
+        return {name: round((number - before[name]) / took_s, 2) if took_s else 0.0 for name, number in done.items()}
+
+
+def installed() -> str:
+    """The version of this package; "source" where it is not installed."""
+    try:
+        return version("asyncapi-workqueue")
+    except PackageNotFoundError:
+        return "source"
