@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from workqueue.amqp.handshake import GONE, lost, words
+from workqueue.amqp.handshake import GONE, lost, silent, words
 from workqueue.amqp.lane import Depth
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import hide_password
@@ -25,7 +25,8 @@ async def look(uris: Iterable[str], queues: Iterable[str]) -> dict[str, Depth]:
     for uri in uris:
         tried = hide_password(uri)
         try:
-            connection = await aio_pika.connect(uri, timeout=LOOK_S)
+            with silent():
+                connection = await aio_pika.connect(uri, timeout=LOOK_S)
         except GONE as error:
             cause = words(error)
             continue

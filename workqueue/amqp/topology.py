@@ -58,7 +58,7 @@ class Topology:
                 await self._look(connection, asking, queue, error)
             except ChannelPreconditionFailed as error:
                 if "limit" in words(error) and "reached" in words(error):  # of queues in the vhost
-                    raise BrokerRefused(_place(connection), 406, words(error), "raise the limit") from error
+                    raise BrokerRefused(place(connection), 406, words(error), "raise the limit") from error
                 await self._tolerate(connection, asking, queue, error)
             except ChannelLockedResource as error:
                 raise _differs(connection, error) from error
@@ -79,7 +79,7 @@ class Topology:
                 "<configure> <write> <read>"
             )
             text = f"there is no queue {queue.name!r}, and it may not be declared: {words(refusal)}"
-            raise BrokerRefused(_place(connection), 403, text, way_out) from error
+            raise BrokerRefused(place(connection), 403, text, way_out) from error
         except ChannelLockedResource as error:
             raise _differs(connection, error) from error
 
@@ -144,8 +144,8 @@ class Asking:
 
 def _differs(connection: AbstractConnection, error: ChannelClosed) -> ContractInvalid:
     return ContractInvalid(
-        f"a queue at {_place(connection)} is not what the contract declares: {words(error)}; "
-        "change spec/, or delete the queue there, and with it all that is in it"
+        f"a queue at {place(connection)} is not what the contract declares: {words(error)}; "
+        "change spec/, or delete the queue there, and with it all that is in it; `workqueue plan` tells what differs"
     )
 
 
@@ -153,5 +153,6 @@ def _vhost(url: URL) -> str:
     return url.path[1:] or "/"
 
 
-def _place(connection: AbstractConnection) -> str:
+def place(connection: AbstractConnection) -> str:
+    """Where the broker is, for people."""
     return hide_password(str(connection.url.with_query(None)))

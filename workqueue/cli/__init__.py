@@ -17,6 +17,12 @@ COMMANDS = {
     "broker": ("workqueue.dev.broker", "find a RabbitMQ, or run a private one in .broker"),
     "cluster": ("workqueue.dev.cluster", "run three private RabbitMQ nodes as one cluster in .cluster"),
     "chaos": ("workqueue.testing.chaos.command", "tasks under every fault, and an account of each of them"),
+    "status": ("workqueue.cli.status", "what waits in each queue, who works, and when it will be done"),
+    "workers": ("workqueue.cli.status:main_workers", "the workers, and what each has in hand"),
+    "task": ("workqueue.cli.task", "one task's whole way: attempts, errors, state, result"),
+    "dead": ("workqueue.cli.dead", "dead letters: group, list, show, send back, throw away"),
+    "plan": ("workqueue.cli.plan", "the contract against the live broker: what is missing, or differs"),
+    "doctor": ("workqueue.cli.doctor", "what is wrong with this installation, and the way out"),
     "demo": ("workqueue.dev.demo", "the example at work: a private broker, three workers, thousands of tasks"),
 }
 
@@ -37,8 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may be one that can't be shown
     try:
         with needed(f"workqueue {given.command}"):
-            module = import_module(COMMANDS[given.command][0])
-        code: int = module.main(given.arguments)
+            name, _, function = COMMANDS[given.command][0].partition(":")
+            module = import_module(name)
+        code: int = getattr(module, function or "main")(given.arguments)
     except ExtraMissing as error:
         print(error, file=sys.stderr)
         return error.exit_code

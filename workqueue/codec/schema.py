@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema_rs
 
 from workqueue import kinds
+from workqueue.errors import escaped
 
 Path = tuple[str | int, ...]
 
@@ -80,7 +81,7 @@ def _only_nulls(errors: list[Any]) -> bool:
 
 def printable(text: str) -> str:
     """One line that any terminal, header and database takes: what is not printable is escaped, the rest cut off."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:ERROR_LIMIT]
+    return escaped(text)[:ERROR_LIMIT]
 
 
 def place(path: Any) -> str:

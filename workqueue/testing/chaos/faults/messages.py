@@ -20,8 +20,7 @@ from workqueue.testing.processes import until
 COPIES = 4  # of one failing task
 LARGE_HEADER_BYTES = 130_900  # with the other properties just below the frame of 131,072 that a broker grants
 LETTERS_WITHIN_S = 60.0  # a producer on a busy machine takes a while to start
-LOOKED_AT = 30  # at once. RabbitMQ 3.10 forgets the order of more than 32 that come back from one channel: once its
-# node was restarted, the acks of before count for other messages, which are lost in place of those.
+LOOKED_AT = 30  # at once, by gets: of more than 32 RabbitMQ 3.10 loses some later, see `amqp.held`
 LOOKS = 25  # more than the deliveries that RabbitMQ 4 grants a message of a quorum queue
 SENT_BACK = 5  # dead letters at a time
 

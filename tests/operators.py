@@ -1,0 +1,46 @@
+"""The commands for operators, as processes, for a site of the tests' own contract."""
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from tests.harness import Site
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a command wrote, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def value(self) -> Any:
+        return json.loads(self.out)
+
+
+async def start(site: Site, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    own = {"AMQP_URI": site.uri, "LEDGER_URL": site.ledger_url, **environment}
+    folder = () if "--project" in arguments else ("--project", str(site.project / "tests"))
+    command = (sys.executable, "-m", "workqueue", *arguments, *folder)
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=site.project, env={**os.environ, **own}
+    )
+
+
+async def workqueue(site: Site, *arguments: str, given: str = "", **environment: str) -> Told:
+    process = await start(site, *arguments, **environment)
+    out, err = await process.communicate(given.encode())
+    assert process.returncode is not None
+    return Told(process.returncode, out.decode(), err.decode())
+
+
+async def ask(site: Site, *arguments: str) -> Any:
+    told = await workqueue(site, *arguments, "-o", "json")
+    assert told.code in (0, 1), told.err
+    return told.value

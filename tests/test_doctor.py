@@ -1,0 +1,200 @@
+"""`workqueue plan` and `doctor`: each seeded fault is found with its way out, and nothing on a healthy system."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from aio_pika.abc import AbstractChannel
+
+from tests.harness import Site, simulate
+from tests.operators import ask, workqueue
+from tests.test_refusals import user_of
+from workqueue import contract
+from workqueue.contract import Queue
+from workqueue.dev.node import Node
+from workqueue.ledger import open_ledger
+from workqueue.settings import Settings
+from workqueue.testing import until, vhost
+from workqueue.testing.given import Broker
+
+LIMIT = "x-delivery-limit"
+
+
+async def findings(site: Site) -> dict[str, dict[str, Any]]:
+    """What is not as it should be, by what it is about."""
+    return {one["about"]: one for one in await ask(site, "doctor") if one["state"] in ("warning", "fault")}
+
+
+async def plans(site: Site) -> dict[str, dict[str, Any]]:
+    return {one["queue"]: one for one in (await ask(site, "plan"))["queues"]}
+
+
+def queues(site: Site) -> dict[str, Queue]:
+    document = json.loads((site.project / "tests/generated/worker/contract.json").read_bytes())
+    return {queue.name: queue for queue in contract.read(document).queues}
+
+
+async def declared(
+    channel: AbstractChannel, queue: Queue, changed: Mapping[str, Any] | None = None, *, durable: bool = True
+) -> None:
+    """The queue as somebody else has made it. An argument that is None is left out."""
+    whole = {**queue.arguments, **(changed or {})}
+    arguments = {name: value for name, value in whole.items() if value is not None}
+    await channel.declare_queue(queue.name, durable=durable, arguments=arguments)
+
+
+@asynccontextmanager
+async def running(site: Site) -> AsyncIterator[None]:
+    worker = await site.worker("one")
+    try:
+        yield
+    finally:
+        worker.process.terminate()
+        await until(lambda: worker.process.poll() is not None, "it ends")
+
+
+async def test_nothing_is_wrong_with_a_healthy_system(fast: Site) -> None:
+    async with running(fast):
+        await fast.send(simulate(1))
+        await until(lambda: len(fast.ended()) == 1, "it is done")
+        told = await workqueue(fast, "doctor")
+        assert (told.code, told.err) == (0, ""), told.out
+        assert {one["state"] for one in (await plans(fast)).values()} == {"same"}
+        assert (await workqueue(fast, "plan")).code == 0
+
+
+async def test_before_the_first_worker_everything_is_missing_and_nothing_is_made(fast: Site) -> None:
+    for _ in range(2):
+        told = await workqueue(fast, "plan")
+        assert told.code == 1
+        assert {one["state"] for one in (await plans(fast)).values()} == {"missing"}
+    found = await findings(fast)
+    assert found[f"queue {fast.queue}"]["way_out"] == "start a worker: it declares the queue"
+    assert {one["state"] for one in found.values()} == {"warning"}
+
+
+async def test_queues_that_differ_are_told_with_every_difference(fast: Site) -> None:
+    ours = queues(fast)
+    rung = fast.receive.rungs[0].queue
+    async with fast.amqp() as channel:
+        classic = {"x-queue-type": "classic", "x-dead-letter-strategy": None, "x-overflow": None, LIMIT: None}
+        classic["x-quorum-initial-group-size"] = None
+        await declared(channel, ours[fast.queue], classic)
+    async with fast.amqp() as channel:
+        await declared(channel, ours[fast.dead_queue], {LIMIT: None})
+        await declared(channel, rung, {"x-message-ttl": 77_000, "x-max-length": 5})
+    found = await plans(fast)
+    tasks, dead, delay = found[fast.queue], found[fast.dead_queue], found[rung.name]
+    assert (tasks["state"], dead["state"], delay["state"]) == ("new queue", "policy", "new queue")
+    assert {"name": "x-queue-type", "contract": "quorum", "broker": "classic"} in tasks["differences"]
+    assert dead["differences"] == [{"name": LIMIT, "contract": ours[fast.dead_queue].arguments[LIMIT], "broker": None}]
+    assert sorted(one["name"] for one in delay["differences"]) == ["x-max-length", "x-message-ttl"]
+    assert {"name": "x-message-ttl", "contract": rung.arguments["x-message-ttl"], "broker": 77_000} in delay[
+        "differences"
+    ]
+    assert dead["steps"][0].startswith("rabbitmqctl set_policy ")
+
+    sick = await findings(fast)
+    assert "x-queue-type is classic, not quorum" in sick[f"queue {fast.queue}"]["said"]
+    assert "x-message-ttl is 77000" in sick[f"queue {rung.name}"]["said"]
+    assert sick[f"queue {fast.dead_queue}"]["state"] == "warning"
+    assert sick[f"queue {fast.queue}"]["way_out"] == "workqueue plan has the steps"
+    worker = await fast.worker("one", ready=False)
+    await until(lambda: worker.process.poll() is not None, "it refuses")
+    assert worker.process.returncode == 2
+    assert "workqueue plan" in worker.text()
+
+
+async def test_a_queue_that_is_not_durable_and_one_that_is_gone_are_found(fast: Site) -> None:
+    rung = fast.receive.rungs[1].queue
+    async with fast.amqp() as channel:
+        await declared(channel, Queue(rung.name, False, False, False, {}), durable=False)
+        await declared(channel, queues(fast)[fast.queue])
+    sick = await findings(fast)
+    assert "durable is False, not True" in sick[f"queue {rung.name}"]["said"]
+    assert sick[f"queue {fast.dead_queue}"]["said"] == "it does not exist"
+    assert sick[f"queue {fast.dead_queue}"]["state"] == "fault"
+
+
+async def test_what_workers_tell_is_held_against_the_folder_and_the_clock(fast: Site) -> None:
+    async with running(fast):
+        ledger = await open_ledger(Settings(ledger_url=fast.ledger_url))
+        (seen,) = await until(lambda: ledger.board.seen(60.0), "the worker tells of itself")
+        told = json.loads(seen.told)
+        older = told | {"contract": {"version": "0.9.0", "digest": "000000"}}
+        await ledger.board.put(uuid4(), "older", json.dumps(older))
+        await ledger.board.put(uuid4(), "ahead", json.dumps(told | {"at": time.time() + 60}))
+        sick = await findings(fast)
+        await ledger.close()
+    assert sick["worker ahead"]["said"] in {
+        f"its clock is {seconds} s ahead of this machine's" for seconds in (59, 60, 61)
+    }
+    assert "older works on " in sick["contract"]["said"]
+    assert set(sick) == {"worker ahead", "contract"}
+
+
+async def test_tasks_that_nobody_takes_and_letters_that_nobody_looked_at_are_found(fast: Site) -> None:
+    await fast.send(simulate(2))
+    await fast.publish(b"not a task")
+    sick = await findings(fast)
+    assert sick[f"queue {fast.queue}"]["said"] == "3 tasks wait and nobody takes them"
+    async with running(fast):
+        await until(lambda: fast.depth_is(1, fast.dead_queue), "one is dead")
+        sick = await findings(fast)
+    assert sick == {f"queue {fast.dead_queue}": sick[f"queue {fast.dead_queue}"]}
+    assert sick[f"queue {fast.dead_queue}"]["said"] == "1 dead letters"
+
+
+async def test_a_ledger_that_the_workers_do_not_share_and_none_at_all_are_found(fast: Site) -> None:
+    async with running(fast):
+        other = fast.folder / "other.db"
+        await (await open_ledger(Settings(ledger_url=f"sqlite:{other}"))).close()
+        told = await workqueue(fast, "doctor", LEDGER_URL=f"sqlite:{other}")
+        assert told.code == 1
+        assert "!!  ledger: queue" in told.out
+        assert "is worked on with another ledger" in told.out
+    told = await workqueue(fast, "doctor", LEDGER_URL="none")
+    assert "!   ledger: none: a task that is delivered twice may be done twice" in told.out
+
+
+async def test_a_user_who_may_not_declare_is_told_so(fast: Site, node: Broker) -> None:
+    async with running(fast):
+        fast.uri = user_of(node, fast.uri, configure="^$", write=".*", read=".*")
+        found = {one["about"]: one for one in await ask(fast, "doctor")}
+    assert found["permissions"]["state"] == "warning"
+    assert "may not declare a queue" in found["permissions"]["said"]
+    assert found[f"queue {fast.queue}"]["state"] == "unseen"
+
+
+@pytest.fixture
+def alarmed(own_node: Node, tmp_path: Path, fast_project: Path) -> Iterator[Site]:
+    here = Site(tmp_path, vhost(own_node), fast_project)
+    yield here
+    own_node.ctl("set_vm_memory_high_watermark", "0.4")
+    here.stop()
+
+
+async def test_an_alarm_is_found(alarmed: Site, own_node: Node) -> None:
+    async with running(alarmed):
+        await asyncio.to_thread(own_node.ctl, "set_vm_memory_high_watermark", "0.0000001")
+        found = await findings(alarmed)
+    assert found["alarm"]["state"] == "fault"
+    assert "low on memory" in found["alarm"]["said"]
+
+
+async def test_exported_definitions_make_a_fresh_vhost_the_same(fast: Site, own_node: Node) -> None:
+    told = await workqueue(fast, "plan", "--export", "definitions", AMQP_URI=own_node.uri)
+    assert told.code == 0
+    file = fast.folder / "definitions.json"
+    file.write_text(told.out)
+    await asyncio.to_thread(own_node.ctl, "import_definitions", str(file))
+    told = await workqueue(fast, "plan", AMQP_URI=own_node.uri)
+    assert told.code == 0, told.out
+    assert "queues are as the contract has them" in told.out
+    assert (await workqueue(fast, "plan", "--export", "all")).code == 2

@@ -1,0 +1,388 @@
+"""What operators see and do: `workqueue status`, `workers`, `task` and `dead`, on a real broker, as processes."""
+
+import asyncio
+import json
+import random
+import re
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import pytest
+
+from tests.harness import ROOT, Site, simulate, task
+from tests.operators import ask, start, workqueue
+from workqueue.dev.node import Node
+from workqueue.testing import until, vhost
+
+MOODY = str(ROOT / "tests" / "workers" / "moody.py")
+GONE_S = 10.0
+
+
+async def queue_status(site: Site) -> dict[str, Any]:
+    (found,) = [queue for queue in (await ask(site, "status"))["queues"] if queue["queue"] == site.queue]
+    return dict(found)
+
+
+@pytest.fixture
+def broken(fast: Site) -> Path:
+    """While this file exists, every task fails."""
+    file = fast.folder / "broken"
+    file.touch()
+    fast.environment["BROKEN"] = str(file)
+    return file
+
+
+def mend(broken: Path) -> None:
+    broken.unlink()
+
+
+async def buried(site: Site, count: int) -> list[dict[str, Any]]:
+    """So many tasks, dead because all of their attempts failed."""
+    tasks = simulate(count)
+    await site.send(tasks)
+    await until(lambda: site.depth_is(count, site.dead_queue), f"{count} are dead")
+    return tasks
+
+
+async def test_status_before_anything_ran_says_what_is_missing(fast: Site) -> None:
+    told = await workqueue(fast, "status")
+    assert (told.code, told.err) == (0, "")
+    assert f"there is no queue {fast.queue}" in told.out
+    assert not (fast.folder / "ledger.db").exists()
+
+
+async def test_status_says_what_waits_who_works_and_what_each_has_in_hand(site: Site) -> None:
+    await site.send(simulate(3, seconds=60))
+    waiting = await queue_status(site)
+    assert (waiting["ready"], waiting["in_hand"], waiting["consumers"], waiting["backlog_s"]) == (3, 0, 0, None)
+    assert f"nobody takes tasks from {site.queue}" in (await workqueue(site, "status")).out
+
+    worker = await site.worker("one", WORKQUEUE_DRAIN_S="1")
+    await until(lambda: holds(site, 1), "it says that it has one in hand")
+    whole = await ask(site, "status")
+    (seen,) = whole["workers"]
+    (held,) = seen["in_hand"]
+    assert (seen["name"], seen["state"], seen["pid"]) == ("one", "working", worker.process.pid)
+    assert (held["kind"], held["attempt"], held["operation"]) == ("nap", 1, site.receive.operation)
+    found = await queue_status(site)
+    assert (found["ready"], found["in_hand"], found["workers"]) == (2, 1, 1)
+    assert held["id"] in (await workqueue(site, "workers")).out
+    assert [one["name"] for one in await ask(site, "workers")] == ["one"]
+
+    worker.process.send_signal(signal.SIGTERM)
+    await until(lambda: worker.process.poll() is not None, "it ends")
+    assert await ask(site, "workers") == []
+
+
+async def holds(site: Site, count: int) -> bool:
+    workers = await ask(site, "workers")
+    return sum(len(worker["in_hand"]) for worker in workers) == count
+
+
+async def test_a_worker_that_died_is_told_to_be_gone_with_what_it_had_in_hand(fast: Site) -> None:
+    await fast.send(simulate(1, seconds=60))
+    worker = await fast.worker("one")
+    await until(lambda: holds(fast, 1), "it says that it has one in hand")
+    worker.process.kill()
+
+    async def is_gone() -> bool:
+        return [one["state"] for one in await ask(fast, "workers")] == ["gone"]
+
+    await until(is_gone, "it is gone", within_s=GONE_S + 10)
+    told = await workqueue(fast, "status")
+    assert re.search(r"! one on \S+ was last heard of \d+ s ago, with 1 in hand", told.out), told.out
+
+
+async def test_a_task_is_told_from_send_to_result_with_every_attempt(fast: Site, broken: Path) -> None:
+    (one,) = simulate(1)
+    told = await workqueue(fast, "task", one["id"])
+    assert (told.code, "there is none at" in told.err) == (2, True)  # no worker has made a ledger
+    await fast.worker("one", script=MOODY)
+    told = await workqueue(fast, "task", one["id"])
+    assert (told.code, told.out.split("\n")[1]) == (1, "state  unknown: the ledger has nothing of it")
+
+    await fast.send([one])
+    await until(lambda: fast.depth_is(1, fast.dead_queue), "it is dead")
+    dead = await ask(fast, "task", one["id"])
+    most = fast.receive.max_attempts
+    assert (dead["state"], dead["reason"], dead["kind"], len(dead["attempts"])) == ("dead", "failed", "nap", most)
+    assert [attempt["attempt"] for attempt in dead["attempts"]] == list(range(1, most + 1))
+    for attempt in dead["attempts"]:
+        assert (attempt["worker"], attempt["error"]) == ("one", "RuntimeError: it is broken")
+        assert attempt["traceback"].endswith("RuntimeError: it is broken")
+
+    mend(broken)
+    told = await workqueue(fast, "dead", "redrive", "--id", one["id"], "--yes")
+    assert (told.code, told.out) == (0, "redrive: 1 of 1 letters\n")
+    await until(lambda: fast.ended() == {one["id"]: 1}, "it is done")
+
+    async def is_done() -> bool:
+        return bool((await ask(fast, "task", one["id"]))["state"] == "done")
+
+    await until(is_done, "and recorded as done")
+    done = await ask(fast, "task", one["id"])
+    assert (done["result"], len(done["attempts"])) == ({"kind": "nap", "attempt": 1}, most)
+    assert (await workqueue(fast, "dead", "show", one["id"])).code == 1
+
+
+async def letters_of_four_kinds(site: Site) -> dict[str, str]:
+    """One letter each that failed, conflicted, is invalid and undecodable, put there by a worker; by reason, an id."""
+    (one,) = await buried(site, 1)
+    other = task({"kind": "nap", "seconds": 0, "failures": 7}) | {"id": one["id"]}
+    invalid = task({"kind": "nap", "seconds": "long", "failures": 0})
+    await site.send([other])
+    async with site.amqp() as channel:
+        await channel.default_exchange.publish(aio_pika.Message(json.dumps(invalid).encode()), site.queue)
+        await channel.default_exchange.publish(aio_pika.Message(b"not json", message_id="garbage"), site.queue)
+    await until(lambda: site.depth_is(4, site.dead_queue), "four are dead")
+    return {"failed": one["id"], "conflict": one["id"], "invalid": invalid["id"], "undecodable": "garbage"}
+
+
+async def test_letters_are_grouped_listed_shown_filtered_and_dropped(fast: Site, broken: Path) -> None:
+    await fast.worker(script=MOODY)
+    ids = await letters_of_four_kinds(fast)
+    groups = await ask(fast, "dead", "groups")
+    counts = {(one["reason"], one["kind"]): (one["count"], one["pass_contract"]) for one in groups}
+    assert counts == {
+        ("failed", "nap"): (1, 1), ("conflict", "nap"): (1, 1), ("invalid", "nap"): (1, 0),
+        ("undecodable", "message"): (1, 0),
+    }  # fmt: skip
+    listed = await ask(fast, "dead", "list")
+    assert {one["reason"]: one["id"] for one in listed} == ids
+    assert len(await ask(fast, "dead", "list", "--limit", "2")) == 2
+    for reason, id in ids.items():
+        (one,) = await ask(fast, "dead", "list", "--reason", reason)
+        assert one["id"] == id
+        (whole,) = [each for each in await ask(fast, "dead", "show", id) if each["letter"]["reason"] == reason]
+        assert whole["letter"] == one
+    (garbage,) = await ask(fast, "dead", "show", "garbage")
+    assert garbage["body"] == "not json"
+
+    for filters, reasons in (
+        (["--kind", "message"], {"undecodable"}),
+        (["--error", "broken"], {"failed"}),
+        (["--worker", "worker1"], {"failed"}),
+        (["--since", "1h"], set(ids)),
+        (["--until", "1h"], set[str]()),
+        (["--queue", fast.queue, "--reason", "invalid", "--reason", "conflict"], {"invalid", "conflict"}),
+        (["--id", "garbage"], {"undecodable"}),
+    ):
+        assert {one["reason"] for one in await ask(fast, "dead", "list", *filters)} == reasons, filters
+
+    told = await workqueue(fast, "dead", "redrive", "--all", "--yes", "--reason", "invalid", "--reason", "undecodable")
+    assert (told.code, told.out) == (0, "")
+    assert "0 of 2 letters to redrive" in told.err
+    assert "1 are left alone: today's contract refuses it: undecodable: not JSON" in told.err
+
+    told = await workqueue(
+        fast, "dead", "drop", "--id", "-", "--yes", "--why", "of no use", given=f"garbage\n{ids['invalid']}"
+    )
+    assert (told.code, told.out) == (0, "drop: 2 of 2 letters\n")
+    assert {one["reason"] for one in await ask(fast, "dead", "list")} == {"failed", "conflict"}
+
+
+async def test_a_bulk_action_is_previewed_and_asks(fast: Site, broken: Path) -> None:
+    await fast.worker(script=MOODY)
+    await buried(fast, 5)
+    for arguments, problem in (
+        (["redrive"], "say which letters: a filter, or --all"),
+        (["redrive", "--all"], "nobody can be asked, there is no terminal: look with --dry-run, and say --yes"),
+        (["drop", "--all", "--error", "("], "--error '(' is no regular expression: "),
+        (["list", "--since", "soon"], "--since 'soon': give a time, such as "),
+        (["throw"], "No such command 'throw'"),
+    ):
+        told = await workqueue(fast, "dead", *arguments)
+        assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
+        assert told.err.startswith(f"workqueue dead: {problem}")
+
+    told = await workqueue(fast, "dead", "redrive", "--all", "--dry-run")
+    assert (told.code, told.out, told.err.split("\n")[0]) == (0, "", "5 of 5 letters to redrive")
+    assert told.err.count("RuntimeError: it is broken") == 3
+    told = await workqueue(fast, "dead", "drop", "--all", "--yes", "--expect", "4")
+    assert (told.code, told.out) == (1, "")
+    assert "5 letters match and 4 were expected: nothing is done" in told.err
+    told = await workqueue(fast, "dead", "drop", "--all", "--yes", "--max", "2", "--expect", "5")
+    assert (told.code, told.out) == (0, "drop: 2 of 2 letters\n")
+    await until(lambda: fast.depth_is(3, fast.dead_queue), "three are left")
+
+
+async def test_letters_are_done_once_however_often_their_redrive_is_killed(fast: Site, broken: Path) -> None:
+    await fast.worker(script=MOODY)
+    tasks = await buried(fast, 60)
+    mend(broken)
+    for attempt in range(8):
+        process = await start(fast, "dead", "redrive", "--all", "--yes", "--rate", "20")
+        await asyncio.sleep(0.8 + random.Random(attempt).random())
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+    told = await workqueue(fast, "dead", "redrive", "--all", "--yes")
+    assert told.code == 0, told.err
+    await until(lambda: len(fast.ended()) == 60, "all are done")
+    await until(lambda: fast.depth_is(0, fast.queue), "nothing is left")
+    assert fast.ended() == {one["id"]: 1 for one in tasks}
+    assert await fast.depth_is(0, fast.dead_queue)
+
+
+async def test_two_operators_at_once_move_each_letter_once(fast: Site, broken: Path) -> None:
+    await fast.worker(script=MOODY)
+    tasks = await buried(fast, 40)
+    mend(broken)
+    told = await asyncio.gather(*(workqueue(fast, "dead", "redrive", "--all", "--yes") for _ in range(3)))
+    assert [one.code for one in told] == [0, 0, 0], [one.err for one in told]
+    moved = [int(found[1]) for one in told if (found := re.match(r"redrive: (\d+) of", one.out))]
+    assert sum(moved) == 40
+    await until(lambda: len(fast.ended()) == 40, "all are done")
+    assert fast.ended() == {one["id"]: 1 for one in tasks}
+
+
+async def test_a_hundred_looks_lose_no_letter_and_change_none(fast: Site, broken: Path) -> None:
+    await fast.worker(script=MOODY)
+    await buried(fast, 3)
+    before = await ask(fast, "dead", "list")
+    for _ in range(5):
+        looks = await asyncio.gather(*(workqueue(fast, "dead", "list", "-o", "json") for _ in range(4)))
+        assert [look.value for look in looks] == [before] * 4
+    assert len(await fast.dead_letters(3)) == 3
+
+
+async def test_the_desk_of_another_ledger_moves_nothing(fast: Site, broken: Path) -> None:
+    await fast.worker(script=MOODY)
+    await buried(fast, 1)
+    other = fast.folder / "other.db"
+    other.touch()
+    told = await workqueue(fast, "dead", "redrive", "--all", "--yes", LEDGER_URL=f"sqlite:{other}")
+    assert (told.code, told.out) == (2, "")
+    assert "is worked on with another ledger" in told.err, told.err
+    assert await fast.depth_is(1, fast.dead_queue)
+
+
+async def test_without_a_ledger_letters_are_moved_and_the_rest_says_that_it_needs_one(fast: Site, broken: Path) -> None:
+    fast.environment["LEDGER_URL"] = "none"
+    await fast.worker(script=MOODY)
+    (one,) = await buried(fast, 1)
+    for command in (["task", one["id"]], ["workers"]):
+        told = await workqueue(fast, *command)
+        assert (told.code, told.out) == (2, "")
+        assert "needs a ledger, and LEDGER_URL is none" in told.err
+    assert "LEDGER_URL=none: nobody tells who works" in (await workqueue(fast, "status")).out
+    mend(broken)
+    told = await workqueue(fast, "dead", "redrive", "--all", "--yes")
+    assert (told.code, told.out) == (0, "redrive: 1 of 1 letters\n")
+    await until(lambda: fast.ended() == {one["id"]: 1}, "it is done")
+
+
+async def test_a_folder_that_is_no_project_is_told(fast: Site) -> None:
+    told = await workqueue(fast, "status", "--project", str(fast.folder))
+    assert (told.code, told.out) == (2, "")
+    assert f"{fast.folder} has no generated/*/contract.json" in told.err
+
+
+async def test_a_broker_that_is_out_of_reach_is_one_line_and_exit_3(fast: Site) -> None:
+    for command in (["status"], ["dead", "list"]):
+        told = await workqueue(fast, *command, AMQP_URI="amqp://guest:secret@127.0.0.1:1/")
+        assert (told.code, told.out, told.err.count("\n")) == (3, "", 1), told.err
+        assert "secret" not in told.err
+
+
+async def test_letters_that_were_looked_at_and_moved_are_right_after_a_restart_of_the_node(
+    own_node: Node, tmp_path: Path, fast_project: Path
+) -> None:
+    """RabbitMQ 3.10 loses some of those that more than 32 consumers of a channel held."""
+    site = Site(tmp_path, vhost(own_node), fast_project)
+    await site.worker("one")
+    site.stop()
+    letters = [letter(one, f"number {number}") for number, one in enumerate(simulate(100))]
+    async with site.amqp() as channel:
+        for one in letters:
+            await channel.default_exchange.publish(one, site.dead_queue)
+    for _ in range(3):
+        assert len(await ask(site, "dead", "list", "--limit", "1000")) == 100
+    told = await workqueue(site, "dead", "drop", "--error", "number [1-4]", "--yes")
+    assert (told.code, told.out) == (0, "drop: 44 of 44 letters\n"), told.err
+    await asyncio.to_thread(own_node.stop)
+    await asyncio.to_thread(own_node.start)
+    left = {one["error"] for one in await ask(site, "dead", "list", "--limit", "1000")}
+    assert left == {f"number {number}" for number in range(100) if str(number)[0] not in "1234"}
+
+
+async def test_of_many_letters_each_is_moved_and_none_is_in_two_places(fast: Site) -> None:
+    """More than the broker takes acks for at a time, and than are delivered at a time."""
+    await fast.send(simulate(1))
+    worker = await fast.worker("one")
+    await until(lambda: len(fast.ended()) == 1, "its ledger is there")
+    worker.process.terminate()
+    letters = [letter(one, "odd" if number % 2 else "even") for number, one in enumerate(simulate(3_000))]
+    async with fast.amqp() as channel:
+        await asyncio.gather(*(channel.default_exchange.publish(one, fast.dead_queue) for one in letters))
+    told = await workqueue(fast, "dead", "drop", "--error", "even", "--yes")
+    assert (told.code, told.out) == (0, "drop: 1500 of 1500 letters\n"), told.err
+    assert "not there any more" not in told.err
+    await until(lambda: fast.depth_is(1_500, fast.dead_queue), "half of them are left")
+    told = await workqueue(fast, "dead", "redrive", "--all", "--yes")
+    assert (told.code, told.out) == (0, "redrive: 1500 of 1500 letters\n"), told.err
+    await until(lambda: fast.depth_is(0, fast.dead_queue), "none is left")
+    await until(lambda: fast.depth_is(1_500), "each is a task once")
+
+
+def letter(of: dict[str, Any], error: str) -> aio_pika.Message:
+    """A dead letter of this task, as a worker would have made it."""
+    return aio_pika.Message(
+        json.dumps(of).encode(), message_id=of["id"], delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        headers={"x-reason": "failed", "x-error": error, "x-died-at": "2026-11-26T10:00:00Z", "x-burial": 1},
+    )  # fmt: skip
+
+
+PRINTED = re.findall(
+    r"^    \$ workqueue (.+)\n((?:    (?!\$ ).+\n)*)", (ROOT / "docs" / "operate.md").read_text(), re.MULTILINE
+)
+VARIES = {"--error": "broken", "--kind": "nap", "--reason": "failed", "--until": "0s"}
+"""What the filters of the page must say here, for something to match."""
+
+
+def columns(line: str) -> list[str]:
+    return re.split(r"\s{2,}", line.strip())
+
+
+def looks(text: str, command: list[str]) -> object:
+    """What is the same of each answer to a command: the columns of a table's head, the sentence without its numbers,
+    or the word before a task's own."""
+    first = text.splitlines()[0]
+    if "redrive" in command or "drop" in command:
+        return re.sub(r"\d+", "7", first.strip())
+    return columns(first)[0] if {"show", "task", "doctor"} & set(command) else columns(first)
+
+
+async def test_every_command_of_the_page_answers_as_it_is_printed(fast: Site, broken: Path) -> None:
+    await fast.worker("one", script=MOODY)
+    (one,) = await buried(fast, 1)
+    assert len(PRINTED) > 10
+    for printed, answer in PRINTED:
+        command = shlex.split(printed)
+        if "--watch" in command:
+            continue
+        for flag, value in VARIES.items():
+            if flag in command:
+                command[command.index(flag) + 1] = value
+        command = [one["id"] if re.fullmatch(r"[0-9a-f-]{36}", word) else word for word in command]
+        told = await workqueue(fast, *command)
+        assert told.code == (command[0] == "doctor"), (printed, told.err)  # it finds the letter
+        if answer:
+            assert looks(told.err if "--dry-run" in command else told.out, command) == looks(answer, command), printed
+        if "drop" in command:
+            (one,) = await buried(fast, 1)
+        await until(lambda: fast.depth_is(1, fast.dead_queue), "it is dead, again or still")
+
+
+async def test_status_goes_on_while_it_is_watched(fast: Site) -> None:
+    process = await start(fast, "status", "--watch", "-o", "jsonl")
+    assert process.stdout is not None
+    for _ in range(2):
+        told = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+        assert [queue["queue"] for queue in told["queues"]]
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == 130

@@ -1,0 +1,213 @@
+"""`workqueue dead`: the dead letters, looked through, sent back to their tasks, or thrown away."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group
+
+from workqueue.cli.letters import SAMPLES, filter_of, listed, opened, preview
+from workqueue.cli.operate import (
+    HERE,
+    Folder,
+    Form,
+    Output,
+    app,
+    call,
+    console,
+    ledger_of,
+    progress,
+    project_of,
+    row,
+    run,
+    say,
+    table,
+    write_json,
+)
+from workqueue.errors import UsageInvalid, escaped
+from workqueue.ops import letters
+from workqueue.ops.desk import Desk, Selection
+from workqueue.ops.letters import Filter, Letter, Opened
+from workqueue.ops.moving import Action, Moved
+from workqueue.ops.project import Project
+
+SHOWN = 50  # letters of a list, unless more are asked for
+
+commands = app()
+
+Queues = Annotated[list[str] | None, typer.Option("--queue", metavar="QUEUE", help="whose tasks (may be repeated)")]
+Reasons = Annotated[
+    list[str] | None, typer.Option("--reason", metavar="REASON", help="why they died: failed, crashed, ... (repeated)")
+]
+Kinds = Annotated[list[str] | None, typer.Option("--kind", metavar="KIND", help="of this kind of task (repeated)")]
+Error = Annotated[str | None, typer.Option("--error", metavar="REGEX", help="whose error this is found in")]
+By = Annotated[str | None, typer.Option("--worker", metavar="NAME", help="whose last attempt this worker made")]
+Under = Annotated[str | None, typer.Option("--contract", metavar="VERSION", help="sent, or buried, by this contract")]
+Since = Annotated[str | None, typer.Option("--since", metavar="WHEN", help="dead since: a time, or 2h, 3d ago")]
+Until = Annotated[str | None, typer.Option("--until", metavar="WHEN", help="dead before: a time, or 2h, 3d ago")]
+Ids = Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="these (repeated; - reads ids from a pipe)")]
+All = Annotated[bool, typer.Option("--all", help="all of them, where no filter is given")]
+Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="show what would be done, and do nothing")]
+Most = Annotated[int | None, typer.Option("--max", min=1, metavar="N", help="no more than so many, the oldest first")]
+Expect = Annotated[int | None, typer.Option("--expect", min=0, metavar="N", help="do nothing unless just N match")]
+Rate = Annotated[float | None, typer.Option("--rate", min=0.01, metavar="N", help="no more than N a second")]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="for the audit in the ledger")]
+Force = Annotated[
+    bool, typer.Option("--force", help="also those that today's contract refuses, or that came back often")
+]
+
+
+@commands.command("groups")
+def show_groups(
+    folder: Folder = HERE, output: Output = Form.TABLE, queue: Queues = None, reason: Reasons = None,
+    kind: Kinds = None, error: Error = None, worker: By = None, contract: Under = None, since: Since = None,
+    until: Until = None, id: Ids = None,
+) -> int:  # fmt: skip
+    """How many died of what: letters of one kind, reason and error together."""
+    found = _read(folder, filter_of(queue, reason, kind, error, worker, contract, since, until, id))
+    made = letters.groups(found)
+    if output is not Form.TABLE:
+        write_json(output, made)
+        return 0
+    shown = table(None, "letters:", "sendable:", "kind", "reason", "oldest", "newest", "queue", "error")
+    for group in made:
+        row(
+            shown, group.count, group.pass_contract, group.kind, group.reason, group.oldest, group.newest, group.queue,
+            group.error,
+        )  # fmt: skip
+    console().print(shown if made else "no dead letters")
+    return 0
+
+
+@commands.command("list")
+def show_list(
+    folder: Folder = HERE, output: Output = Form.TABLE, queue: Queues = None, reason: Reasons = None,
+    kind: Kinds = None, error: Error = None, worker: By = None, contract: Under = None, since: Since = None,
+    until: Until = None, id: Ids = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="show so many, the newest")] = SHOWN,
+) -> int:  # fmt: skip
+    """The letters, the newest last."""
+    found = _read(folder, filter_of(queue, reason, kind, error, worker, contract, since, until, id))
+    last = found[-limit:]
+    if output is not Form.TABLE:
+        write_json(output, last)
+    else:
+        console().print(listed(last) if last else "no dead letters")
+    if len(last) < len(found):
+        say(f"the newest {len(last)} of {len(found)}; --limit shows more")
+    return 0
+
+
+@commands.command("show")
+def show_one(
+    id: Annotated[str, typer.Argument(metavar="ID", help="the task's, or the key of the letter")],
+    folder: Folder = HERE,
+    output: Output = Form.TABLE,
+) -> int:
+    """All of a letter: its story, its headers, its body. Exit code 1 where there is none of this id."""
+    project = project_of(folder)
+
+    async def ask() -> list[Opened]:
+        async with ledger_of(project) as ledger:
+            with progress("reading") as tell:
+                desk = Desk(project, ledger, _name(), tell)
+                return await desk.open(Filter(ids=frozenset({id}))) or await desk.open(Filter(keys=frozenset({id})))
+
+    found = run(ask)
+    if output is not Form.TABLE:
+        write_json(output, found)
+    else:
+        console().print(Group(*map(opened, found)) if found else f"no dead letter {escaped(id)}")
+    return 0 if found else 1
+
+
+@commands.command()
+def redrive(
+    folder: Folder = HERE, queue: Queues = None, reason: Reasons = None, kind: Kinds = None, error: Error = None,
+    worker: By = None, contract: Under = None, since: Since = None, until: Until = None, id: Ids = None,
+    all: All = False, yes: Yes = False, dry_run: Dry = False, max: Most = None, expect: Expect = None,
+    rate: Rate = None, why: Why = "", force: Force = False,
+) -> int:  # fmt: skip
+    """Send dead letters back to their tasks: each is tried anew, with its story kept.
+
+    What matches is frozen before the first is moved. A letter is published and confirmed before it is taken from the
+    dead letters; what was cut off can be asked for again, and doubles nothing. Left alone is what today's contract
+    refuses, and what came back ten times; --force sends those too. Exit code 1 when some that were to be moved stay.
+    """
+    wanted = filter_of(queue, reason, kind, error, worker, contract, since, until, id)
+    return _act("redrive", folder, wanted, all, yes, dry_run, max, expect, rate, why, force)
+
+
+@commands.command()
+def drop(
+    folder: Folder = HERE, queue: Queues = None, reason: Reasons = None, kind: Kinds = None, error: Error = None,
+    worker: By = None, contract: Under = None, since: Since = None, until: Until = None, id: Ids = None,
+    all: All = False, yes: Yes = False, dry_run: Dry = False, max: Most = None, expect: Expect = None,
+    rate: Rate = None, why: Why = "",
+) -> int:  # fmt: skip
+    """Throw dead letters away. The ledger keeps that the task is dead, and why; its body is gone for good."""
+    wanted = filter_of(queue, reason, kind, error, worker, contract, since, until, id)
+    return _act("drop", folder, wanted, all, yes, dry_run, max, expect, rate, why, False)
+
+
+def _act(
+    action: Action, folder: Path, wanted: Filter, everything: bool, yes: bool, dry_run: bool, most: int | None,
+    expect: int | None, per_s: float | None, why: str, force: bool,
+) -> int:  # fmt: skip
+    if wanted.says_nothing and not everything:
+        raise UsageInvalid("say which letters: a filter, or --all")
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise UsageInvalid("nobody can be asked, there is no terminal: look with --dry-run, and say --yes")
+    project = project_of(folder)
+
+    async def select() -> Selection:
+        async with ledger_of(project, f"dead {action}", or_none=True) as ledger:
+            with progress("reading") as tell:
+                return await Desk(project, ledger, _name(), tell).select(action, wanted, most=most, force=force)
+
+    async def move(selection: Selection) -> Moved:
+        async with ledger_of(project, f"dead {action}", or_none=True) as ledger:
+            with progress("moving") as tell:
+                return await Desk(project, ledger, _name(), tell).move(selection, why=why, per_s=per_s)
+
+    selection = run(select)
+    preview(selection)
+    if expect is not None and selection.matched != expect:
+        say(f"{selection.matched} letters match and {expect} were expected: nothing is done")
+        return 1
+    if dry_run or not selection.letters:
+        return 0
+    if not yes and not typer.confirm(f"{action} {len(selection.letters)} letters?", err=True):
+        say("nothing is done")
+        return 1
+    moved = run(lambda: move(selection))
+    print(f"{action}: {moved.moved} of {len(selection.letters)} letters")
+    if moved.gone:
+        say(f"{moved.gone} were not there any more: somebody else has moved them")
+    for letter, problem in moved.left[:SAMPLES]:
+        say(f"stays: {letter.id or letter.key}: {problem}")
+    if len(moved.left) > SAMPLES:
+        say(f"{len(moved.left)} stay in all")
+    return 1 if moved.left else 0
+
+
+def _read(folder: Path, wanted: Filter) -> list[Letter]:
+    project: Project = project_of(folder)
+
+    async def ask() -> list[Letter]:
+        async with ledger_of(project) as ledger:
+            with progress("reading") as tell:
+                return await Desk(project, ledger, _name(), tell).letters(wanted)
+
+    return run(ask)
+
+
+def _name() -> str:
+    return f"desk-{os.getpid()}"
+
+
+def main(arguments: list[str]) -> int:
+    return call(commands, "workqueue dead", arguments or ["--help"])

@@ -1,0 +1,142 @@
+"""`workqueue status`, `workqueue workers`: what waits, who works, and what each has in hand."""
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from workqueue.cli.operate import (
+    HERE,
+    Folder,
+    Form,
+    Output,
+    app,
+    call,
+    console,
+    ledger_of,
+    project_of,
+    row,
+    run,
+    shown,
+    span,
+    table,
+    write_json,
+)
+from workqueue.errors import escaped
+from workqueue.ops.project import Project
+from workqueue.ops.status import Status, Worker, status, workers
+
+WATCH_S = 2.0
+
+commands = app()
+crew = app()
+
+
+@commands.command()
+def show(
+    folder: Folder = HERE,
+    output: Output = Form.TABLE,
+    watch: Annotated[bool, typer.Option("--watch", help="again every two seconds, until Ctrl-C")] = False,
+) -> int:
+    """What waits in each queue, who works on it, and when it will be done.
+
+    Looks at the broker passively: no message is taken, and no plugin is needed. What workers say of themselves is in
+    the ledger, two seconds old at most.
+    """
+    project = project_of(folder)
+    if not watch:
+        _write(look(project), output)
+    elif output is not Form.TABLE:
+        while True:
+            _write(look(project), Form.JSONL)
+            time.sleep(WATCH_S)
+    else:
+        with Live(console=console(), auto_refresh=False) as live:
+            while True:
+                live.update(rendered(look(project)), refresh=True)
+                time.sleep(WATCH_S)
+    return 0
+
+
+@crew.command()
+def list_workers(folder: Folder = HERE, output: Output = Form.TABLE) -> int:
+    """The workers that were heard of within the hour, and what each has in hand."""
+    project = project_of(folder)
+
+    async def ask() -> list[Worker]:
+        async with ledger_of(project, "workers") as ledger:
+            return await workers(ledger)
+
+    found = run(ask)
+    if output is Form.TABLE:
+        console().print(
+            Group(*_workers(found), *_in_hand(found)) if found else "no worker was heard of within the hour"
+        )
+    else:
+        write_json(output, found)
+    return 0
+
+
+def look(project: Project) -> Status:
+    async def ask() -> Status:
+        async with ledger_of(project) as ledger:
+            return await status(project, ledger)
+
+    return run(ask)
+
+
+def _write(found: Status, output: Form) -> None:
+    if output is Form.TABLE:
+        console().print(rendered(found))
+    else:
+        write_json(output, [found], one=True)
+
+
+def rendered(found: Status) -> RenderableType:
+    queues = table(
+        None, "queue", "ready:", "in hand:", "delayed:", "dead:", "consumers:", "workers:", "done/s:", "empty in:"
+    )
+    for queue in found.queues:
+        delayed = [count for count in queue.delayed.values() if count is not None]
+        left = "?" if queue.backlog_s is None else span(queue.backlog_s)
+        row(
+            queues, queue.queue, queue.ready, queue.in_hand, sum(delayed), queue.dead, queue.consumers, queue.workers,
+            queue.rate, left,
+        )  # fmt: skip
+    notes = [Text(f"! {escaped(note)}", style="yellow") for note in found.notes]
+    return Group(queues, *_workers(found.workers), *_in_hand(found.workers), *notes)
+
+
+def _workers(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:
+    if not found:
+        return []
+    made = table("", "worker", "host", "state", "seen", "in hand:", "done:", "failed:", "dead:", "done/s:", "contract")
+    for worker in found:
+        work = list(worker.queues.values())
+        row(
+            made, worker.name, f"{worker.host}:{worker.pid}", worker.state, f"{span(worker.seen_s)} ago",
+            len(worker.in_hand), sum(one.done for one in work), sum(one.failed for one in work),
+            sum(one.dead for one in work), sum(one.rate for one in work), f"{worker.contract} {worker.digest}",
+        )  # fmt: skip
+    return [made]
+
+
+def _in_hand(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:
+    held = [(one, worker) for worker in found for one in worker.in_hand]
+    if not held:
+        return []
+    made = table("", "in hand", "kind", "attempt:", "since", "worker")
+    for one, worker in sorted(held, key=lambda each: each[0].since):
+        row(made, one.id, one.kind, one.attempt, shown(one.since), worker.name)
+    return [made]
+
+
+def main(arguments: list[str]) -> int:
+    return call(commands, "workqueue status", arguments)
+
+
+def main_workers(arguments: list[str]) -> int:
+    return call(crew, "workqueue workers", arguments)

@@ -1,0 +1,92 @@
+"""`workqueue task ID`: one task's whole way."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from workqueue.cli.operate import (
+    HERE,
+    Folder,
+    Form,
+    Output,
+    ago,
+    app,
+    call,
+    console,
+    ledger_of,
+    project_of,
+    run,
+    write_json,
+)
+from workqueue.client import as_uuid
+from workqueue.errors import escaped
+from workqueue.ops.story import Story, story
+
+commands = app()
+
+
+@commands.command()
+def show(
+    id: Annotated[str, typer.Argument(metavar="ID", help="the task's")],
+    folder: Folder = HERE,
+    output: Output = Form.TABLE,
+) -> int:
+    """One task: when it was sent, every attempt that failed and why, where it is now, its result.
+
+    Exit code 1 for a task that the ledger knows nothing of: it was never sent, or not recorded and not taken yet, or
+    is forgotten since.
+    """
+    project, task_id = project_of(folder), as_uuid(id)
+
+    async def ask() -> Story:
+        async with ledger_of(project, "task") as ledger:
+            return await story(ledger, task_id)
+
+    found = run(ask)
+    if output is Form.TABLE:
+        console().print(rendered(found))
+    else:
+        write_json(output, [found], one=True)
+    return 1 if found.state == "unknown" else 0
+
+
+def rendered(found: Story) -> RenderableType:
+    lines: list[tuple[str, Any]] = [("task", f"{found.id}  {found.kind or ''}"), ("state", _state(found))]
+    if found.sent_at is not None:
+        lines.append(("sent", f"{found.sent_at:%Y-%m-%d %H:%M:%S} UTC, {ago(found.sent_at)}"))
+    for one in found.attempts:
+        lines.append((f"attempt {one.attempt}", f"{one.at}  {one.worker}  {one.error}"))
+        lines += [("", line) for line in one.traceback.splitlines()]
+    lines += [("death", f"{one.at}  {one.worker}  {one.error}") for one in found.deaths]
+    if found.finished_at is not None:
+        lines.append((found.state, f"{found.finished_at:%Y-%m-%d %H:%M:%S} UTC by {found.worker}"))
+    if found.result is not None:
+        lines.append(("result", json.dumps(found.result, ensure_ascii=False)))
+    width = max(len(name) for name, _ in lines)
+    return Group(*(Text(f"{name:{width}}  {escaped(str(value))}") for name, value in lines))
+
+
+def _state(found: Story) -> str:
+    match found.state:
+        case "unknown":
+            return "unknown: the ledger has nothing of it"
+        case "running":
+            return f"running, attempt {found.attempt}, by {found.worker} since {ago(found.since)}"
+        case "retrying":
+            return f"retrying after {found.attempt} failed attempts, next {_until(found)}: {found.error}"
+        case "dead":
+            return f"dead, {found.reason}: {found.error}  (workqueue dead show {found.id})"
+        case "waiting":
+            return "waiting for a worker" + (f", last error: {found.error}" if found.error else "")
+    return f"{found.state}, by attempt {found.attempt}"
+
+
+def _until(found: Story) -> str:
+    return "as soon as its delay is over" if found.next_at is None else f"not before {found.next_at:%H:%M:%S} UTC"
+
+
+def main(arguments: list[str]) -> int:
+    return call(commands, "workqueue task", arguments)

@@ -1,0 +1,132 @@
+"""The dead-letter desk: letters read, and sent back to their tasks or thrown away."""
+
+import json
+import socket
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from getpass import getuser
+
+from workqueue.amqp.held import for_itself, hold
+from workqueue.amqp.lane import Declaration
+from workqueue.amqp.marker import Marker
+from workqueue.contract import Receive
+from workqueue.ledger import Ledger
+from workqueue.ledger.none import NoLedger
+from workqueue.ops.letters import Filter, Letter, Opened, Reader
+from workqueue.ops.moving import Action, Moved, Moving
+from workqueue.ops.project import Project
+
+TELL_EVERY = 100
+MOST_RETURNS = 10  # of one letter: who has died so often dies again
+NEVER = datetime.min.replace(tzinfo=UTC)
+
+Progress = Callable[[int, int], object]
+"""Gets how many letters are through, of how many."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The letters that an action is for, frozen: those of `letters`, and none that comes later.
+
+    `matched` is how many the filter took; `refused` has those of them that are not moved, with why.
+    """
+
+    action: Action
+    matched: int
+    letters: tuple[Letter, ...]
+    refused: tuple[tuple[Letter, str], ...]
+
+
+class Desk:
+    """For the dead letters of a project. `name` is this process in the broker's lists."""
+
+    def __init__(self, project: Project, ledger: Ledger, name: str, progress: Progress = lambda done, of: None) -> None:
+        self._project, self._ledger, self._name, self._progress = project, ledger, name, progress
+
+    async def letters(self, wanted: Filter) -> list[Letter]:
+        """Those that are meant, the oldest first. Raises QueueMissing, QueueHeld, BrokerUnreachable, LedgerDiffers."""
+        found = []
+        for queue, reader in self._readers(wanted):
+            async with self._for_itself(queue), hold(self._project.settings, queue, self._name) as held:
+                async for arrived in held:
+                    letter = reader.letter(arrived)
+                    if wanted.takes(letter):
+                        found.append(letter)
+                    self._tell(held.read, held.ready)
+        return sorted(found, key=lambda letter: letter.died_at or NEVER)
+
+    async def open(self, wanted: Filter) -> list[Opened]:
+        """As `letters`, with all of each."""
+        found = []
+        for queue, reader in self._readers(wanted):
+            async with self._for_itself(queue), hold(self._project.settings, queue, self._name) as held:
+                async for arrived in held:
+                    if wanted.takes(reader.letter(arrived)):
+                        found.append(reader.opened(arrived))
+                    self._tell(held.read, held.ready)
+        return found
+
+    async def select(self, action: Action, wanted: Filter, *, most: int | None = None, force: bool) -> Selection:
+        """What an action is for. Not sent back, unless by `force`, is what today's contract refuses, since it would
+        be a dead letter again at once, and what was sent back many times."""
+        chosen, refused = list[Letter](), list[tuple[Letter, str]]()
+        matched = await self.letters(wanted)
+        for letter in matched:
+            why = None if force or action == "drop" else _objection(letter)
+            if why is not None:
+                refused.append((letter, why))
+            elif most is None or len(chosen) < most:
+                chosen.append(letter)
+        return Selection(action, len(matched), tuple(chosen), tuple(refused))
+
+    async def move(self, selection: Selection, *, why: str, per_s: float | None = None) -> Moved:
+        """Carry it out, and keep it in the ledger's audit. Raises as `letters`; LedgerBusy before anything is moved."""
+        moved = Moved(selection.action)
+        letters = {letter.key: letter for letter in selection.letters}
+        moving = Moving(self._project, self._ledger, self._name, moved, partial(self._tell, of=len(letters)))
+        await self._note(f"{selection.action} begins", why, {"letters": len(letters)})
+        try:
+            for queue, reader in self._readers(Filter(queues=frozenset(letter.queue for letter in letters.values()))):
+                async with self._for_itself(queue):
+                    await moving.all_of(queue, reader, letters, per_s)
+        finally:
+            moved.gone = len(letters)
+            told = {"moved": moved.moved, "left": len(moved.left), "gone": moved.gone}
+            await self._note(f"{selection.action} ends", why, told)
+        return moved
+
+    def _readers(self, wanted: Filter) -> list[tuple[str, Reader]]:
+        """One for each dead-letter queue."""
+        by_queue: dict[str, list[Receive]] = {}
+        for receive in self._project.receives.values():
+            by_queue.setdefault(receive.dead.name, []).append(receive)
+        return [
+            (queue, Reader((receive, self._project.codec(receive)) for receive in receives))
+            for queue, receives in by_queue.items()
+            if not wanted.queues or any(receive.queue.name in wanted.queues for receive in receives)
+        ]
+
+    def _for_itself(self, queue: str) -> AbstractAsyncContextManager[None]:
+        checks: list[Declaration] = []
+        if self._ledger.identity != NoLedger.identity:
+            tasks = [receive.queue.name for receive in self._project.receives.values() if receive.dead.name == queue]
+            checks = [Marker(name, self._ledger, self._name, hold=False).check for name in tasks]
+        return for_itself(self._project.settings, queue, self._name, *checks)
+
+    def _tell(self, done: int, of: int) -> None:
+        if done % TELL_EVERY == 0 or done == of:
+            self._progress(done, of)
+
+    async def _note(self, what: str, why: str, told: dict[str, int]) -> None:
+        await self._ledger.board.note(f"{getuser()}@{socket.gethostname()}", f"dead {what}", why, json.dumps(told))
+
+
+def _objection(letter: Letter) -> str | None:
+    if letter.problem is not None:
+        return f"today's contract refuses it: {letter.problem}"
+    if letter.returns >= MOST_RETURNS:
+        return f"it was sent back {letter.returns} times"
+    return None

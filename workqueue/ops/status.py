@@ -1,0 +1,207 @@
+"""What waits, who works, and what each has in hand."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from workqueue.amqp.lane import Depth
+from workqueue.amqp.look import look
+from workqueue.contract import Receive, Send
+from workqueue.errors import LedgerUnreachable
+from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.ledger.board import Seen
+from workqueue.ops.project import Project
+from workqueue.settings import hide_password
+
+RECENT_S = 3600.0  # a worker that was heard of longer ago is not told any more
+GONE_S = 10.0  # it tells every two seconds
+
+
+@dataclass(frozen=True)
+class InHand:
+    """A task that a worker runs."""
+
+    id: str
+    kind: str
+    operation: str
+    attempt: int
+    since: datetime
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker does for one queue, counted since its start; `rate` is tasks done per second, over the last
+    minute."""
+
+    concurrency: int
+    rate: float
+    done: int
+    failed: int
+    dead: int
+    handed_back: int
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that was heard of `seen_s` seconds ago. `gone`: it died, or can't reach the ledger, and what it has in
+    hand was so when it was last heard of. `ahead_s` is its clock's, of this machine's."""
+
+    name: str
+    host: str
+    pid: int
+    state: Literal["working", "stopping", "gone"]
+    seen_s: float
+    ahead_s: float
+    started_at: datetime
+    version: str
+    contract: str
+    digest: str
+    queues: Mapping[str, Work]
+    in_hand: tuple[InHand, ...]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue of tasks. A number that is None is not known: the queue does not exist, or nobody tells.
+
+    `ready` is what waits for a worker; `delayed` what waits for its next attempt, by delay in seconds; `dead` what lies
+    in `dead_queue`; `consumers` what the broker sees, `in_hand` and `rate` (tasks per second) what `workers` tell.
+    `backlog_s`: when all that is ready will be done, at this rate.
+    """
+
+    queue: str
+    ready: int | None
+    in_hand: int
+    delayed: Mapping[str, int | None]
+    dead_queue: str
+    dead: int | None
+    consumers: int | None
+    workers: int
+    rate: float
+    backlog_s: float | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """How it stands. `notes` are what should not be so, in words."""
+
+    at: datetime
+    broker: str
+    ledger: str
+    queues: tuple[Queue, ...]
+    workers: tuple[Worker, ...]
+    notes: tuple[str, ...]
+
+
+async def status(project: Project, ledger: Ledger) -> Status:
+    """Look at all queues of the project, passively, and at what its workers say.
+
+    Raises BrokerUnreachable, LedgerUnreachable.
+    """
+    settings = project.settings
+    depths, seen = await asyncio.gather(look(settings.amqp_uri, _names(project)), workers(ledger))
+    queues = [_receiving(receive, depths, seen) for receive in project.receives.values()]
+    only_sent = [send for name, send in project.sends.items() if name not in project.receives]
+    queues += [_sending(send, depths) for send in only_sent]
+    broker = ", ".join(map(hide_password, settings.amqp_uri))
+    notes = tuple(_notes(project, queues, seen))
+    return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes)
+
+
+async def workers(ledger: Ledger) -> list[Worker]:
+    """Those that were heard of within an hour, by name. Raises LedgerUnreachable."""
+    try:
+        return [_worker(seen) for seen in await ledger.board.seen(RECENT_S)]
+    except LedgerBusy as error:
+        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+
+
+def _worker(seen: Seen) -> Worker:
+    told: dict[str, Any] = json.loads(seen.told)
+    gone = seen.seen_s > GONE_S
+    return Worker(
+        name=seen.name,
+        host=told["host"],
+        pid=told["pid"],
+        state="gone" if gone else told["state"],
+        seen_s=round(seen.seen_s, 1),
+        ahead_s=round(told["at"] - (time.time() - seen.seen_s), 1),
+        started_at=_time(told["started_at"]),
+        version=told["version"],
+        contract=told["contract"]["version"],
+        digest=told["contract"]["digest"],
+        queues={name: Work(**_known(work)) for name, work in told["queues"].items()},
+        in_hand=tuple(
+            InHand(one["id"], one["kind"], one["operation"], one["attempt"], _time(one["since"]))
+            for one in told["in_hand"]
+        ),
+    )
+
+
+def _known(work: Mapping[str, Any]) -> dict[str, Any]:
+    """A later version may tell more."""
+    return {name: work[name] for name in Work.__dataclass_fields__}
+
+
+def _receiving(receive: Receive, depths: Mapping[str, Depth], seen: Iterable[Worker]) -> Queue:
+    name = receive.queue.name
+    here = [worker for worker in seen if name in worker.queues and worker.state != "gone"]
+    depth, dead = depths.get(name), depths.get(receive.dead.name)
+    delayed = {rung.queue.name: depths.get(rung.queue.name) for rung in receive.rungs}
+    rate = round(sum(worker.queues[name].rate for worker in here), 2)
+    ready = None if depth is None else depth.messages
+    return Queue(
+        queue=name,
+        ready=ready,
+        in_hand=sum(one.operation == receive.operation for worker in here for one in worker.in_hand),
+        delayed={queue: None if found is None else found.messages for queue, found in delayed.items()},
+        dead_queue=receive.dead.name,
+        dead=None if dead is None else dead.messages,
+        consumers=None if depth is None else depth.consumers,
+        workers=len(here),
+        rate=rate,
+        backlog_s=None if ready is None or (ready and not rate) else round(ready / rate if ready else 0.0, 1),
+    )
+
+
+def _sending(send: Send, depths: Mapping[str, Depth]) -> Queue:
+    """A queue of which this project knows only that it sends to it."""
+    depth = depths.get(send.queue.name)
+    ready, consumers = (None, None) if depth is None else (depth.messages, depth.consumers)
+    return Queue(send.queue.name, ready, 0, {}, "", None, consumers, 0, 0.0, None)
+
+
+def _notes(project: Project, queues: Iterable[Queue], seen: Iterable[Worker]) -> Iterable[str]:
+    for queue in queues:
+        if queue.ready is None:
+            yield f"there is no queue {queue.queue}: no worker has been here yet, or it is in another virtual host"
+        elif queue.ready and not queue.consumers:
+            yield f"nobody takes tasks from {queue.queue}"
+    if not project.has_ledger:
+        yield "LEDGER_URL=none: nobody tells who works, and no task's story is known"
+    for worker in seen:
+        if worker.state == "gone":
+            held = f", with {len(worker.in_hand)} in hand" if worker.in_hand else ""
+            yield f"{worker.name} on {worker.host} was last heard of {worker.seen_s:.0f} s ago{held}"
+        for name in worker.queues:
+            if project.digests.get(name, worker.digest) != worker.digest and worker.state != "gone":
+                yield (
+                    f"{worker.name} works on {name} by another contract ({worker.contract}, {worker.digest}) than this "
+                    f"folder has ({project.digests[name]})"
+                )
+
+
+def _names(project: Project) -> list[str]:
+    names = dict.fromkeys(project.sends)
+    for receive in project.receives.values():
+        queues = (receive.queue, receive.dead, *(rung.queue for rung in receive.rungs))
+        names |= dict.fromkeys(queue.name for queue in queues)
+    return list(names)
+
+
+def _time(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)

@@ -1,0 +1,94 @@
+"""One task's whole way, as far as the ledger knows it."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import from_json
+
+from workqueue.client.status import State, status_of
+from workqueue.errors import LedgerUnreachable
+from workqueue.ledger import Claimed, Entry, Ledger, LedgerBusy
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One that failed. `attempt` is counted from 1, and anew after a dead letter was sent back."""
+
+    attempt: int
+    at: str
+    worker: str
+    error: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Story:
+    """See `client.Status` for the states. `attempts` are those that failed, the oldest first; `deaths` the workers that
+    died with it, or lost it, since it was last sent back. What is None is not known, or has not happened."""
+
+    id: UUID
+    state: State
+    kind: str | None
+    sent_at: datetime | None
+    attempts: tuple[Attempt, ...]
+    deaths: tuple[Attempt, ...]
+    worker: str | None
+    attempt: int
+    since: datetime | None
+    next_at: datetime | None
+    finished_at: datetime | None
+    reason: str | None
+    error: str | None
+    result: Any
+
+
+async def story(ledger: Ledger, task_id: UUID) -> Story:
+    """The story of a task; of one that the ledger knows nothing of, the state `unknown` and nothing else. Raises
+    LedgerUnreachable."""
+    try:
+        entry = await ledger.entry(task_id)
+    except LedgerBusy as error:
+        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+    status = status_of(task_id, entry)
+    return Story(
+        id=task_id,
+        state=status.state,
+        kind=status.kind,
+        sent_at=None if entry is None else _time(entry.created_at),
+        attempts=() if entry is None else tuple(_attempts(entry)),
+        deaths=() if entry is None else tuple(_deaths(entry)),
+        worker=status.worker,
+        attempt=status.attempt,
+        since=None if entry is None else _time(entry.claimed_at),
+        next_at=status.next_at,
+        finished_at=None if entry is None else _time(entry.finished_at),
+        reason=status.reason,
+        error=status.error,
+        result=None if entry is None or entry.result is None else from_json(entry.result),
+    )
+
+
+def _attempts(entry: Entry) -> list[Attempt]:
+    found = []
+    for line in (entry.story or "").splitlines():
+        try:
+            told = json.loads(line)
+        except ValueError:  # the first line that is kept may be the end of one
+            continue
+        found.append(Attempt(told["attempt"], told["at"], told["worker"], told["error"], told.get("trace", "")))
+    return found
+
+
+def _deaths(entry: Entry) -> list[Attempt]:
+    crashes = Claimed.read(0, entry.crashes, 0).crashes or ()
+    return [
+        Attempt(number, crash.noticed_at, crash.worker, "died, or lost its claim")
+        for number, crash in enumerate(crashes, 1)
+    ]
+
+
+def _time(at: float | None) -> datetime | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC)
