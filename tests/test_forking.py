@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from tests.harness import ROOT, Site
-from workqueue.client import forking
+from tests.harness import ROOT, Site, simulate
 from workqueue.client.running import Running
+from workqueue.process import forking
 from workqueue.testing import until
 
 BUSY = """
@@ -113,3 +113,11 @@ async def test_a_fork_by_the_clients_own_thread_does_not_wait_for_it() -> None:
     running = await asyncio.to_thread(Running(Nothing()).start, opening())
     assert await asyncio.to_thread(running.run, fork) < 0.4
     await asyncio.to_thread(running.end)
+
+
+async def test_children_that_handlers_fork_in_their_threads_use_what_the_workers_loop_uses(site: Site) -> None:
+    worker = await site.worker("one", "--concurrency", "8", script=str(ROOT / "tests/workers/forker.py"))
+    tasks = simulate(400)
+    await site.send(tasks)
+    await until(lambda: len(site.ended()) == len(tasks), "all are done", 100)
+    assert "the child hung" not in worker.text()

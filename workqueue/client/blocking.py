@@ -12,11 +12,12 @@ from typing import Any, Generic, Self, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
-from workqueue.client import Client, forking
+from workqueue.client import Client
 from workqueue.client.results import Handle
 from workqueue.client.running import Ended, Running
 from workqueue.client.status import Status
 from workqueue.errors import NotAllSent, NotSent, SendUnknown, ThreadsMissing
+from workqueue.process import forking
 from workqueue.settings import Settings
 
 R = TypeVar("R")

@@ -11,7 +11,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 import uvloop
 
-from workqueue.client import CLOSED, forking
+from workqueue.client import CLOSED
+from workqueue.process import forking
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,11 @@
-"""A process that forks while a client's thread is at work: the thread comes to rest first.
+"""A process that forks while the thread of an event loop is at work: the thread comes to rest first.
 
 A child has of its parent's threads only the one that forked. What another one held at that moment, it holds in the
-child for ever: a mutex of SQLite's or the lock of a module that is just imported, for which the child's own client
+child for ever: a mutex of SQLite's or the lock of a module that is just imported, for which the child
 would wait without end (https://docs.python.org/3/library/os.html#os.fork).
 """
 
+import asyncio
 import os
 import threading
 import time
@@ -23,6 +24,23 @@ class LoopThread(Protocol):
 
     def ask_to_rest(self, rest: Callable[[], None]) -> bool:
         """Have its thread call this between two of its steps. False where there is none, or that is the calling one."""
+
+
+class LoopHere:
+    """The event loop of the thread that makes this, as a LoopThread: for as long as somebody keeps it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._thread = loop, threading.current_thread()
+        begin_work(self)
+
+    def ask_to_rest(self, rest: Callable[[], None]) -> bool:
+        if threading.current_thread() is self._thread:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(rest)
+        except RuntimeError:  # it is closed
+            return False
+        return True
 
 
 class Rest:
