@@ -362,7 +362,7 @@ async def test_every_command_of_the_page_answers_as_it_is_printed(fast: Site, br
     assert len(PRINTED) > 10
     for printed, answer in PRINTED:
         command = shlex.split(printed)
-        if "--watch" in command:
+        if "--watch" in command or command[0] == "send":  # which have tests of their own
             continue
         for flag, value in VARIES.items():
             if flag in command:
@@ -386,3 +386,37 @@ async def test_status_goes_on_while_it_is_watched(fast: Site) -> None:
     process.send_signal(signal.SIGINT)
     await process.communicate()
     assert process.returncode == 130
+
+
+async def test_a_task_is_sent_by_hand_and_its_result_is_shown(site: Site) -> None:
+    await site.worker("one")
+    fields = ("seconds=0", "failures=0")
+    told = await workqueue(site, "send", "nap", *fields, *site.to, "--wait", "20")
+    assert told.code == 0, told.err
+    id, result = told.out.splitlines()
+    assert json.loads(result) == {"kind": "nap", "attempt": 1}
+    assert site.ended() == {id: 1}
+    told = await workqueue(site, "send", "nap", *fields, *site.to, "--id", id)
+    assert (told.code, told.out) == (0, f"{id}\n")
+    for arguments, code, problem in (
+        (["nap", "seconds=long", *site.to], 1, '/payload/seconds: "long" is not of type "number"'),
+        (["nope", *site.to], 1, "/payload"),
+        (["nap", "seconds", *site.to], 2, "'seconds' is no FIELD=VALUE"),
+        (["nap", *fields], 2, "--to : name a send operation; the contract has "),
+        (["nap", *fields, "--to", "nobody"], 2, "--to nobody: name a send operation"),
+    ):
+        told = await workqueue(site, "send", *arguments)
+        assert (told.code, told.out, told.err.count("\n")) == (code, "", 1), told.err
+        assert problem in told.err
+
+
+async def test_what_operators_did_is_told_with_who_and_why(fast: Site, broken: Path) -> None:
+    await fast.worker(script=MOODY)
+    assert (await workqueue(fast, "audit")).out == "nothing was done\n"
+    await buried(fast, 3)
+    await workqueue(fast, "dead", "drop", "--all", "--max", "2", "--yes", "--why", "of no use")
+    begins, ends = await ask(fast, "audit")
+    assert (begins["what"], begins["why"], begins["told"]) == ("dead drop begins", "of no use", {"letters": 2})
+    assert (ends["what"], ends["told"]) == ("dead drop ends", {"moved": 2, "left": 0, "gone": 0})
+    assert "@" in ends["who"]
+    assert "dead drop ends" in (await workqueue(fast, "audit")).out

@@ -21,6 +21,8 @@ COMMANDS = {
     "workers": ("workqueue.cli.status:main_workers", "the workers, and what each has in hand"),
     "task": ("workqueue.cli.task", "one task's whole way: attempts, errors, state, result"),
     "dead": ("workqueue.cli.dead", "dead letters: group, list, show, send back, throw away"),
+    "send": ("workqueue.cli.send", "one task by hand, checked by the contract"),
+    "audit": ("workqueue.cli.audit", "what operators did, when and why"),
     "plan": ("workqueue.cli.plan", "the contract against the live broker: what is missing, or differs"),
     "doctor": ("workqueue.cli.doctor", "what is wrong with this installation, and the way out"),
     "demo": ("workqueue.dev.demo", "the example at work: a private broker, three workers, thousands of tasks"),

@@ -1,0 +1,87 @@
+"""`workqueue send`: one task by hand."""
+
+import json
+import os
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from workqueue.cli.operate import HERE, Folder, app, call, project_of, run, say
+from workqueue.client import Client
+from workqueue.contract import Send
+from workqueue.errors import TaskDead, TaskUnfinished, UsageInvalid
+from workqueue.ops.project import Project
+
+commands = app()
+
+
+@commands.command()
+def send(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="of the task; - where the contract has just one")],
+    fields: Annotated[list[str] | None, typer.Argument(metavar="FIELD=VALUE...", help="a text, or JSON")] = None,
+    folder: Folder = HERE,
+    to: Annotated[str | None, typer.Option("--to", metavar="OPERATION", help="the send operation, of several")] = None,
+    id: Annotated[str | None, typer.Option("--id", metavar="ID", help="the same one is the same task")] = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="TEXT", help="the same one is the same task")] = None,
+    wait: Annotated[float | None, typer.Option("--wait", min=0, metavar="S", help="so long for its result")] = None,
+) -> int:  # fmt: skip
+    """Send one task, checked by the contract, and write its id; with --wait its result, as JSON.
+
+    A value is JSON where it is that, else a text: `path=/etc/hosts seconds=2 flags='["a"]' zip='"04109"'`. Exit code 1
+    where it is refused, dies, or is not done in time.
+    """
+    project = project_of(folder)
+    package, operation = _operation(project, to)
+    payload = dict(map(_field, fields or ()))
+    if kind != "-":
+        if operation.tag is None:
+            raise UsageInvalid(f"the tasks of {operation.operation} have no kinds: give - in the place of {kind!r}")
+        payload = {operation.tag: kind, **payload}
+
+    async def ask() -> int:
+        application = import_module(package).Application
+        async with Client(application, settings=project.settings, name=f"send-{os.getpid()}") as client:
+            handle = await client.send(payload, to=operation.operation, id=id, key=key)
+            print(handle.id)
+            if wait is None:
+                return 0
+            try:
+                result = await handle.result(timeout_s=wait)
+            except (TaskDead, TaskUnfinished) as error:
+                say(str(error))
+                return 1
+            print(
+                result.model_dump_json(by_alias=True, exclude_unset=True) if isinstance(result, BaseModel) else "null"
+            )
+            return 0
+
+    return run(ask)
+
+
+def _operation(project: Project, to: str | None) -> tuple[str, Send]:
+    """Raises UsageInvalid where it is not clear which one is meant."""
+    known = {
+        one.operation: (package, one) for package, each in project.contracts.items() for one in each.sends.values()
+    }
+    if to is None and len(known) == 1:
+        return next(iter(known.values()))
+    if to in known:
+        return known[to]
+    names = ", ".join(known) or "none"
+    raise UsageInvalid(f"--to {to or ''}: name a send operation; the contract has {names}")
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageInvalid(f"{text!r} is no FIELD=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def main(arguments: list[str]) -> int:
+    return call(commands, "workqueue send", arguments)
