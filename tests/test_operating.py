@@ -8,6 +8,7 @@ import shlex
 import signal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aio_pika
 import pytest
@@ -362,7 +363,7 @@ async def test_every_command_of_the_page_answers_as_it_is_printed(fast: Site, br
     assert len(PRINTED) > 10
     for printed, answer in PRINTED:
         command = shlex.split(printed)
-        if "--watch" in command or command[0] == "send":  # which have tests of their own
+        if "--watch" in command or {"send", "edit"} & set(command):  # which have tests of their own
             continue
         for flag, value in VARIES.items():
             if flag in command:
@@ -420,3 +421,38 @@ async def test_what_operators_did_is_told_with_who_and_why(fast: Site, broken: P
     assert (ends["what"], ends["told"]) == ("dead drop ends", {"moved": 2, "left": 0, "gone": 0})
     assert "@" in ends["who"]
     assert "dead drop ends" in (await workqueue(fast, "audit")).out
+
+
+async def test_a_letter_is_mended_and_sent_as_one_new_task_however_often_that_is_asked_for(fast: Site) -> None:
+    worker = await fast.worker("one")
+    bad = task({"kind": "nap", "seconds": "long", "failures": 0})
+    await fast.publish(json.dumps(bad).encode(), message_id=bad["id"])
+    await until(lambda: fast.depth_is(1, fast.dead_queue), "it is dead")
+    for arguments, code, problem in (
+        (["seconds=longer"], 1, '/payload/seconds: "longer" is not of type "number"'),
+        (["seconds"], 2, "'seconds' is no FIELD=VALUE"),
+    ):
+        told = await workqueue(fast, "dead", "edit", bad["id"], *arguments, "--yes")
+        assert (told.code, told.out, told.err.count("\n")) == (code, "", 1), told.err
+        assert problem in told.err
+    told = await workqueue(fast, "dead", "edit", str(UUID(int=1)), "seconds=0", "--yes")
+    assert (told.code, told.err) == (1, f"0 dead letters {UUID(int=1)}\n")
+    told = await workqueue(fast, "dead", "edit", bad["id"], "seconds=0", "--dry-run")
+    assert (told.code, told.out) == (0, "")
+
+    worker.process.send_signal(signal.SIGSTOP)  # so that nothing is done between the kills
+    for attempt in range(5):
+        process = await start(fast, "dead", "edit", bad["id"], "seconds=0", "--yes")
+        await asyncio.sleep(0.9 + 0.15 * attempt)
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+    told = await workqueue(fast, "dead", "edit", bad["id"], "seconds=0", "--yes", "--why", "a word for a number")
+    assert told.code in (0, 1), told.err  # one that was killed may have been through
+    worker.process.send_signal(signal.SIGCONT)
+    await until(lambda: len(fast.ended()) == 1, "it is done")
+    await until(lambda: fast.depth_is(0, fast.queue), "nothing is left")
+    (done,) = fast.ended().items()
+    assert done[1] == 1
+    assert done[0] != bad["id"]
+    assert await fast.depth_is(0, fast.dead_queue)

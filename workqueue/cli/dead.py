@@ -1,5 +1,6 @@
 """`workqueue dead`: the dead letters, looked through, sent back to their tasks, or thrown away."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from workqueue.cli.operate import (
     app,
     call,
     console,
+    field_of,
     ledger_of,
     progress,
     project_of,
@@ -29,6 +31,7 @@ from workqueue.cli.operate import (
 from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops import letters
 from workqueue.ops.desk import Desk, Selection
+from workqueue.ops.editing import carry_out, edit
 from workqueue.ops.letters import Filter, Letter, Opened
 from workqueue.ops.moving import Action, Moved
 from workqueue.ops.project import Project
@@ -113,8 +116,7 @@ def show_one(
     async def ask() -> list[Opened]:
         async with ledger_of(project) as ledger:
             with progress("reading") as tell:
-                desk = Desk(project, ledger, _name(), tell)
-                return await desk.open(Filter(ids=frozenset({id}))) or await desk.open(Filter(keys=frozenset({id})))
+                return await _find(Desk(project, ledger, _name(), tell), id)
 
     found = run(ask)
     if output is not Form.TABLE:
@@ -151,6 +153,55 @@ def drop(
     """Throw dead letters away. The ledger keeps that the task is dead, and why; its body is gone for good."""
     wanted = filter_of(queue, reason, kind, error, worker, contract, since, until, id)
     return _act("drop", folder, wanted, all, yes, dry_run, max, expect, rate, why, False)
+
+
+@commands.command("edit")
+def mend(
+    id: Annotated[str, typer.Argument(metavar="ID", help="the task's, or the key of the letter")],
+    fields: Annotated[list[str], typer.Argument(metavar="FIELD=VALUE...", help="of the payload; null leaves one out")],
+    folder: Folder = HERE,
+    yes: Yes = False,
+    dry_run: Dry = False,
+    why: Why = "",
+) -> int:
+    """Mend a letter's payload, send it as a new task, and take the letter away.
+
+    It is checked by the contract first. The new task's id is made of the old one and the new payload, so that an edit
+    that was killed and is asked for again is the same task, and done once. Writes that id. Exit code 1 where there is
+    no such letter, or several.
+    """
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise UsageInvalid("nobody can be asked, there is no terminal: look with --dry-run, and say --yes")
+    project, changes = project_of(folder), dict(map(field_of, fields))
+
+    async def look() -> list[Opened]:
+        async with ledger_of(project, "dead edit", or_none=True) as ledger:
+            with progress("reading") as tell:
+                return await _find(Desk(project, ledger, _name(), tell), id)
+
+    found = run(look)
+    if len(found) != 1:
+        say(f"{len(found)} dead letters {id}" + ("; name one by its key, see workqueue dead show" if found else ""))
+        return 1
+    wanted = edit(project, found[0], changes)
+    say(f"{found[0].letter.id or found[0].letter.key} is sent as {wanted.id}: {json.dumps(wanted.payload)}")
+    if dry_run:
+        return 0
+    if not yes and not typer.confirm("send it?", err=True):
+        say("nothing is done")
+        return 1
+
+    async def act() -> None:
+        async with ledger_of(project, "dead edit", or_none=True) as ledger:
+            await carry_out(project, Desk(project, ledger, _name()), _name(), wanted, why=why)
+
+    run(act)
+    print(wanted.id)
+    return 0
+
+
+async def _find(desk: Desk, id: str) -> list[Opened]:
+    return await desk.open(Filter(ids=frozenset({id}))) or await desk.open(Filter(keys=frozenset({id})))
 
 
 def _act(

@@ -206,3 +206,14 @@ def progress(what: str) -> Iterator[Callable[[int, int], object]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def field_of(text: str) -> tuple[str, Any]:
+    """FIELD=VALUE: JSON where it is that, else a text. Raises UsageInvalid."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageInvalid(f"{text!r} is no FIELD=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,14 +1,13 @@
 """`workqueue send`: one task by hand."""
 
-import json
 import os
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import BaseModel
 
-from workqueue.cli.operate import HERE, Folder, app, call, project_of, run, say
+from workqueue.cli.operate import HERE, Folder, app, call, field_of, project_of, run, say
 from workqueue.client import Client
 from workqueue.contract import Send
 from workqueue.errors import TaskDead, TaskUnfinished, UsageInvalid
@@ -34,7 +33,7 @@ def send(
     """
     project = project_of(folder)
     package, operation = _operation(project, to)
-    payload = dict(map(_field, fields or ()))
+    payload = dict(map(field_of, fields or ()))
     if kind != "-":
         if operation.tag is None:
             raise UsageInvalid(f"the tasks of {operation.operation} have no kinds: give - in the place of {kind!r}")
@@ -71,16 +70,6 @@ def _operation(project: Project, to: str | None) -> tuple[str, Send]:
         return known[to]
     names = ", ".join(known) or "none"
     raise UsageInvalid(f"--to {to or ''}: name a send operation; the contract has {names}")
-
-
-def _field(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise UsageInvalid(f"{text!r} is no FIELD=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def main(arguments: list[str]) -> int:

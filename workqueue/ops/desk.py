@@ -50,7 +50,7 @@ class Desk:
         """Those that are meant, the oldest first. Raises QueueMissing, QueueHeld, BrokerUnreachable, LedgerDiffers."""
         found = []
         for queue, reader in self._readers(wanted):
-            async with self._for_itself(queue), hold(self._project.settings, queue, self._name) as held:
+            async with self.for_itself(queue), hold(self._project.settings, queue, self._name) as held:
                 async for arrived in held:
                     letter = reader.letter(arrived)
                     if wanted.takes(letter):
@@ -62,7 +62,7 @@ class Desk:
         """As `letters`, with all of each."""
         found = []
         for queue, reader in self._readers(wanted):
-            async with self._for_itself(queue), hold(self._project.settings, queue, self._name) as held:
+            async with self.for_itself(queue), hold(self._project.settings, queue, self._name) as held:
                 async for arrived in held:
                     if wanted.takes(reader.letter(arrived)):
                         found.append(reader.opened(arrived))
@@ -90,7 +90,7 @@ class Desk:
         await self._note(f"{selection.action} begins", why, {"letters": len(letters)})
         try:
             for queue, reader in self._readers(Filter(queues=frozenset(letter.queue for letter in letters.values()))):
-                async with self._for_itself(queue):
+                async with self.for_itself(queue):
                     await moving.all_of(queue, reader, letters, per_s)
         finally:
             moved.gone = len(letters)
@@ -109,7 +109,12 @@ class Desk:
             if not wanted.queues or any(receive.queue.name in wanted.queues for receive in receives)
         ]
 
-    def _for_itself(self, queue: str) -> AbstractAsyncContextManager[None]:
+    @property
+    def ledger(self) -> Ledger:
+        return self._ledger
+
+    def for_itself(self, queue: str) -> AbstractAsyncContextManager[None]:
+        """Have a dead-letter queue for this process alone, for the length of the block. Raises as `letters`."""
         checks: list[Declaration] = []
         if self._ledger.identity != NoLedger.identity:
             tasks = [receive.queue.name for receive in self._project.receives.values() if receive.dead.name == queue]

@@ -65,7 +65,7 @@ class Moving:
         moving: set[asyncio.Task[None]] = set()
         try:
             async for arrived in held:
-                letter = letters.pop(_key(arrived), None)
+                letter = letters.pop(key_of_arrived(arrived), None)
                 if letter is None:
                     continue
                 await self._free.acquire()
@@ -109,6 +109,7 @@ class Moving:
                 await self._ledger.revive(UUID(letter.id), letter.burial)
 
 
-def _key(arrived: Arrival) -> str:
+def key_of_arrived(arrived: Arrival) -> str:
+    """As `Letter.key`."""
     properties = arrived.properties or NO_PROPERTIES
     return key_of(properties.message_id, properties.headers, arrived.body)

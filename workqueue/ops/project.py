@@ -55,11 +55,16 @@ class Project:
     def has_ledger(self) -> bool:
         return self.settings.ledger_url != "none"
 
+    def contract_of(self, receive: Receive) -> Contract:
+        return self.contracts[self._package_of(receive)]
+
     def codec(self, receive: Receive) -> ModelCodec[Any]:
         """What a worker of this contract reads the operation's messages by."""
-        package = next(name for name, each in self.contracts.items() if receive.queue.name in each.receives)
-        module = import_module(package)
+        module = import_module(self._package_of(receive))
         return ModelCodec(getattr(module.messages.json, receive.message.name), receive.message)
+
+    def _package_of(self, receive: Receive) -> str:
+        return next(name for name, each in self.contracts.items() if receive.queue.name in each.receives)
 
 
 def find(folder: Path, environment: Mapping[str, str] = os.environ) -> Project:

@@ -1,0 +1,101 @@
+"""A dead letter whose payload is mended: sent as a new task, and then taken from the dead letters."""
+
+import json
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from getpass import getuser
+from typing import Any
+from uuid import UUID, uuid5
+
+from pydantic_core import from_json
+
+from workqueue import codec
+from workqueue.amqp.connection import Link
+from workqueue.amqp.held import hold
+from workqueue.amqp.publisher import Publisher
+from workqueue.codec import Undecodable
+from workqueue.errors import TaskInvalid, WorkQueueError
+from workqueue.ops.desk import Desk
+from workqueue.ops.letters import Opened
+from workqueue.ops.moving import CONFIRM_S, key_of_arrived
+from workqueue.ops.project import Project
+
+EDITS = UUID("0d1b9b1e-7c55-5b0e-8f0a-4b8f0b6b2d35")
+"""The namespace of the ids of mended tasks. Never changed: an edit that is repeated must be the same task."""
+
+
+class LetterGone(WorkQueueError):
+    """The letter is not there any more: somebody else has moved it."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"letter {key} is not there any more: somebody else has moved it")
+        self.key = key
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is to be sent in the place of a letter: `id` is made of the old one and the new payload, so that the same
+    edit is the same task however often it is asked for."""
+
+    letter: Opened
+    id: UUID
+    payload: Any
+    body: bytes
+
+
+def edit(project: Project, letter: Opened, changes: dict[str, Any]) -> Edit:
+    """The letter's task with these fields of its payload changed; one that is None is left out.
+
+    Raises TaskInvalid if the body is no task to begin with, or today's contract refuses the result.
+    """
+    try:
+        value = from_json(letter.body)
+        payload = dict(value["payload"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise TaskInvalid(letter.letter.id, "its body is no task with a payload of fields: send it anew") from error
+    payload.update(changes)
+    payload = {name: given for name, given in payload.items() if given is not None}
+    receive = project.receives[letter.letter.queue]
+    draft = {"id": str(EDITS), "created_at": _now(), **value, "payload": payload}
+    name = f"{letter.letter.id or letter.letter.key} {codec.digest(json.dumps(draft).encode()).hex()}"
+    task_id = uuid5(EDITS, name)
+    reader = project.codec(receive)
+    task = reader.from_value(draft | {"id": str(task_id)})
+    if isinstance(task, Undecodable):
+        raise TaskInvalid(letter.letter.id, task.error)
+    return Edit(letter, task_id, payload, reader.encode(task))
+
+
+async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, why: str) -> None:
+    """Publish the new task, confirmed, and take the letter away. Raises LetterGone, NotSent, SendUnknown; as `Desk`.
+
+    Killed in between, the letter is there still; the same edit again sends the same task, which is done once.
+    """
+    receive = project.receives[wanted.letter.letter.queue]
+    link = Link(project.settings, f"{name} publishes")
+    try:
+        async with desk.for_itself(receive.dead.name), hold(project.settings, receive.dead.name, name) as held:
+            async for arrived in held:
+                if key_of_arrived(arrived) == wanted.letter.letter.key:
+                    break
+            else:
+                raise LetterGone(wanted.letter.letter.key)
+            await Publisher(link, name).send(
+                receive.queue,
+                wanted.body,
+                message_id=str(wanted.id),
+                message_type=receive.message.type,
+                content_type=receive.message.content_type,
+                headers={"x-contract": project.contract_of(receive).version},
+                deadline_s=CONFIRM_S,
+            )
+            await held.done(arrived)
+    finally:
+        await link.end()
+    told = {"letter": wanted.letter.letter.id or wanted.letter.letter.key, "task": str(wanted.id)}
+    await desk.ledger.board.note(f"{getuser()}@{socket.gethostname()}", "dead edit", why, json.dumps(told))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
