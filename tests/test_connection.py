@@ -36,11 +36,11 @@ async def test_who_only_looks_declares_nothing(node: Broker) -> None:
     uri = vhost(node)
     async with linked(uri) as looks, linked(uri, queue("theirs")) as declares:
         lane = await looks.open()
-        assert await look([uri], ["theirs"]) == {}
+        assert await look(Settings(amqp_uri=(uri,)), ["theirs"], "looks") == {}
         assert await asyncio.to_thread(declared, node, uri) == []
         await declares.open()
         assert await lane.look("theirs") == Depth(0, 0)
-        assert await look([uri], ["theirs", "nowhere"]) == {"theirs": Depth(0, 0)}
+        assert await look(Settings(amqp_uri=(uri,)), ["theirs", "nowhere"], "looks") == {"theirs": Depth(0, 0)}
         assert await asyncio.to_thread(declared, node, uri) == ["theirs"]
 
 
@@ -51,9 +51,9 @@ async def test_what_is_declared_on_a_connection_is_declared_on_the_one_that_foll
         async with await aio_pika.connect(uri) as other:
             await (await other.channel()).queue_delete("ours")
         lane.abort("cut")
-        assert await look([uri], ["ours"]) == {}
+        assert await look(Settings(amqp_uri=(uri,)), ["ours"], "looks") == {}
         await link.lane()
-        assert await look([uri], ["ours"]) == {"ours": Depth(0, 0)}
+        assert await look(Settings(amqp_uri=(uri,)), ["ours"], "looks") == {"ours": Depth(0, 0)}
 
 
 @pytest.mark.parametrize(("failures", "tries"), [(2, 3), (STUMBLES, STUMBLES + 1), (99, STUMBLES + 1)])

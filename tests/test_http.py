@@ -4,13 +4,15 @@ import asyncio
 import json
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tests.harness import ERRANDS, ROOT, Site, simulate
 from tests.test_operating import MOODY
 from workqueue.dev.node import Node
 from workqueue.errors import SettingInvalid
+from workqueue.observe import http
 from workqueue.observe.counting import BOUNDS_S, Counting
 from workqueue.observe.health import LEDGER_S, LOOP_S, Health
 from workqueue.observe.http import Http
@@ -67,6 +70,22 @@ def test_what_is_not_there_and_what_is_not_asked_for_by_get_is_told() -> None:
         assert get(address, "/livez", "POST")[0] == 405
         assert get(address, "/livez", "HEAD") == (200, "")
         assert get(address, "/livez?a=b") == (200, "alive\n")
+
+
+def test_clients_that_send_a_byte_now_and_then_take_no_more_than_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "WHOLE_S", 0.3)
+    with serving(Health()) as address:
+        host, _, port = address.rpartition(":")
+        slow = [socket.create_connection((host, int(port))) for _ in range(3 * http.AT_ONCE)]
+        time.sleep(0.2)
+        assert sum(thread.name.startswith("Thread-") for thread in threading.enumerate()) <= http.AT_ONCE + 5
+        time.sleep(0.3)
+        with suppress(OSError):
+            get(address, "/livez")  # it has those ended that are there for too long
+        time.sleep(0.3)
+        assert get(address, "/livez") == (200, "alive\n")
+        for one in slow:
+            one.close()
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:

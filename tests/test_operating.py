@@ -6,9 +6,10 @@ import random
 import re
 import shlex
 import signal
+import time
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import aio_pika
 import pytest
@@ -16,7 +17,11 @@ import pytest
 from tests.harness import ROOT, Site, simulate, task
 from tests.operators import ask, start, workqueue
 from workqueue.dev.node import Node
+from workqueue.ledger import Claimed, open_ledger
+from workqueue.ops.status import workers
+from workqueue.settings import Settings
 from workqueue.testing import until, vhost
+from workqueue.testing.given import Broker
 
 MOODY = str(ROOT / "tests" / "workers" / "moody.py")
 GONE_S = 10.0
@@ -174,7 +179,7 @@ async def test_letters_are_grouped_listed_shown_filtered_and_dropped(fast: Site,
         assert {one["reason"] for one in await ask(fast, "dead", "list", *filters)} == reasons, filters
 
     told = await workqueue(fast, "dead", "redrive", "--all", "--yes", "--reason", "invalid", "--reason", "undecodable")
-    assert (told.code, told.out) == (0, "")
+    assert (told.code, told.out) == (1, "")
     assert "0 of 2 letters to redrive" in told.err
     assert "1 are left alone: today's contract refuses it: undecodable: not JSON" in told.err
 
@@ -194,6 +199,9 @@ async def test_a_bulk_action_is_previewed_and_asks(fast: Site, broken: Path) -> 
         (["drop", "--all", "--error", "("], "--error '(' is no regular expression: "),
         (["list", "--since", "soon"], "--since 'soon': give a time, such as "),
         (["throw"], "No such command 'throw'"),
+        (["list", "--queue", "nowhere"], "--queue 'nowhere': there are errands, chores"),
+        (["list", "--reason", "boredom"], "--reason 'boredom': there are undecodable, "),
+        (["list", "--error", "(" * 3000 + ")" * 3000], "--error "),
     ):
         told = await workqueue(fast, "dead", *arguments)
         assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
@@ -265,6 +273,7 @@ async def test_without_a_ledger_letters_are_moved_and_the_rest_says_that_it_need
     fast.environment["LEDGER_URL"] = "none"
     await fast.worker(script=MOODY)
     (one,) = await buried(fast, 1)
+    assert (await workqueue(fast, "dead", "list", "--since", "9999999999d", "-o", "json")).value[0]["id"] == one["id"]
     for command in (["task", one["id"]], ["workers"]):
         told = await workqueue(fast, *command)
         assert (told.code, told.out) == (2, "")
@@ -418,7 +427,7 @@ async def test_what_operators_did_is_told_with_who_and_why(fast: Site, broken: P
     await workqueue(fast, "dead", "drop", "--all", "--max", "2", "--yes", "--why", "of no use")
     begins, ends = await ask(fast, "audit")
     assert (begins["what"], begins["why"], begins["told"]) == ("dead drop begins", "of no use", {"letters": 2})
-    assert (ends["what"], ends["told"]) == ("dead drop ends", {"moved": 2, "left": 0, "gone": 0})
+    assert (ends["what"], ends["told"]) == ("dead drop ends", {"moved": 2, "sent": 0, "left": 0, "gone": 0})
     assert "@" in ends["who"]
     assert "dead drop ends" in (await workqueue(fast, "audit")).out
 
@@ -456,3 +465,106 @@ async def test_a_letter_is_mended_and_sent_as_one_new_task_however_often_that_is
     assert done[1] == 1
     assert done[0] != bad["id"]
     assert await fast.depth_is(0, fast.dead_queue)
+
+
+async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_again(
+    fast: Site, broken: Path, node: Broker
+) -> None:
+    worker = await fast.worker("one", script=MOODY)
+    tasks = await buried(fast, 60)
+    mend(broken)
+    worker.process.send_signal(signal.SIGSTOP)
+    process = await start(fast, "dead", "redrive", "--all", "--yes", "--rate", "10")
+
+    async def in_queue() -> int:
+        async with fast.amqp() as channel:
+            return (await channel.declare_queue(fast.queue, passive=True)).declaration_result.message_count or 0
+
+    async def some_are_sent() -> bool:
+        return await in_queue() > 4
+
+    await until(some_are_sent, "some are sent", 30)
+    for line in node.ctl("list_connections", "pid", "client_properties").splitlines():
+        if f'"desk-{process.pid}"' in line:
+            node.ctl("close_connection", line.split("\t")[0], "cut")
+    out, err = await process.communicate()
+    assert process.returncode == 3, err
+    moved = int(re.findall(rb"redrive: (\d+) of 60", out)[0])
+    unsure = sum(map(int, re.findall(rb"(\d+) more were sent", err)))
+    sent = await in_queue() + 1  # the worker has one in hand
+    assert moved <= sent <= moved + unsure
+    assert sent < 60
+    told = await workqueue(fast, "dead", "redrive", "--all", "--yes")
+    assert told.code == 0, told.err
+    worker.process.send_signal(signal.SIGCONT)
+    await until(lambda: len(fast.ended()) == 60, "all are done")
+    assert fast.ended() == {one["id"]: 1 for one in tasks}
+
+
+async def test_letters_that_are_the_same_are_all_moved(fast: Site) -> None:
+    await fast.send(simulate(1))
+    worker = await fast.worker("one")
+    await until(lambda: len(fast.ended()) == 1, "its ledger is there")
+    worker.process.send_signal(signal.SIGSTOP)
+    (same,) = simulate(1)
+    async with fast.amqp() as channel:
+        for _ in range(3):
+            await channel.default_exchange.publish(letter(same, "no"), fast.dead_queue)
+    told = await workqueue(fast, "dead", "drop", "--id", same["id"], "--max", "1", "--yes")
+    assert (told.code, told.out) == (0, "drop: 1 of 1 letters\n")
+    told = await workqueue(fast, "dead", "redrive", "--id", same["id"], "--yes")
+    assert (told.code, told.out) == (0, "redrive: 2 of 2 letters\n")
+    assert await fast.depth_is(0, fast.dead_queue)
+    worker.process.send_signal(signal.SIGCONT)
+    await until(lambda: fast.ended().get(same["id"]) == 1, "it is done, once")
+    await until(lambda: fast.depth_is(0), "nothing is left")
+
+
+async def test_json_has_all_letters_and_a_pipe_cuts_nothing(fast: Site) -> None:
+    await fast.send(simulate(1))
+    await fast.worker("one")
+    await until(lambda: len(fast.ended()) == 1, "its ledger is there")
+    letters = [letter(one, f"RuntimeError: {'x' * 300} {number}") for number, one in enumerate(simulate(60))]
+    async with fast.amqp() as channel:
+        for one in letters:
+            await channel.default_exchange.publish(one, fast.dead_queue)
+    assert len(await ask(fast, "dead", "list")) == 60
+    told = await workqueue(fast, "dead", "list")
+    assert "the newest 50 of 60" in told.err
+    assert told.out.count("x" * 300) == 50
+    assert "\u2026" not in told.out
+
+
+async def test_who_looks_with_another_ledger_than_the_workers_is_told(fast: Site) -> None:
+    await fast.worker("one")
+    other = fast.folder / "other.db"
+    told = await workqueue(fast, "status", LEDGER_URL=f"sqlite:{other}")
+    assert (told.code, "the workers have another one" in told.out) == (0, True)
+    await (await open_ledger(Settings(ledger_url=f"sqlite:{other}"))).close()
+    for command in (["status"], ["dead", "list"]):
+        told = await workqueue(fast, *command, LEDGER_URL=f"sqlite:{other}")
+        assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
+    told = await workqueue(fast, "dead", "redrive", "--all", "--yes", LEDGER_URL="none")
+    assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
+
+
+async def test_what_a_worker_that_is_gone_had_in_hand_is_told_until_somebody_else_has_it(tmp_path: Path) -> None:
+    ledger = await open_ledger(Settings(ledger_url=f"sqlite:{tmp_path / 'ledger.db'}"))
+    told = {
+        "host": "a", "pid": 1, "version": "1", "contract": {"version": "1", "digest": "2"}, "state": "working",
+        "at": time.time(), "started_at": time.time(), "queues": {},
+    }  # fmt: skip
+    held = []
+    for worker in ("one", "two"):
+        claimed = await ledger.claim(uuid4(), worker, 60.0, kind="nap", digest=b"1", alone=False)
+        assert isinstance(claimed, Claimed)
+    for worker in ("one", "two"):
+        held.append(task_id := uuid4())
+        await ledger.claim(task_id, worker, 60.0, kind="nap", digest=b"1", alone=False)
+    in_hand = [{"id": str(id), "kind": "nap", "operation": "o", "attempt": 1, "since": 0.0} for id in held]
+    await ledger.board.put(uuid4(), "one", json.dumps(told | {"in_hand": in_hand}))
+    (seen,) = await workers(ledger, gone_s=-1.0)
+    assert (seen.state, [one.id for one in seen.in_hand]) == ("gone", [str(held[0])])
+    await ledger.board.put(uuid4(), "one", json.dumps(told | {"in_hand": []}))
+    assert len(await workers(ledger)) == 2
+    await ledger.close()

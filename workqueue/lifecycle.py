@@ -122,7 +122,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, told_early: int = INTER
     """
 
     async def attached() -> int:
-        asyncio.get_running_loop().set_exception_handler(_unheard)
+        asyncio.get_running_loop().set_exception_handler(unheard)
         return await main() if signals.attach() else told_early
 
     try:
@@ -142,7 +142,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, told_early: int = INTER
             sys.stderr.end()
 
 
-def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """For exceptions that nobody awaits. At the end these are of connections that are just closed: their loss was told
     by who used them."""
     if "asyncio.run() shutdown" not in str(context.get("message")):

@@ -82,10 +82,12 @@ async def compare(settings: Settings, queues: Iterable[Queue], name: str) -> tup
 
 async def _compare(asking: Asking, queue: Queue) -> Compared:
     try:
-        await asking.look(queue)
+        await asking.look(queue.name)
     except ChannelNotFoundEntity:
         return Compared(queue, exists=False)
-    except (ChannelAccessRefused, ChannelLockedResource) as error:
+    except ChannelLockedResource as error:
+        return Compared(queue, True, (Difference("exclusive", queue.exclusive, True),), words(error))
+    except ChannelAccessRefused as error:
         return Compared(queue, exists=None, unseen=words(error))
     like, differences = queue, list[Difference]()
     while True:

@@ -26,7 +26,7 @@ from workqueue.amqp.frames import Arrival
 from workqueue.amqp.handshake import GONE, lost, words
 from workqueue.amqp.lane import Declaration, Lane
 from workqueue.amqp.topology import place
-from workqueue.errors import BrokerUnreachable, WorkQueueError
+from workqueue.errors import BrokerRefused, BrokerUnreachable, WorkQueueError
 from workqueue.settings import Settings, hide_password
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ class QueueMissing(WorkQueueError):
 
 class QueueHeld(WorkQueueError):
     """Somebody else looks through the queue, and does not end."""
+
+    exit_code = 3
 
     def __init__(self, queue: str, waited_s: float) -> None:
         super().__init__(f"somebody else has held {queue!r} for {waited_s:g} s; ask them to end, or try again")
@@ -85,10 +87,12 @@ class Held:
         """Raises BrokerUnreachable when the connection was lost."""
         if self.read >= self.ready:
             raise StopAsyncIteration
+        if not self.is_open:  # what came before could not be settled any more
+            raise self._lost()
         if self._asked < self.ready and len(self._arrived) < FEW:
             await self._ask()
         while not self._arrived:
-            if self._ended:
+            if not self.is_open:
                 raise self._lost()
             self._more.clear()
             try:
@@ -106,10 +110,18 @@ class Held:
             await asyncio.sleep(0)  # heartbeats, confirms, an interruption
         return arrived
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what is held can still be settled."""
+        return not self._ended and self._lane.is_open
+
     async def done(self, arrived: Arrival) -> None:
-        """Remove it from the queue. Raises ConnectionError when the connection was lost: it goes back then."""
+        """Remove it from the queue. Raises BrokerUnreachable when the connection was lost: it may go back then."""
         async with self._settling:
-            self._lane.settle(arrived.tag, "ack")
+            try:
+                self._lane.settle(arrived.tag, "ack")
+            except ConnectionError as error:
+                raise self._lost() from error
             self._acks += 1
             if self._acks == FEW_ACKS:
                 await self._taken()
@@ -122,17 +134,23 @@ class Held:
 
     async def _taken(self) -> None:
         """Wait until the queue has taken the acks. What it gives goes back at once: it comes again, to the consumer."""
-        with lost():
-            given = await self._lane.channel.basic_get(self._queue)
-        self._acks = 0
-        if given.delivery_tag:
-            self._lane.settle(given.delivery_tag, "requeue")
+        try:
+            with lost():
+                given = await self._lane.channel.basic_get(self._queue)
+            self._acks = 0
+            if given.delivery_tag:
+                self._lane.settle(given.delivery_tag, "requeue")
+        except GONE as error:
+            raise self._lost() from error
 
     async def _ask(self) -> None:
         tag, most_bytes = f"{self._queue}.desk.{self._asked}", self._lane.socket.tap.most_bytes
         self._asked += self._step
         try:
             await self._lane.consume(self._queue, tag, min(self._step, MOST), self.deliver, most_bytes)
+        except ChannelAccessRefused as error:
+            way_out = "let the user read it: rabbitmqctl set_permissions"
+            raise BrokerRefused(f"queue {self._queue!r} can't be read", 403, words(error), way_out) from error
         except GONE as error:
             raise self._lost() from error
 
@@ -170,6 +188,9 @@ async def hold(settings: Settings, queue: str, name: str) -> AsyncIterator[Held]
             held = Held(lane, queue, (await lane.look(queue)).messages)
         except ChannelNotFoundEntity as error:
             raise QueueMissing(queue) from error
+        except ChannelLockedResource as error:
+            way_out = "it is another connection's own; close that: rabbitmqctl list_queues name exclusive owner_pid"
+            raise BrokerRefused(f"queue {queue!r} can't be looked at", 405, words(error), way_out) from error
         except GONE as error:
             raise BrokerUnreachable(hide_password(settings.amqp_uri[0]), words(error)) from error
         yield held

@@ -1,45 +1,40 @@
 """What lies in queues, looked at passively: nothing is declared, and nothing is taken (a get would be a delivery)."""
 
+import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-from workqueue.amqp.handshake import GONE, lost, silent, words
-from workqueue.amqp.lane import Depth
+from aiormq.exceptions import ChannelClosed
+
+from workqueue.amqp.connection import Link
+from workqueue.amqp.handshake import GONE, words
+from workqueue.amqp.lane import Declaration, Depth
+from workqueue.amqp.topology import Asking, place
 from workqueue.errors import BrokerUnreachable
-from workqueue.settings import hide_password
+from workqueue.settings import Settings
 
-if TYPE_CHECKING:
-    import aio_pika
-
-LOOK_S = 5.0
+LOOK_S = 10.0
 
 
-async def look(uris: Iterable[str], queues: Iterable[str]) -> dict[str, Depth]:
-    """The depth of these queues at the first broker that answers; one that does not exist is left out.
+async def look(settings: Settings, queues: Iterable[str], name: str, *checks: Declaration) -> dict[str, Depth]:
+    """The depth of these queues at the first broker that answers; one that does not exist, or belongs to another
+    connection, is left out. `checks` are made first.
 
-    Raises BrokerUnreachable.
+    Raises BrokerUnreachable, and as `checks`.
     """
-    import aio_pika  # few processes ever look, and each would take longer to start
-
-    tried, cause = "", "none is named"
-    for uri in uris:
-        tried = hide_password(uri)
-        try:
-            with silent():
-                connection = await aio_pika.connect(uri, timeout=LOOK_S)
-        except GONE as error:
-            cause = words(error)
-            continue
-        async with connection:
-            return {queue: depth for queue in queues if (depth := await _depth(connection, queue)) is not None}
-    raise BrokerUnreachable(tried, cause)
-
-
-async def _depth(connection: "aio_pika.abc.AbstractConnection", queue: str) -> Depth | None:
+    link, found = Link(settings, name, *checks), dict[str, Depth]()
     try:
-        with lost():
-            channel = await connection.channel()  # one each: the broker closes it over a queue that is not there
-            declared = (await channel.declare_queue(queue, passive=True, timeout=LOOK_S)).declaration_result
-    except GONE:
-        return None
-    return Depth(declared.message_count or 0, declared.consumer_count or 0)
+        connection = (await link.open()).connection
+        asking = Asking(connection)
+        try:
+            async with asyncio.timeout(LOOK_S):
+                for queue in queues:
+                    try:
+                        found[queue] = await asking.look(queue)
+                    except ChannelClosed:
+                        continue
+                await asking.close()
+        except GONE as error:
+            raise BrokerUnreachable(place(connection), words(error)) from error
+    finally:
+        await link.end()
+    return found

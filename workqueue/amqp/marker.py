@@ -11,7 +11,7 @@ import logging
 from typing import Any, Protocol
 
 from aiormq.abc import AbstractConnection, DeliveredMessage
-from aiormq.exceptions import ChannelAccessRefused, ChannelClosed, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused, ChannelClosed, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from workqueue.amqp.handshake import words
 from workqueue.errors import LedgerDiffers
@@ -35,10 +35,11 @@ class Marked(Protocol):
 
 
 class Marker:
-    """The marker of one queue; `name` is for what it says, once."""
+    """The marker of one queue; `name` is for what it says, once. `hold`: keep it alive. Not `make`: where there is
+    none, nobody works on the queue, and who only looks makes none, or the next worker might be refused for it."""
 
-    def __init__(self, queue: str, ledger: Marked, name: str, *, hold: bool) -> None:
-        self._queue, self._ledger, self._name, self._hold = queue, ledger, name, hold
+    def __init__(self, queue: str, ledger: Marked, name: str, *, hold: bool, make: bool = True) -> None:
+        self._queue, self._ledger, self._name, self._hold, self._make = queue, ledger, name, hold, make
         self._said = False
 
     async def check(self, connection: AbstractConnection) -> None:
@@ -50,6 +51,8 @@ class Marker:
         try:
             async with asyncio.timeout(ANSWER_S):
                 channel = await connection.channel(publisher_confirms=False)
+                if not self._make:
+                    await channel.queue_declare(marker, passive=True)
                 await channel.queue_declare(marker, durable=True, arguments=arguments)
                 if self._hold:
                     await channel.basic_consume(marker, _ignore, no_ack=True)
@@ -60,6 +63,8 @@ class Marker:
                 self._say(words(error))
                 return
             raise LedgerDiffers(self._queue, self._ledger.place) from error
+        except ChannelNotFoundEntity:  # and it is not to be made
+            return
         except (ChannelAccessRefused, ChannelClosed) as error:
             self._say(words(error))
         except TimeoutError:  # a replica that lost its leader for good must not keep a worker from its own queue

@@ -16,6 +16,7 @@ from aiormq.exceptions import (
 from yarl import URL
 
 from workqueue.amqp.handshake import words
+from workqueue.amqp.lane import Depth
 from workqueue.contract import Queue
 from workqueue.errors import BrokerRefused, ContractInvalid
 from workqueue.settings import hide_password
@@ -71,7 +72,7 @@ class Topology:
         self, connection: AbstractConnection, asking: "Asking", queue: Queue, refusal: ChannelClosed
     ) -> None:
         try:
-            await asking.look(queue)
+            await asking.look(queue.name)
         except ChannelNotFoundEntity as error:
             url = connection.url
             way_out = (
@@ -125,21 +126,23 @@ class Asking:
             arguments=dict(arguments),
         )
 
-    async def look(self, queue: Queue) -> None:
-        await self._ask(queue.name, passive=True)
+    async def look(self, queue: str) -> Depth:
+        told = await self._ask(queue, passive=True)
+        return Depth(told.message_count or 0, told.consumer_count or 0)
 
     async def close(self) -> None:
         if self._channel is not None:
             await self._channel.close()
 
-    async def _ask(self, name: str, **how: Any) -> None:
+    async def _ask(self, name: str, **how: Any) -> Any:
         if self._channel is None:
             self._channel = await self._connection.channel(publisher_confirms=False)
         try:
-            await self._channel.queue_declare(name, **how)
+            told = await self._channel.queue_declare(name, **how)
         except ChannelClosed:
             self._channel = None
             raise
+        return told
 
 
 def _differs(connection: AbstractConnection, error: ChannelClosed) -> ContractInvalid:

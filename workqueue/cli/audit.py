@@ -14,7 +14,7 @@ from workqueue.cli.operate import (
     Output,
     app,
     call,
-    console,
+    display,
     ledger_of,
     project_of,
     row,
@@ -58,11 +58,11 @@ def show(
     if output is not Form.TABLE:
         write_json(output, found)
         return 0
-    made = table(None, "when", "who", "what", "why", "")
+    made = table("when", "who", "what", "why", "")
     for one in found:
         said = ", ".join(f"{name} {value}" for name, value in one.told.items())
         row(made, one.at.isoformat(timespec="seconds"), one.who, one.what, one.why, said)
-    console().print(made if found else "nothing was done")
+    display(made if found else "nothing was done")
     return 0
 
 

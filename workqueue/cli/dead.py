@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,8 @@ from workqueue.cli.operate import (
     Output,
     app,
     call,
-    console,
+    can_ask,
+    display,
     field_of,
     ledger_of,
     progress,
@@ -32,11 +32,11 @@ from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops import letters
 from workqueue.ops.desk import Desk, Selection
 from workqueue.ops.editing import carry_out, edit
-from workqueue.ops.letters import Filter, Letter, Opened
+from workqueue.ops.letters import REASONS, Filter, Letter, Opened
 from workqueue.ops.moving import Action, Moved
 from workqueue.ops.project import Project
 
-SHOWN = 50  # letters of a list, unless more are asked for
+SHOWN = 50  # letters of a table, unless more are asked for
 
 commands = app()
 
@@ -75,13 +75,13 @@ def show_groups(
     if output is not Form.TABLE:
         write_json(output, made)
         return 0
-    shown = table(None, "letters:", "sendable:", "kind", "reason", "oldest", "newest", "queue", "error")
+    shown = table("letters:", "sendable:", "kind", "reason", "oldest", "newest", "queue", "error")
     for group in made:
         row(
             shown, group.count, group.pass_contract, group.kind, group.reason, group.oldest, group.newest, group.queue,
             group.error,
         )  # fmt: skip
-    console().print(shown if made else "no dead letters")
+    display(shown if made else "no dead letters")
     return 0
 
 
@@ -90,15 +90,15 @@ def show_list(
     folder: Folder = HERE, output: Output = Form.TABLE, queue: Queues = None, reason: Reasons = None,
     kind: Kinds = None, error: Error = None, worker: By = None, contract: Under = None, since: Since = None,
     until: Until = None, id: Ids = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="show so many, the newest")] = SHOWN,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="so many, the newest")] = None,
 ) -> int:  # fmt: skip
     """The letters, the newest last."""
     found = _read(folder, filter_of(queue, reason, kind, error, worker, contract, since, until, id))
-    last = found[-limit:]
+    last = found[-(limit or (SHOWN if output is Form.TABLE else len(found) or 1)) :]
     if output is not Form.TABLE:
         write_json(output, last)
     else:
-        console().print(listed(last) if last else "no dead letters")
+        display(listed(last) if last else "no dead letters")
     if len(last) < len(found):
         say(f"the newest {len(last)} of {len(found)}; --limit shows more")
     return 0
@@ -122,7 +122,7 @@ def show_one(
     if output is not Form.TABLE:
         write_json(output, found)
     else:
-        console().print(Group(*map(opened, found)) if found else f"no dead letter {escaped(id)}")
+        display(Group(*map(opened, found)) if found else f"no dead letter {escaped(id)}")
     return 0 if found else 1
 
 
@@ -170,7 +170,7 @@ def mend(
     that was killed and is asked for again is the same task, and done once. Writes that id. Exit code 1 where there is
     no such letter, or several.
     """
-    if not (yes or dry_run or sys.stdin.isatty()):
+    if not (yes or dry_run or can_ask()):
         raise UsageInvalid("nobody can be asked, there is no terminal: look with --dry-run, and say --yes")
     project, changes = project_of(folder), dict(map(field_of, fields))
 
@@ -204,15 +204,24 @@ async def _find(desk: Desk, id: str) -> list[Opened]:
     return await desk.open(Filter(ids=frozenset({id}))) or await desk.open(Filter(keys=frozenset({id})))
 
 
+def _check(project: Project, wanted: Filter) -> None:
+    """A word that no letter can have is a mistake, and not "none". Raises UsageInvalid."""
+    for flag, given, known in (("--queue", wanted.queues, project.receives), ("--reason", wanted.reasons, REASONS)):
+        for word in given:
+            if word not in known:
+                raise UsageInvalid(f"{flag} {word!r}: there are {', '.join(known)}")
+
+
 def _act(
     action: Action, folder: Path, wanted: Filter, everything: bool, yes: bool, dry_run: bool, most: int | None,
     expect: int | None, per_s: float | None, why: str, force: bool,
 ) -> int:  # fmt: skip
     if wanted.says_nothing and not everything:
         raise UsageInvalid("say which letters: a filter, or --all")
-    if not (yes or dry_run or sys.stdin.isatty()):
+    if not (yes or dry_run or can_ask()):
         raise UsageInvalid("nobody can be asked, there is no terminal: look with --dry-run, and say --yes")
     project = project_of(folder)
+    _check(project, wanted)
 
     async def select() -> Selection:
         async with ledger_of(project, f"dead {action}", or_none=True) as ledger:
@@ -230,23 +239,29 @@ def _act(
         say(f"{selection.matched} letters match and {expect} were expected: nothing is done")
         return 1
     if dry_run or not selection.letters:
-        return 0
+        missing = bool(wanted.ids) and not selection.matched
+        return 1 if missing or (selection.refused and not dry_run) else 0
     if not yes and not typer.confirm(f"{action} {len(selection.letters)} letters?", err=True):
         say("nothing is done")
         return 1
     moved = run(lambda: move(selection))
     print(f"{action}: {moved.moved} of {len(selection.letters)} letters")
+    if moved.sent:
+        say(f"{moved.sent} more were sent, and may be among the dead letters still: ask again, it doubles nothing")
     if moved.gone:
         say(f"{moved.gone} were not there any more: somebody else has moved them")
     for letter, problem in moved.left[:SAMPLES]:
         say(f"stays: {letter.id or letter.key}: {problem}")
     if len(moved.left) > SAMPLES:
         say(f"{len(moved.left)} stay in all")
-    return 1 if moved.left else 0
+    if moved.ended_by is not None:
+        raise moved.ended_by
+    return 1 if moved.left or moved.sent or selection.refused else 0
 
 
 def _read(folder: Path, wanted: Filter) -> list[Letter]:
     project: Project = project_of(folder)
+    _check(project, wanted)
 
     async def ask() -> list[Letter]:
         async with ledger_of(project) as ledger:

@@ -5,7 +5,7 @@ import os
 from rich.console import Group
 from rich.text import Text
 
-from workqueue.cli.operate import HERE, Folder, Form, Output, app, call, console, ledger_of, project_of, run, write_json
+from workqueue.cli.operate import HERE, Folder, Form, Output, app, call, display, ledger_of, project_of, run, write_json
 from workqueue.errors import escaped
 from workqueue.ops.doctor import Finding, doctor
 
@@ -29,7 +29,7 @@ def show(folder: Folder = HERE, output: Output = Form.TABLE) -> int:
 
     found = run(ask)
     if output is Form.TABLE:
-        console().print(Group(*map(_line, found)))
+        display(Group(*map(_line, found)))
     else:
         write_json(output, found)
     return 1 if any(one.state in ("warning", "fault") for one in found) else 0

@@ -26,12 +26,12 @@ def preview(selection: Selection) -> None:
         say(f"  {letter.kind}  {letter.id or letter.key}  {letter.reason}: {letter.error}")
     if len(selection.letters) > SAMPLES:
         say(f"  ... and {len(selection.letters) - SAMPLES} more")
-    for why, count in Counter(why for _, why in selection.refused).most_common(SAMPLES):
+    for why, count in Counter(why for _, why in selection.refused).most_common():
         say(f"{count} are left alone: {why}")
 
 
 def listed(found: Sequence[Letter]) -> RenderableType:
-    made = table(None, "id", "kind", "reason", "died", "attempts:", "worker", "sendable", "error")
+    made = table("id", "kind", "reason", "died", "attempts:", "worker", "sendable", "error")
     for letter in found:
         sendable = "yes" if letter.problem is None else "no"
         row(
@@ -74,7 +74,7 @@ def filter_of(
     """Raises UsageInvalid."""
     try:
         pattern = None if error is None else re.compile(error)
-    except re.error as problem:
+    except (re.error, OverflowError, RecursionError) as problem:
         raise UsageInvalid(f"--error {error!r} is no regular expression: {problem}") from problem
     return Filter(
         frozenset(queue or ()), frozenset(reason or ()), frozenset(kind or ()), pattern, worker, contract,
@@ -96,7 +96,10 @@ def _when(flag: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d)", text):
-        return datetime.now(UTC) - timedelta(seconds=float(match[1]) * UNITS[match[2]])
+        try:
+            return datetime.now(UTC) - timedelta(seconds=float(match[1]) * UNITS[match[2]])
+        except OverflowError:
+            return datetime.min.replace(tzinfo=UTC)
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

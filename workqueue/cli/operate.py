@@ -14,20 +14,24 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 import uvloop
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from workqueue.dev.broker import find as find_broker
 from workqueue.dev.programs import BrokerError
-from workqueue.errors import UsageInvalid, WorkerFault, WorkQueueError, escaped
+from workqueue.errors import OutputFailed, UsageInvalid, WorkerFault, WorkQueueError, escaped
 from workqueue.ledger import Ledger, open_ledger
 from workqueue.ledger.none import NoLedger
+from workqueue.lifecycle import unheard
 from workqueue.ops.project import Project, find
+from workqueue.settings import misspelt
 
 INTERRUPTED = 130
-WIDE = 200  # columns, where nobody looks
+WIDE = 10_000  # columns, where nobody looks
+ERROR_LEAST = 30  # of an error in a table, on a terminal that is narrow
 
 T = TypeVar("T")
 
@@ -56,6 +60,8 @@ def app() -> typer.Typer:
 
 def call(commands: typer.Typer, name: str, arguments: list[str]) -> int:
     """Run a command of an app of typer's, and return its exit code; every failure is one line on standard error."""
+    if sys.stdout is None:  # closed by who started it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     try:
         code = commands(args=arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
@@ -66,9 +72,11 @@ def call(commands: typer.Typer, name: str, arguments: list[str]) -> int:
         return failed(name, str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:  # whoever reads has read enough
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):  # whoever reads has read enough
+            return 0
+        return failed(name, str(OutputFailed("standard output", error.strerror or str(error))), OutputFailed.exit_code)
     return code if isinstance(code, int) else 0
 
 
@@ -82,10 +90,15 @@ def say(what: str) -> None:
     print(escaped(what), file=sys.stderr)
 
 
+def can_ask() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def run(work: Callable[[], Awaitable[T]]) -> T:
     """Run it on an event loop; Ctrl-C ends it."""
 
     async def main() -> T:
+        asyncio.get_running_loop().set_exception_handler(unheard)
         return await work()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -101,6 +114,8 @@ def project_of(folder: Path) -> Project:
     """The project of a folder, at the broker of AMQP_URI, else where one answers: at RabbitMQ's default address, or the
     folder's own. Raises ProjectMissing, ContractInvalid, SettingInvalid."""
     environment: Mapping[str, str] = os.environ
+    for line in misspelt():
+        say(line)
     if not environment.get("AMQP_URI"):
         try:
             found = find_broker(folder / ".broker")
@@ -148,13 +163,31 @@ def _plain(value: object) -> object:
 
 def console() -> Console:
     """Standard output. Colours only on a terminal, and not with NO_COLOR (https://no-color.org)."""
-    wide = None if sys.stdout.isatty() else WIDE
-    return Console(file=sys.stdout, highlight=False, width=wide, soft_wrap=False)
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
-def table(title: str | None, *columns: str) -> Table:
+def display(part: RenderableType) -> None:
+    """Print it. Nothing is cut but the errors in a table's last column, and those on a terminal only: a line that is
+    longer than a terminal is wide goes on in its next one."""
+    written, parts = console(), part.renderables if isinstance(part, Group) else [part]
+    if sys.stdout.isatty():
+        written.width = max([written.width, *(_least(each) for each in parts if isinstance(each, Table))])
+    written.print(Text(part) if isinstance(part, str) else part)
+
+
+def _least(part: Table) -> int:
+    """The width in which all columns but that of the errors are whole."""
+    whole = Measurement.get(Console(width=WIDE), Console(width=WIDE).options, part).maximum
+    last = part.columns[-1]
+    if last.header != "error":
+        return whole
+    longest = max((len(str(cell)) for cell in last.cells), default=0)
+    return whole - max(0, longest - ERROR_LEAST)
+
+
+def table(*columns: str) -> Table:
     """Numbers stand right: a column whose name ends with a colon holds them."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         if name.endswith(":"):
             made.add_column(name.removesuffix(":"), justify="right", no_wrap=True)

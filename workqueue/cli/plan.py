@@ -16,7 +16,7 @@ from workqueue.cli.operate import (
     Output,
     app,
     call,
-    console,
+    display,
     project_of,
     row,
     run,
@@ -50,14 +50,14 @@ def show(
         return 0
     found = run(lambda: plan(project, f"plan-{os.getpid()}"))
     if output is Form.TABLE:
-        console().print(rendered(found))
+        display(rendered(found))
     else:
         write_json(output, [found], one=True)
     return 0 if found.is_same else 1
 
 
 def rendered(found: Plan) -> RenderableType:
-    made = table(None, "queue", "state", "argument", "contract", "broker")
+    made = table("queue", "state", "argument", "contract", "broker")
     lines = []
     for queue in found.queues:
         first = queue.differences[0] if queue.differences else None

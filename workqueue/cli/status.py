@@ -1,5 +1,7 @@
 """`workqueue status`, `workqueue workers`: what waits, who works, and what each has in hand."""
 
+import os
+import sys
 import time
 from typing import Annotated
 
@@ -16,16 +18,18 @@ from workqueue.cli.operate import (
     app,
     call,
     console,
+    display,
     ledger_of,
     project_of,
     row,
     run,
+    say,
     shown,
     span,
     table,
     write_json,
 )
-from workqueue.errors import escaped
+from workqueue.errors import BrokerUnreachable, LedgerUnreachable, escaped
 from workqueue.ops.project import Project
 from workqueue.ops.status import Status, Worker, status, workers
 
@@ -49,14 +53,17 @@ def show(
     project = project_of(folder)
     if not watch:
         _write(look(project), output)
-    elif output is not Form.TABLE:
+    elif output is not Form.TABLE or not sys.stdout.isatty():
         while True:
-            _write(look(project), Form.JSONL)
+            if (found := look_again(project)) is not None:
+                _write(found, Form.TABLE if output is Form.TABLE else Form.JSONL)
+                sys.stdout.flush()
             time.sleep(WATCH_S)
     else:
         with Live(console=console(), auto_refresh=False) as live:
             while True:
-                live.update(rendered(look(project)), refresh=True)
+                if (found := look_again(project)) is not None:
+                    live.update(rendered(found), refresh=True)
                 time.sleep(WATCH_S)
     return 0
 
@@ -72,33 +79,38 @@ def list_workers(folder: Folder = HERE, output: Output = Form.TABLE) -> int:
 
     found = run(ask)
     if output is Form.TABLE:
-        console().print(
-            Group(*_workers(found), *_in_hand(found)) if found else "no worker was heard of within the hour"
-        )
+        display(Group(*_workers(found), *_in_hand(found)) if found else "no worker was heard of within the hour")
     else:
         write_json(output, found)
     return 0
 
 
+def look_again(project: Project) -> Status | None:
+    """None while the broker or the ledger is out of reach, which is what one may be watching for."""
+    try:
+        return look(project)
+    except (BrokerUnreachable, LedgerUnreachable) as error:
+        say(str(error))
+        return None
+
+
 def look(project: Project) -> Status:
     async def ask() -> Status:
         async with ledger_of(project) as ledger:
-            return await status(project, ledger)
+            return await status(project, ledger, f"status-{os.getpid()}")
 
     return run(ask)
 
 
 def _write(found: Status, output: Form) -> None:
     if output is Form.TABLE:
-        console().print(rendered(found))
+        display(rendered(found))
     else:
         write_json(output, [found], one=True)
 
 
 def rendered(found: Status) -> RenderableType:
-    queues = table(
-        None, "queue", "ready:", "in hand:", "delayed:", "dead:", "consumers:", "workers:", "done/s:", "empty in:"
-    )
+    queues = table("queue", "ready:", "in hand:", "delayed:", "dead:", "consumers:", "workers:", "done/s:", "empty in:")
     for queue in found.queues:
         delayed = [count for count in queue.delayed.values() if count is not None]
         left = "?" if queue.backlog_s is None else span(queue.backlog_s)
@@ -113,7 +125,7 @@ def rendered(found: Status) -> RenderableType:
 def _workers(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:
     if not found:
         return []
-    made = table("", "worker", "host", "state", "seen", "in hand:", "done:", "failed:", "dead:", "done/s:", "contract")
+    made = table("worker", "host", "state", "seen", "in hand:", "done:", "failed:", "dead:", "done/s:", "contract")
     for worker in found:
         work = list(worker.queues.values())
         row(
@@ -128,7 +140,7 @@ def _in_hand(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:
     held = [(one, worker) for worker in found for one in worker.in_hand]
     if not held:
         return []
-    made = table("", "in hand", "kind", "attempt:", "since", "worker")
+    made = table("in hand", "kind", "attempt:", "since", "worker")
     for one, worker in sorted(held, key=lambda each: each[0].since):
         row(made, one.id, one.kind, one.attempt, shown(one.since), worker.name)
     return [made]

@@ -15,14 +15,14 @@ from workqueue.cli.operate import (
     ago,
     app,
     call,
-    console,
+    display,
     ledger_of,
     project_of,
     run,
     write_json,
 )
 from workqueue.client import as_uuid
-from workqueue.errors import escaped
+from workqueue.errors import IdInvalid, UsageInvalid, escaped
 from workqueue.ops.story import Story, story
 
 commands = app()
@@ -39,7 +39,11 @@ def show(
     Exit code 1 for a task that the ledger knows nothing of: it was never sent, or not recorded and not taken yet, or
     is forgotten since.
     """
-    project, task_id = project_of(folder), as_uuid(id)
+    project = project_of(folder)
+    try:
+        task_id = as_uuid(id)
+    except IdInvalid as error:
+        raise UsageInvalid(f"{id!r} is no id of a task, which is a UUID") from error
 
     async def ask() -> Story:
         async with ledger_of(project, "task") as ledger:
@@ -47,7 +51,7 @@ def show(
 
     found = run(ask)
     if output is Form.TABLE:
-        console().print(rendered(found))
+        display(rendered(found))
     else:
         write_json(output, [found], one=True)
     return 1 if found.state == "unknown" else 0

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from socketserver import TCPServer, ThreadingMixIn
@@ -12,7 +13,9 @@ from workqueue.errors import SettingInvalid
 from workqueue.observe.health import Health
 from workqueue.process.children import forget, keep_from_children
 
-REQUEST_S = 5.0  # a client that sends nothing holds a thread no longer
+REQUEST_S = 5.0  # a client that sends nothing is heard no longer
+WHOLE_S = 10.0  # for all of a request
+AT_ONCE = 16
 TEXT = [("Content-Type", "text/plain; charset=utf-8")]
 METRICS = [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")]
 
@@ -28,7 +31,36 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Answers AT_ONCE clients at a time, none for longer than WHOLE_S: who sends a byte now and then gets no more of
+    the worker's descriptors and threads than that."""
+
     daemon_threads = True
+    request_queue_size = 32
+
+    def __init__(self, *given: Any) -> None:
+        self._began: dict[Any, float] = {}
+        self._lock = threading.Lock()
+        super().__init__(*given)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        now_s = time.monotonic()
+        with self._lock:
+            for other, began_s in self._began.items():
+                if now_s - began_s > WHOLE_S:
+                    with suppress(OSError):
+                        other.shutdown(socket.SHUT_RDWR)
+            full = len(self._began) >= AT_ONCE
+            if not full:
+                self._began[request] = now_s
+        if full:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._began.pop(request, None)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         TCPServer.server_bind(self)  # HTTPServer's looks up a name, which may take long

@@ -1,23 +1,22 @@
 """The dead-letter desk: letters read, and sent back to their tasks or thrown away."""
 
 import json
+import os
 import socket
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from getpass import getuser
 
 from workqueue.amqp.held import for_itself, hold
-from workqueue.amqp.lane import Declaration
-from workqueue.amqp.marker import Marker
 from workqueue.contract import Receive
-from workqueue.ledger import Ledger
-from workqueue.ledger.none import NoLedger
+from workqueue.errors import LedgerUnreachable, WorkQueueError
+from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ops.letters import Filter, Letter, Opened, Reader
 from workqueue.ops.moving import Action, Moved, Moving
-from workqueue.ops.project import Project
+from workqueue.ops.project import Project, same_ledger
 
 TELL_EVERY = 100
 MOST_RETURNS = 10  # of one letter: who has died so often dies again
@@ -83,20 +82,36 @@ class Desk:
         return Selection(action, len(matched), tuple(chosen), tuple(refused))
 
     async def move(self, selection: Selection, *, why: str, per_s: float | None = None) -> Moved:
-        """Carry it out, and keep it in the ledger's audit. Raises as `letters`; LedgerBusy before anything is moved."""
-        moved = Moved(selection.action)
-        letters = {letter.key: letter for letter in selection.letters}
-        moving = Moving(self._project, self._ledger, self._name, moved, partial(self._tell, of=len(letters)))
-        await self._note(f"{selection.action} begins", why, {"letters": len(letters)})
+        """Carry it out, and keep it in the ledger's audit. What cuts it short is in the answer.
+
+        Raises LedgerUnreachable before anything is moved."""
+        moved, letters = Moved(selection.action), dict[str, list[Letter]]()
+        for letter in selection.letters:
+            letters.setdefault(letter.key, []).append(letter)
+        count = len(selection.letters)
+        moving = Moving(self._project, self._ledger, self._name, moved, partial(self._tell, of=count))
+        await self.note(f"dead {selection.action} begins", why, {"letters": count})
         try:
-            for queue, reader in self._readers(Filter(queues=frozenset(letter.queue for letter in letters.values()))):
+            for queue, reader in self._readers(Filter(queues=frozenset(letter.queue for letter in selection.letters))):
                 async with self.for_itself(queue):
                     await moving.all_of(queue, reader, letters, per_s)
+        except WorkQueueError as error:
+            moved.ended_by = error
         finally:
-            moved.gone = len(letters)
-            told = {"moved": moved.moved, "left": len(moved.left), "gone": moved.gone}
-            await self._note(f"{selection.action} ends", why, told)
+            found = moved.moved + moved.sent + len(moved.left)
+            moved.gone = 0 if moved.ended_by is not None else count - found
+            told = {"moved": moved.moved, "sent": moved.sent, "left": count - found - moved.gone + len(moved.left)}
+            with suppress(LedgerUnreachable):
+                await self.note(f"dead {selection.action} ends", why, told | {"gone": moved.gone})
         return moved
+
+    async def note(self, what: str, why: str, told: Mapping[str, object]) -> None:
+        """Keep in the ledger that somebody did this. Raises LedgerUnreachable."""
+        why = why.encode("utf-8", "backslashreplace").decode()
+        try:
+            await self._ledger.board.note(f"{_user()}@{socket.gethostname()}", what, why, json.dumps(told))
+        except LedgerBusy as error:
+            raise LedgerUnreachable(self._ledger.place, f"its audit can't be written: {error}") from error
 
     def _readers(self, wanted: Filter) -> list[tuple[str, Reader]]:
         """One for each dead-letter queue."""
@@ -109,24 +124,22 @@ class Desk:
             if not wanted.queues or any(receive.queue.name in wanted.queues for receive in receives)
         ]
 
-    @property
-    def ledger(self) -> Ledger:
-        return self._ledger
-
     def for_itself(self, queue: str) -> AbstractAsyncContextManager[None]:
         """Have a dead-letter queue for this process alone, for the length of the block. Raises as `letters`."""
-        checks: list[Declaration] = []
-        if self._ledger.identity != NoLedger.identity:
-            tasks = [receive.queue.name for receive in self._project.receives.values() if receive.dead.name == queue]
-            checks = [Marker(name, self._ledger, self._name, hold=False).check for name in tasks]
+        tasks = [receive.queue.name for receive in self._project.receives.values() if receive.dead.name == queue]
+        checks = same_ledger(self._project, self._ledger, tasks, self._name)
         return for_itself(self._project.settings, queue, self._name, *checks)
 
     def _tell(self, done: int, of: int) -> None:
         if done % TELL_EVERY == 0 or done == of:
             self._progress(done, of)
 
-    async def _note(self, what: str, why: str, told: dict[str, int]) -> None:
-        await self._ledger.board.note(f"{getuser()}@{socket.gethostname()}", f"dead {what}", why, json.dumps(told))
+
+def _user() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError, ImportError):  # in a container a number may be all there is
+        return f"uid {os.getuid()}"
 
 
 def _objection(letter: Letter) -> str | None:

@@ -1,14 +1,11 @@
 """What is wrong with an installation, each with the way out. It looks, and tries the broker in queues of its own."""
 
-import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from workqueue.amqp.connection import Link
-from workqueue.amqp.marker import Marker
 from workqueue.amqp.probe import Probe, probe
-from workqueue.errors import BrokerRefused, LedgerDiffers
+from workqueue.errors import LedgerDiffers
 from workqueue.ledger import Ledger
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.plan import Plan, QueuePlan, plan
@@ -36,15 +33,19 @@ class Finding:
 
 
 async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
-    """Look at everything. Raises BrokerUnreachable, LedgerUnreachable: with nothing to look at there is one fault."""
-    compared, now, tried = await asyncio.gather(
-        plan(project, f"{name}.1"), status(project, ledger), probe(project.settings, f"{name}.2")
-    )
+    """Look at everything. Raises BrokerUnreachable: with nothing to look at there is one fault."""
+    compared = await plan(project, name)
+    tried = await probe(project.settings, name)
+    try:
+        now = await status(project, ledger, name)
+    except LedgerDiffers as error:
+        fault = Finding("ledger", "fault", str(error), "name the workers' ledger in LEDGER_URL")
+        return [*_broker(compared, tried), *_queues(compared), fault]
     return [
         *_broker(compared, tried),
-        *(found for queue in compared.queues if (found := _queue(queue, compared)) is not None),
+        *_queues(compared),
         *_at_work(now),
-        *await _ledger(project, ledger, now, name),
+        _ledger(project, ledger, now),
         *_limits(project),
         Finding("not seen", "unseen", compared.unseen),
     ]
@@ -72,6 +73,10 @@ def _broker(compared: Plan, tried: Probe) -> Iterator[Finding]:
         yield Finding("dead-lettering", "fault", str(tried.problem), LOG)
     else:
         yield Finding("confirms", "ok", "a message was routed, confirmed, expired and dead-lettered")
+
+
+def _queues(compared: Plan) -> list[Finding]:
+    return [found for queue in compared.queues if (found := _queue(queue, compared)) is not None]
 
 
 def _queue(queue: QueuePlan, compared: Plan) -> Finding | None:
@@ -103,7 +108,9 @@ def _at_work(now: Status) -> Iterator[Finding]:
             yield Finding(f"queue {queue.dead_queue}", "warning", f"{queue.dead} dead letters", way_out)
     for worker in now.workers:
         about = f"worker {worker.name}"
-        if worker.state == "gone":
+        if worker.state == "waiting":
+            yield Finding(about, "fault", f"on {worker.host}, waits for its broker, or for a queue", "see its log")
+        elif worker.state == "gone":
             held = f", with {len(worker.in_hand)} tasks in hand, which others do" if worker.in_hand else ""
             said = f"on {worker.host}, not heard of for {worker.seen_s:.0f} s{held}"
             yield Finding(about, "warning", said, "start it anew; it is forgotten after an hour")
@@ -116,24 +123,20 @@ def _at_work(now: Status) -> Iterator[Finding]:
             yield Finding("contract", "warning", note, "make generate, and restart the workers that are older")
 
 
-async def _ledger(project: Project, ledger: Ledger, now: Status, name: str) -> list[Finding]:
+def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
+    """`status` has found that the workers have it."""
     if not project.has_ledger:
         way_out = "LEDGER_URL=sqlite:PATH for one machine, postgresql:// for several"
-        return [Finding("ledger", "warning", "none: a task that is delivered twice may be done twice", way_out)]
+        return Finding("ledger", "warning", "none: a task that is delivered twice may be done twice", way_out)
     if ledger.identity == NoLedger.identity:
-        return [Finding("ledger", "warning", f"there is none yet at {project.settings.ledger_url}", "start a worker")]
-    markers = [Marker(queue, ledger, name, hold=False).check for queue in project.receives]
-    link = Link(project.settings, name, *markers)
-    try:
-        await link.open()
-    except LedgerDiffers as error:
-        return [Finding("ledger", "fault", str(error), "name the workers' ledger in LEDGER_URL")]
-    except BrokerRefused as error:
-        return [Finding("ledger", "unseen", str(error))]
-    finally:
-        await link.end()
-    told = f"{ledger.place}, and {len(now.workers)} workers have told it of themselves"
-    return [Finding("ledger", "ok", told)]
+        where = f"there is none at {project.settings.ledger_url}"
+        if any(queue.consumers for queue in now.queues):
+            return Finding("ledger", "fault", f"{where}: the workers have another", "name theirs in LEDGER_URL")
+        return Finding("ledger", "warning", f"{where} yet", "start a worker")
+    for note in now.notes:
+        if ledger.place in note:
+            return Finding("ledger", "fault", note, "see its log; a role needs all rights on the workqueue_ tables")
+    return Finding("ledger", "ok", f"{ledger.place}, and {len(now.workers)} workers have told it of themselves")
 
 
 def _limits(project: Project) -> Iterable[Finding]:

@@ -1,10 +1,8 @@
 """A dead letter whose payload is mended: sent as a new task, and then taken from the dead letters."""
 
 import json
-import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from getpass import getuser
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -94,7 +92,7 @@ async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, wh
     finally:
         await link.end()
     told = {"letter": wanted.letter.letter.id or wanted.letter.letter.key, "task": str(wanted.id)}
-    await desk.ledger.board.note(f"{getuser()}@{socket.gethostname()}", "dead edit", why, json.dumps(told))
+    await desk.note("dead edit", why, told)
 
 
 def _now() -> str:

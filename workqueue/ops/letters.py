@@ -15,6 +15,8 @@ from workqueue.contract import Receive
 from workqueue.delivery import NO_PROPERTIES
 from workqueue.tasks import story
 
+REASONS = (*story.REASONS, "rejected", "expired", "maxlen", "delivery_limit")
+"""Why there are letters: the contract's, and the broker's own (https://www.rabbitmq.com/docs/dlx)."""
 VARIES = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|0x[0-9a-f]+|\d+(?:\.\d+)?")
 """Of an error: what differs between two that are the same."""
 

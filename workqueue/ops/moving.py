@@ -14,12 +14,11 @@ from uuid import UUID
 
 from workqueue.amqp.connection import Link
 from workqueue.amqp.frames import Arrival
-from workqueue.amqp.handshake import GONE
 from workqueue.amqp.held import Held, hold
 from workqueue.amqp.publisher import Publisher
 from workqueue.contract import Receive
 from workqueue.delivery import NO_PROPERTIES
-from workqueue.errors import BrokerUnreachable, NotSent, SendUnknown
+from workqueue.errors import BrokerUnreachable, LedgerLost, NotSent, SendUnknown, WorkQueueError
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ops.letters import Letter, Reader, key_of
 from workqueue.ops.project import Project
@@ -33,13 +32,18 @@ Action = Literal["redrive", "drop"]
 
 @dataclass
 class Moved:
-    """What became of the letters that an action was for. `left` has those that stay, with why."""
+    """What became of the letters that an action was for. `left` has those that stay, with why.
+
+    `sent` are those that were sent back and may be among the dead letters still: asked for again, the same action
+    doubles nothing. `gone`: somebody else had moved them before. `ended_by` is what cut the action short.
+    """
 
     action: Action
     moved: int = 0
+    sent: int = 0
     gone: int = 0
-    """Of those that had matched, how many were not there any more: somebody else was faster."""
     left: list[tuple[Letter, str]] = field(default_factory=list)
+    ended_by: WorkQueueError | None = None
 
 
 class Moving:
@@ -50,9 +54,9 @@ class Moving:
     ) -> None:
         self._project, self._ledger, self._name, self._moved, self._tell = project, ledger, name, moved, tell
 
-    async def all_of(self, queue: str, reader: Reader, letters: dict[str, Letter], per_s: float | None) -> None:
+    async def all_of(self, queue: str, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None) -> None:
         """Move those of the letters that lie in the queue, which is this process's own meanwhile, and take them from
-        `letters`. Raises QueueMissing, BrokerUnreachable."""
+        `letters`, where each key has as many as there are of the same. Raises QueueMissing, BrokerUnreachable."""
         link = Link(self._project.settings, f"{self._name} publishes")
         self._publisher, self._free = Publisher(link, self._name), asyncio.Semaphore(AT_ONCE)
         try:
@@ -61,13 +65,14 @@ class Moving:
         finally:
             await link.end()
 
-    async def _pass(self, held: Held, reader: Reader, letters: dict[str, Letter], per_s: float | None) -> None:
+    async def _pass(self, held: Held, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None) -> None:
         moving: set[asyncio.Task[None]] = set()
         try:
             async for arrived in held:
-                letter = letters.pop(key_of_arrived(arrived), None)
-                if letter is None:
+                same = letters.get(key_of_arrived(arrived))
+                if not same:
                     continue
+                letter = same.pop()
                 await self._free.acquire()
                 task = asyncio.ensure_future(self._move(held, reader.receive_of(arrived), arrived, letter))
                 moving.add(task)
@@ -79,17 +84,25 @@ class Moving:
                 await asyncio.wait(moving)
 
     async def _move(self, held: Held, receive: Receive, arrived: Arrival, letter: Letter) -> None:
-        moved = self._moved
+        moved, was_sent = self._moved, False
         try:
+            if not held.is_open:
+                raise BrokerUnreachable(letter.queue, "the connection was lost before it was sent")
             if moved.action == "redrive":
                 await self._send_back(receive, arrived, letter)
+                was_sent = True
             await held.done(arrived)
             moved.moved += 1
-        except (NotSent, SendUnknown, BrokerUnreachable, *GONE) as error:
-            moved.left.append((letter, str(error)))
+        except SendUnknown:
+            moved.sent += 1
+        except (NotSent, BrokerUnreachable) as error:
+            if was_sent:
+                moved.sent += 1
+            else:
+                moved.left.append((letter, str(error)))
         finally:
             self._free.release()
-            self._tell(moved.moved + len(moved.left))
+            self._tell(moved.moved + moved.sent + len(moved.left))
 
     async def _send_back(self, receive: Receive, arrived: Arrival, letter: Letter) -> None:
         """It is a task again, with its story, of which the worker that gets it makes history."""
@@ -105,7 +118,9 @@ class Moving:
             original=properties,
         )
         if letter.burial is not None and letter.problem is None:
-            with suppress(LedgerBusy):  # from now on its status is true; else the worker that gets it does this
+            with suppress(
+                LedgerBusy, LedgerLost
+            ):  # from now on its status is true; else the worker that gets it does this
                 await self._ledger.revive(UUID(letter.id), letter.burial)
 
 

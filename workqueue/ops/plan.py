@@ -106,13 +106,14 @@ def _steps(name: str, is_end: bool, vhost: str) -> tuple[str, ...]:
     empty = (
         f"empty it: workqueue dead list --queue, redrive or drop; {name} must be empty"
         if is_end
-        else f"let the workers empty it: workqueue status, until {name} and what is in hand are 0"
+        else f"let the workers empty it: workqueue status -o json, until {name} and what is in hand are 0"
     )
     return (
         "stop whatever sends",
         empty,
         "stop the workers",
-        f"rabbitmqctl delete_queue -p {vhost} {name} --if-empty",
+        f"rabbitmqctl list_queues -p {vhost} name messages, on the broker's machine: {name} must have 0",
+        f"rabbitmqctl delete_queue -p {vhost} {name} (it takes all that is in it along)",
         "start the workers: they declare it anew; then what sends",
     )
 

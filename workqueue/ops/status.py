@@ -1,12 +1,12 @@
 """What waits, who works, and what each has in hand."""
 
-import asyncio
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
+from uuid import UUID
 
 from workqueue.amqp.lane import Depth
 from workqueue.amqp.look import look
@@ -14,7 +14,8 @@ from workqueue.contract import Receive, Send
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ledger.board import Seen
-from workqueue.ops.project import Project
+from workqueue.ledger.none import NoLedger
+from workqueue.ops.project import Project, same_ledger
 from workqueue.settings import hide_password
 
 RECENT_S = 3600.0  # a worker that was heard of longer ago is not told any more
@@ -47,13 +48,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker that was heard of `seen_s` seconds ago. `gone`: it died, or can't reach the ledger, and what it has in
-    hand was so when it was last heard of. `ahead_s` is its clock's, of this machine's."""
+    """A worker that was heard of `seen_s` seconds ago. `ahead_s` is its clock's, of this machine's.
+
+    `waiting`: for its broker, or for a queue. `gone`: it died, or can't reach the ledger, and has in hand what nobody
+    else has taken since.
+    """
 
     name: str
     host: str
     pid: int
-    state: Literal["working", "stopping", "gone"]
+    state: Literal["working", "waiting", "stopping", "gone"]
     seen_s: float
     ahead_s: float
     started_at: datetime
@@ -97,32 +101,51 @@ class Status:
     notes: tuple[str, ...]
 
 
-async def status(project: Project, ledger: Ledger) -> Status:
-    """Look at all queues of the project, passively, and at what its workers say.
+async def status(project: Project, ledger: Ledger, name: str) -> Status:
+    """Look at all queues of the project, passively, and at what its workers say. `name` is this process in the broker's
+    lists.
 
-    Raises BrokerUnreachable, LedgerUnreachable.
+    Raises BrokerUnreachable, and LedgerDiffers where the workers have another ledger.
     """
-    settings = project.settings
-    depths, seen = await asyncio.gather(look(settings.amqp_uri, _names(project)), workers(ledger))
+    settings, more = project.settings, list[str]()
+    depths = await look(settings, _names(project), name, *same_ledger(project, ledger, project.receives, name))
+    try:
+        seen = await workers(ledger)
+    except LedgerUnreachable as error:
+        seen = []
+        more.append(str(error))
     queues = [_receiving(receive, depths, seen) for receive in project.receives.values()]
     only_sent = [send for name, send in project.sends.items() if name not in project.receives]
     queues += [_sending(send, depths) for send in only_sent]
     broker = ", ".join(map(hide_password, settings.amqp_uri))
-    notes = tuple(_notes(project, queues, seen))
+    notes = (*more, *_notes(project, ledger, queues, seen))
     return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes)
 
 
-async def workers(ledger: Ledger) -> list[Worker]:
-    """Those that were heard of within an hour, by name. Raises LedgerUnreachable."""
+async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
+    """Those that were heard of within an hour, by name. One that is gone has in hand what nobody else has taken, and
+    is not told where another of its name has begun on its host since. Raises LedgerUnreachable."""
     try:
-        return [_worker(seen) for seen in await ledger.board.seen(RECENT_S)]
+        found = [_worker(seen, gone_s) for seen in await ledger.board.seen(RECENT_S)]
+        back = {(worker.name, worker.host) for worker in found if worker.state != "gone"}
+        here = [worker for worker in found if worker.state != "gone" or (worker.name, worker.host) not in back]
+        return [await _as_left(ledger, worker) if worker.state == "gone" else worker for worker in here]
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
 
 
-def _worker(seen: Seen) -> Worker:
+async def _as_left(ledger: Ledger, worker: Worker) -> Worker:
+    left = []
+    for one in worker.in_hand:
+        entry = await ledger.entry(UUID(one.id))
+        if entry is not None and entry.state == "running" and entry.worker == worker.name:
+            left.append(one)
+    return replace(worker, in_hand=tuple(left))
+
+
+def _worker(seen: Seen, gone_s: float) -> Worker:
     told: dict[str, Any] = json.loads(seen.told)
-    gone = seen.seen_s > GONE_S
+    gone = seen.seen_s > gone_s
     return Worker(
         name=seen.name,
         host=told["host"],
@@ -175,24 +198,29 @@ def _sending(send: Send, depths: Mapping[str, Depth]) -> Queue:
     return Queue(send.queue.name, ready, 0, {}, "", None, consumers, 0, 0.0, None)
 
 
-def _notes(project: Project, queues: Iterable[Queue], seen: Iterable[Worker]) -> Iterable[str]:
+def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iterable[Worker]) -> Iterable[str]:
     for queue in queues:
         if queue.ready is None:
-            yield f"there is no queue {queue.queue}: no worker has been here yet, or it is in another virtual host"
+            yield f"there is no queue {queue.queue}: no worker has been here yet, or it is another connection's own"
         elif queue.ready and not queue.consumers:
             yield f"nobody takes tasks from {queue.queue}"
     if not project.has_ledger:
         yield "LEDGER_URL=none: nobody tells who works, and no task's story is known"
+    elif ledger.identity == NoLedger.identity:
+        there = "the workers have another one" if any(queue.consumers for queue in queues) else "no worker has made it"
+        yield f"there is no ledger at {project.settings.ledger_url}: {there}"
     for worker in seen:
+        if worker.state == "waiting":
+            yield f"{worker.name} on {worker.host} waits for its broker, or for a queue"
         if worker.state == "gone":
             held = f", with {len(worker.in_hand)} in hand" if worker.in_hand else ""
             yield f"{worker.name} on {worker.host} was last heard of {worker.seen_s:.0f} s ago{held}"
-        for name in worker.queues:
-            if project.digests.get(name, worker.digest) != worker.digest and worker.state != "gone":
-                yield (
-                    f"{worker.name} works on {name} by another contract ({worker.contract}, {worker.digest}) than this "
-                    f"folder has ({project.digests[name]})"
-                )
+        differs = [name for name in worker.queues if project.digests.get(name, worker.digest) != worker.digest]
+        if differs and worker.state != "gone":
+            yield (
+                f"{worker.name} works by another contract ({worker.contract}, {worker.digest}) than this folder has "
+                f"({project.digests[differs[0]]})"
+            )
 
 
 def _names(project: Project) -> list[str]:

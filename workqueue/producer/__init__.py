@@ -199,7 +199,7 @@ async def _matter(settings: Settings, ledger: Ledger, sends: list[contract.Send]
     # By the queue's own argument: a sender's contract need not have the channel of the dead letters.
     queues = {send.queue.name: send.queue.arguments.get("x-dead-letter-routing-key") for send in sends}
     try:
-        seen = await look(settings.amqp_uri, [*queues, *filter(None, queues.values())])
+        seen = await look(settings, [*queues, *filter(None, queues.values())], "looks")
     except BrokerUnreachable as error:
         return f"no broker answers: {error.tried}: {error.cause}"
     said = []

@@ -84,7 +84,7 @@ class Heartbeat:
             "pid": os.getpid(),
             "version": installed(),
             "contract": {"version": self.contract.version, "digest": self.contract.digest},
-            "state": "stopping" if self.crew.draining else "working",
+            "state": self._state(),
             "at": round(now, 3),
             "started_at": round(self._began, 3),
             "queues": {
@@ -103,6 +103,11 @@ class Heartbeat:
                 for scope in self.crew.running()
             ],
         }  # fmt: skip
+
+    def _state(self) -> str:
+        if self.crew.draining:
+            return "stopping"
+        return "waiting" if not self.health.starting and self.health.not_consumed() else "working"
 
     def _counts(self, operation: str) -> dict[str, int]:
         return {word: self.counting.of[operation, what] for what, word in COUNTED.items()}
