@@ -69,10 +69,10 @@ async def test_each_failed_attempt_is_a_line_of_the_story_and_stays_after_the_bu
     entry = await ledger.entry(task_id)
     assert entry is not None
     assert entry.story == told
-    assert await ledger.revive(task_id, answer.fence)
+    assert await ledger.revive(task_id, answer.fence, told="back\n")
     entry = await ledger.entry(task_id)
     assert entry is not None
-    assert entry.story == told
+    assert entry.story == f"{told}back\n"
 
 
 async def test_a_task_that_never_failed_has_no_story(ledger: Ledger) -> None:

@@ -121,7 +121,7 @@ async def test_a_task_is_told_from_send_to_result_with_every_attempt(fast: Site,
         assert attempt["traceback"].endswith("RuntimeError: it is broken")
 
     mend(broken)
-    told = await workqueue(fast, "dead", "redrive", "--id", one["id"], "--yes")
+    told = await workqueue(fast, "dead", "redrive", "--id", one["id"], "--yes", "--why", "it is mended")
     assert (told.code, told.out) == (0, "redrive: 1 of 1 letters\n")
     await until(lambda: fast.ended() == {one["id"]: 1}, "it is done")
 
@@ -131,6 +131,8 @@ async def test_a_task_is_told_from_send_to_result_with_every_attempt(fast: Site,
     await until(is_done, "and recorded as done")
     done = await ask(fast, "task", one["id"])
     assert (done["result"], len(done["attempts"])) == ({"kind": "nap", "attempt": 1}, most)
+    (back,) = done["returns"]
+    assert (back["why"], dead["returns"]) == ("it is mended", [])
     assert (await workqueue(fast, "dead", "show", one["id"])).code == 1
 
 
@@ -427,7 +429,7 @@ async def test_what_operators_did_is_told_with_who_and_why(fast: Site, broken: P
     await workqueue(fast, "dead", "drop", "--all", "--max", "2", "--yes", "--why", "of no use")
     begins, ends = await ask(fast, "audit")
     assert (begins["what"], begins["why"], begins["told"]) == ("dead drop begins", "of no use", {"letters": 2})
-    assert (ends["what"], ends["told"]) == ("dead drop ends", {"moved": 2, "sent": 0, "left": 0, "gone": 0})
+    assert (ends["what"], ends["told"]) == ("dead drop ends", {"moved": 2, "unsure": 0, "left": 0, "gone": 0})
     assert "@" in ends["who"]
     assert "dead drop ends" in (await workqueue(fast, "audit")).out
 
@@ -490,7 +492,7 @@ async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_
     out, err = await process.communicate()
     assert process.returncode == 3, err
     moved = int(re.findall(rb"redrive: (\d+) of 60", out)[0])
-    unsure = sum(map(int, re.findall(rb"(\d+) more were sent", err)))
+    unsure = sum(map(int, re.findall(rb"(\d+) more, and these", err)))
     sent = await in_queue() + 1  # the worker has one in hand
     assert moved <= sent <= moved + unsure
     assert sent < 60

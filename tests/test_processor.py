@@ -116,7 +116,7 @@ class FakeLedger(NoLedger):
         self.alone.append(alone)
         return self.claim_answer
 
-    async def revive(self, task_id: UUID, fence: int) -> bool:
+    async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         self._asked("revive", task_id, fence)
         self.claim_answer = self.after_revival
         return True

@@ -27,6 +27,7 @@ from workqueue.errors import WorkerFault, WorkQueueError, escaped
 from workqueue.observe.lines import JsonFormat, json_line, listener
 from workqueue.process import stderr
 from workqueue.process.signals import INTERRUPTED, on_signals, signals
+from workqueue.process.unheard import unheard
 from workqueue.settings import Settings, misspelt
 from workqueue.tasks.events import Listener
 
@@ -140,13 +141,6 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, told_early: int = INTER
     finally:
         if isinstance(sys.stderr, stderr.Stderr):
             sys.stderr.end()
-
-
-def unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """For exceptions that nobody awaits. At the end these are of connections that are just closed: their loss was told
-    by who used them."""
-    if "asyncio.run() shutdown" not in str(context.get("message")):
-        loop.default_exception_handler(context)
 
 
 def _run_to_end(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, int]]) -> int:

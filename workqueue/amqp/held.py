@@ -115,6 +115,11 @@ class Held:
         """Whether what is held can still be settled."""
         return not self._ended and self._lane.is_open
 
+    @property
+    def untaken(self) -> int:
+        """How many are done, and may not be removed yet."""
+        return self._acks
+
     async def done(self, arrived: Arrival) -> None:
         """Remove it from the queue. Raises BrokerUnreachable when the connection was lost: it may go back then."""
         async with self._settling:

@@ -246,8 +246,8 @@ def _act(
         return 1
     moved = run(lambda: move(selection))
     print(f"{action}: {moved.moved} of {len(selection.letters)} letters")
-    if moved.sent:
-        say(f"{moved.sent} more were sent, and may be among the dead letters still: ask again, it doubles nothing")
+    if moved.unsure:
+        say(f"{moved.unsure} more, and these may be among the dead letters still: ask again, it doubles nothing")
     if moved.gone:
         say(f"{moved.gone} were not there any more: somebody else has moved them")
     for letter, problem in moved.left[:SAMPLES]:
@@ -256,7 +256,7 @@ def _act(
         say(f"{len(moved.left)} stay in all")
     if moved.ended_by is not None:
         raise moved.ended_by
-    return 1 if moved.left or moved.sent or selection.refused else 0
+    return 1 if moved.left or moved.unsure or selection.refused else 0
 
 
 def _read(folder: Path, wanted: Filter) -> list[Letter]:

@@ -25,8 +25,8 @@ from workqueue.dev.programs import BrokerError
 from workqueue.errors import OutputFailed, UsageInvalid, WorkerFault, WorkQueueError, escaped
 from workqueue.ledger import Ledger, open_ledger
 from workqueue.ledger.none import NoLedger
-from workqueue.lifecycle import unheard
 from workqueue.ops.project import Project, find
+from workqueue.process.unheard import unheard
 from workqueue.settings import misspelt
 
 INTERRUPTED = 130

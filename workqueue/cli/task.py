@@ -23,7 +23,7 @@ from workqueue.cli.operate import (
 )
 from workqueue.client import as_uuid
 from workqueue.errors import IdInvalid, UsageInvalid, escaped
-from workqueue.ops.story import Story, story
+from workqueue.ops.story import Attempt, Return, Story, story
 
 commands = app()
 
@@ -61,10 +61,14 @@ def rendered(found: Story) -> RenderableType:
     lines: list[tuple[str, Any]] = [("task", f"{found.id}  {found.kind or ''}"), ("state", _state(found))]
     if found.sent_at is not None:
         lines.append(("sent", f"{found.sent_at:%Y-%m-%d %H:%M:%S} UTC, {ago(found.sent_at)}"))
-    for one in found.attempts:
+    told: list[Attempt | Return] = [*found.attempts, *found.returns]
+    for one in sorted(told, key=lambda each: each.at):
+        if isinstance(one, Return):
+            lines.append(("sent back", "  ".join(filter(None, (one.at, one.by, one.why)))))
+            continue
         lines.append((f"attempt {one.attempt}", f"{one.at}  {one.worker}  {one.error}"))
         lines += [("", line) for line in one.traceback.splitlines()]
-    lines += [("death", f"{one.at}  {one.worker}  {one.error}") for one in found.deaths]
+    lines += [("death", f"{death.at}  {death.worker}  {death.error}") for death in found.deaths]
     if found.finished_at is not None:
         lines.append((found.state, f"{found.finished_at:%Y-%m-%d %H:%M:%S} UTC by {found.worker}"))
     if found.result is not None:

@@ -154,7 +154,7 @@ class Entry:
     error: str | None
     last_error: str | None
     story: str | None = None
-    """Its attempts that failed, the oldest first, a line for each, as they were told to `release` and `bury`."""
+    """Its attempts that failed and its returns from the dead, the oldest first, a line for each, as it was told."""
     crashes: str = ""
     """A line for each claim of this burial that ended with its worker, as `Claimed.read` has it."""
 
@@ -213,8 +213,9 @@ class Ledger(Protocol):
         `attempts` and `error` say what failed, unless None; `failed` tells that attempt, and is added to the task's
         `story`. False: the claim was lost already."""
 
-    async def revive(self, task_id: UUID, fence: int) -> bool:
+    async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         """A task that was buried by the claim with this fence waits again; attempts and crashes are counted anew.
+        `told`, by whom and why, is added to its story.
         False: it is not dead, or was buried by another claim. So it happens once for each burial."""
 
     async def record(self, sent: Sequence[Sent]) -> None:

@@ -53,7 +53,7 @@ class NoLedger:
     ) -> bool:
         return True
 
-    async def revive(self, task_id: UUID, fence: int) -> bool:
+    async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         return False
 
     async def record(self, sent: Sequence[Sent]) -> None:

@@ -67,8 +67,8 @@ RENEW_ALONE = CHANGE.format(f"lease_until = {LATER}, alone = CASE WHEN %s THEN f
 FAILED = f"state = 'waiting', attempts = coalesce(%s, attempts), last_error = coalesce(%s, last_error), {STORY}"
 RELEASE = CHANGE.format(FAILED)
 RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = {LATER}, lease_until = {LATER}")  # the same instant in both
-REVIVE = """
-UPDATE workqueue_task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', last_error = error,
+REVIVE = f"""
+UPDATE workqueue_task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', {STORY}, last_error = error,
     error = NULL, finished_at = NULL, next_at = NULL, lease_until = clock_timestamp()
 WHERE id = %s AND fence = %s AND state = 'dead'
 """
@@ -191,8 +191,8 @@ class PostgresLedger:
             return await self._change(RELEASE, (*said, task_id, fence))
         return await self._change(RELEASE_UNTIL, (*said, next_s, next_s, task_id, fence))
 
-    async def revive(self, task_id: UUID, fence: int) -> bool:
-        return await self._change(REVIVE, (task_id, fence))
+    async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
+        return await self._change(REVIVE, (text_of(told), task_id, fence))
 
     async def record(self, sent: Sequence[Sent]) -> None:
         # In order, so that two who record the same tasks never wait for each other in a circle.

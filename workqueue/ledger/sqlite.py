@@ -75,9 +75,9 @@ RENEW_ALONE = CHANGE.format("lease_until = ?, ends_at = ?, alone = iif(?, fence,
 FAILED = f"state = 'waiting', attempts = coalesce(?, attempts), last_error = coalesce(?, last_error), {STORY}"
 RELEASE = CHANGE.format(FAILED)
 RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = ?, lease_until = ?, ends_at = ?")
-REVIVE = """
-UPDATE task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', last_error = error, error = NULL,
-    finished_at = NULL, next_at = NULL, lease_until = ?
+REVIVE = f"""
+UPDATE task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', {STORY}, last_error = error,
+    error = NULL, finished_at = NULL, next_at = NULL, lease_until = ?
 WHERE id = ? AND fence = ? AND state = 'dead'
 """
 RECORD = """
@@ -188,8 +188,8 @@ class SqliteLedger:
         ends = (next_at, next_at, steady_s() + next_s)
         return await self._change(RELEASE_UNTIL, (*said, *ends, task_id.bytes, fence))
 
-    async def revive(self, task_id: UUID, fence: int) -> bool:
-        return await self._change(REVIVE, (time.time(), task_id.bytes, fence))
+    async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
+        return await self._change(REVIVE, (text_of(told), time.time(), task_id.bytes, fence))
 
     async def record(self, sent: Sequence[Sent]) -> None:
         for start in range(0, len(sent), SENT_AT_ONCE):

@@ -85,7 +85,7 @@ class Desk:
         """Carry it out, and keep it in the ledger's audit. What cuts it short is in the answer.
 
         Raises LedgerUnreachable before anything is moved."""
-        moved, letters = Moved(selection.action), dict[str, list[Letter]]()
+        moved, letters = Moved(selection.action, operator(), why), dict[str, list[Letter]]()
         for letter in selection.letters:
             letters.setdefault(letter.key, []).append(letter)
         count = len(selection.letters)
@@ -98,9 +98,9 @@ class Desk:
         except WorkQueueError as error:
             moved.ended_by = error
         finally:
-            found = moved.moved + moved.sent + len(moved.left)
+            found = moved.moved + moved.unsure + len(moved.left)
             moved.gone = 0 if moved.ended_by is not None else count - found
-            told = {"moved": moved.moved, "sent": moved.sent, "left": count - found - moved.gone + len(moved.left)}
+            told = {"moved": moved.moved, "unsure": moved.unsure, "left": count - found - moved.gone + len(moved.left)}
             with suppress(LedgerUnreachable):
                 await self.note(f"dead {selection.action} ends", why, told | {"gone": moved.gone})
         return moved
@@ -109,7 +109,7 @@ class Desk:
         """Keep in the ledger that somebody did this. Raises LedgerUnreachable."""
         why = why.encode("utf-8", "backslashreplace").decode()
         try:
-            await self._ledger.board.note(f"{_user()}@{socket.gethostname()}", what, why, json.dumps(told))
+            await self._ledger.board.note(operator(), what, why, json.dumps(told))
         except LedgerBusy as error:
             raise LedgerUnreachable(self._ledger.place, f"its audit can't be written: {error}") from error
 
@@ -135,11 +135,13 @@ class Desk:
             self._progress(done, of)
 
 
-def _user() -> str:
+def operator() -> str:
+    """Who does this, and where."""
     try:
-        return getuser()
+        user = getuser()
     except (KeyError, OSError, ImportError):  # in a container a number may be all there is
-        return f"uid {os.getuid()}"
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _objection(letter: Letter) -> str | None:

@@ -6,6 +6,7 @@ again, and doubles nothing.
 """
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from workqueue.errors import BrokerUnreachable, LedgerLost, NotSent, SendUnknown
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ops.letters import Letter, Reader, key_of
 from workqueue.ops.project import Project
-from workqueue.tasks.story import without_brokers
+from workqueue.tasks.copies import now
+from workqueue.tasks.story import SENT_BACK, sent_back, without_brokers
 
 AT_ONCE = 100  # letters that are sent back and not confirmed
 CONFIRM_S = 30.0
@@ -34,13 +36,15 @@ Action = Literal["redrive", "drop"]
 class Moved:
     """What became of the letters that an action was for. `left` has those that stay, with why.
 
-    `sent` are those that were sent back and may be among the dead letters still: asked for again, the same action
-    doubles nothing. `gone`: somebody else had moved them before. `ended_by` is what cut the action short.
+    `unsure` are those that were sent back, or acked, and may be among the dead letters still: asked for again, the same
+    action doubles nothing. `gone`: somebody else had moved them before. `ended_by` is what cut the action short.
     """
 
     action: Action
+    by: str
+    why: str
     moved: int = 0
-    sent: int = 0
+    unsure: int = 0
     gone: int = 0
     left: list[tuple[Letter, str]] = field(default_factory=list)
     ended_by: WorkQueueError | None = None
@@ -61,7 +65,12 @@ class Moving:
         self._publisher, self._free = Publisher(link, self._name), asyncio.Semaphore(AT_ONCE)
         try:
             async with hold(self._project.settings, queue, self._name) as held:
-                await self._pass(held, reader, letters, per_s)
+                try:
+                    await self._pass(held, reader, letters, per_s)
+                    await held.end()
+                finally:  # of the last acks nobody knows
+                    self._moved.moved -= held.untaken
+                    self._moved.unsure += held.untaken
         finally:
             await link.end()
 
@@ -94,34 +103,35 @@ class Moving:
             await held.done(arrived)
             moved.moved += 1
         except SendUnknown:
-            moved.sent += 1
+            moved.unsure += 1
         except (NotSent, BrokerUnreachable) as error:
             if was_sent:
-                moved.sent += 1
+                moved.unsure += 1
             else:
                 moved.left.append((letter, str(error)))
         finally:
             self._free.release()
-            self._tell(moved.moved + moved.sent + len(moved.left))
+            self._tell(moved.moved + moved.unsure + len(moved.left))
 
     async def _send_back(self, receive: Receive, arrived: Arrival, letter: Letter) -> None:
         """It is a task again, with its story, of which the worker that gets it makes history."""
         properties = arrived.properties or NO_PROPERTIES
+        told = sent_back({SENT_BACK: {"by": self._moved.by, "why": self._moved.why}})
         await self._publisher.send(
             receive.queue,
             arrived.body,
             message_id=properties.message_id,
             message_type=receive.message.type,
             content_type=properties.content_type,
-            headers=without_brokers(properties.headers),
+            headers=without_brokers(properties.headers) | {SENT_BACK: told},
             deadline_s=CONFIRM_S,
             original=properties,
         )
         if letter.burial is not None and letter.problem is None:
-            with suppress(
-                LedgerBusy, LedgerLost
-            ):  # from now on its status is true; else the worker that gets it does this
-                await self._ledger.revive(UUID(letter.id), letter.burial)
+            # Its status is true from now on; where this fails, the worker that gets the task does it.
+            with suppress(LedgerBusy, LedgerLost):
+                line = json.dumps({"sent_back": now()} | told) + "\n"
+                await self._ledger.revive(UUID(letter.id), letter.burial, told=line)
 
 
 def key_of_arrived(arrived: Arrival) -> str:

@@ -25,15 +25,26 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Return:
+    """From the dead letters: by whom and why is known where it was `workqueue dead redrive`."""
+
+    at: str
+    by: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Story:
-    """See `client.Status` for the states. `attempts` are those that failed, the oldest first; `deaths` the workers that
-    died with it, or lost it, since it was last sent back. What is None is not known, or has not happened."""
+    """See `client.Status` for the states. `attempts` are those that failed, the oldest first, `returns` its returns
+    from the dead letters in between; `deaths` the workers that died with it, or lost it, since the last of those. What
+    is None is not known, or has not happened."""
 
     id: UUID
     state: State
     kind: str | None
     sent_at: datetime | None
     attempts: tuple[Attempt, ...]
+    returns: tuple[Return, ...]
     deaths: tuple[Attempt, ...]
     worker: str | None
     attempt: int
@@ -52,13 +63,14 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
         entry = await ledger.entry(task_id)
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
-    status = status_of(task_id, entry)
+    status, told = status_of(task_id, entry), [] if entry is None else _told(entry)
     return Story(
         id=task_id,
         state=status.state,
         kind=status.kind,
         sent_at=None if entry is None else _time(entry.created_at),
-        attempts=() if entry is None else tuple(_attempts(entry)),
+        attempts=tuple(one for one in told if isinstance(one, Attempt)),
+        returns=tuple(one for one in told if isinstance(one, Return)),
         deaths=() if entry is None else tuple(_deaths(entry)),
         worker=status.worker,
         attempt=status.attempt,
@@ -71,14 +83,17 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
     )
 
 
-def _attempts(entry: Entry) -> list[Attempt]:
-    found = []
+def _told(entry: Entry) -> list[Attempt | Return]:
+    found: list[Attempt | Return] = []
     for line in (entry.story or "").splitlines():
         try:
             told = json.loads(line)
         except ValueError:  # the first line that is kept may be the end of one
             continue
-        found.append(Attempt(told["attempt"], told["at"], told["worker"], told["error"], told.get("trace", "")))
+        if "sent_back" in told:
+            found.append(Return(told["sent_back"], told["by"], told["why"]))
+        else:
+            found.append(Attempt(told["attempt"], told["at"], told["worker"], told["error"], told.get("trace", "")))
     return found
 
 

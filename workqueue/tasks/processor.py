@@ -22,6 +22,7 @@ The steps of each, and their order, are in `settling`.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
@@ -36,6 +37,7 @@ from workqueue.ledger import FIRST, Claimed, Conflict, Finished, LedgerBusy, Tak
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Handler
+from workqueue.tasks.copies import now
 from workqueue.tasks.events import Event, Skipped, What
 from workqueue.tasks.execution import Execution
 from workqueue.tasks.policy import Bury, Skip, Try, Wait, before_attempt, rung_of, without_ledger
@@ -191,7 +193,8 @@ class Guard(Generic[T]):
         try:
             answer = await self._ask(claim, self._is_draining)
             if isinstance(answer, Finished) and _is_sent_back(received.arrived, answer):
-                await self._ask(partial(self._ledger.revive, task_id, answer.fence))
+                told = json.dumps({"sent_back": now()} | story.sent_back(received.arrived.headers)) + "\n"
+                await self._ask(partial(self._ledger.revive, task_id, answer.fence, told=told))
                 answer = await self._ask(claim, self._is_draining)
         except LedgerBusy as error:
             raise Closed from error

@@ -9,6 +9,7 @@
 | x-burial     | a dead letter | the fence under which the ledger recorded it as dead                     |
 | x-returns    | both        | how often it was a dead letter and was sent back                           |
 | x-story      | both        | what it was a dead letter for before, the oldest first                     |
+| x-sent-back  | a task      | by whom it was just sent back, and why; no copy has it                     |
 """
 
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ BROKER = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acq
 """The broker's own record of a message; on a copy it would speak of another message."""
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
+SENT_BACK = "x-sent-back"
+"""Each of its two texts, see `sent_back`, is short: headers must fit into one frame."""
 BURIALS = 10  # in x-story: headers must fit into one frame
 
 
@@ -51,6 +54,13 @@ def revived(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "x-returns": count(headers, "x-returns") + 1, "x-story": stories}
 
 
+def sent_back(headers: Mapping[str, Any]) -> dict[str, str]:
+    """By whom and why a dead letter was sent back, as the ledger's story of the task has it."""
+    told = headers.get(SENT_BACK)
+    told = told if isinstance(told, Mapping) else {}
+    return {name: str(told.get(name, ""))[:200] for name in ("by", "why")}
+
+
 def count(headers: Mapping[str, Any], name: str) -> int:
     """A number in a header; 0 where there is none, or something else: a foreign client may send anything."""
     value = headers.get(name)
@@ -59,4 +69,4 @@ def count(headers: Mapping[str, Any], name: str) -> int:
 
 def without_brokers(headers: Mapping[str, Any]) -> dict[str, Any]:
     """The headers that a copy keeps."""
-    return {name: value for name, value in headers.items() if not name.startswith(BROKER)}
+    return {name: value for name, value in headers.items() if not name.startswith((*BROKER, SENT_BACK))}
