@@ -153,6 +153,22 @@ async def test_a_busy_board_is_said_once_and_tried_again(
     assert fatal == []
 
 
+@pytest.mark.parametrize("error", [LedgerBusy("no answer"), LedgerLost("/a", "it was deleted"), None])
+async def test_a_worker_ends_whatever_its_ledger_does(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    """None: it is silent."""
+    monkeypatch.setattr(heartbeat, "END_S", 0.01)
+
+    class Ledger(Broken):
+        async def remove(self, *_: object) -> None:
+            if error is None:
+                await asyncio.Event().wait()
+            else:
+                raise error
+
+    async with asyncio.timeout(5):
+        await beating(Ledger()).end()
+
+
 async def test_a_ledger_that_is_lost_ends_an_idle_worker_too() -> None:
     fatal = list[BaseException]()
     lost = LedgerLost("/a", "it was deleted")

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from workqueue.contract import Contract
+from workqueue.errors import LedgerLost
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.observe.counting import Counting
 from workqueue.observe.health import Health
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 2.0
 AGAIN_S = 4.0  # after a failure: a role without the privilege would cost the ledger its connection each time
+END_S = 1.0
 RATE_S = 60.0  # over which the rate is taken
 COUNTED: dict[type, str] = {Done: "done", Retrying: "failed", Dead: "dead", HandedBack: "handed_back"}
 NOBODY = UUID(int=0)
@@ -73,9 +75,11 @@ class Heartbeat:
         return True
 
     async def end(self) -> None:
-        """What ends well leaves nothing behind; what dies is seen as long gone."""
-        with suppress(LedgerBusy):
-            await self.ledger.board.remove(self.id)
+        """What ends well leaves nothing behind; what dies is seen as long gone. A ledger that is silent holds up no
+        end."""
+        with suppress(LedgerBusy, LedgerLost, TimeoutError):
+            async with asyncio.timeout(END_S):
+                await self.ledger.board.remove(self.id)
 
     def told(self) -> dict[str, Any]:
         now, rates = time.time(), self._rates()
