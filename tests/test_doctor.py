@@ -5,7 +5,9 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +21,8 @@ from workqueue import contract
 from workqueue.contract import Queue
 from workqueue.dev.node import Node
 from workqueue.ledger import open_ledger
+from workqueue.ops.doctor import _at_work
+from workqueue.ops.status import Status, Worker
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
@@ -200,3 +204,11 @@ async def test_exported_definitions_make_a_fresh_vhost_the_same(fast: Site, own_
     assert told.code == 0, told.out
     assert "queues are as the contract has them" in told.out
     assert (await workqueue(fast, "plan", "--export", "all")).code == 2
+
+
+def test_a_worker_that_is_gone_is_not_taken_for_one_of_another_contract_by_its_name() -> None:
+    when = datetime.now(UTC)
+    gone = Worker("contract-1", "a", 1, "gone", 60.0, 0.0, when, "1", "1.0.0", "000000", {}, ())
+    project: Any = SimpleNamespace(digests={})
+    found = list(_at_work(project, Status(when, "b", "l", (), (gone,), (f"{gone.name} was last heard of 60 s ago",))))
+    assert [(one.about, one.state) for one in found] == [("worker contract-1", "warning")]

@@ -97,11 +97,9 @@ class Topology:
             await asking.declare(queue, there)  # that is the only difference
         except ChannelClosed as error:
             raise _differs(connection, error) from error
-        pattern, limit = re.escape(queue.name), queue.arguments[LIMIT]
         self._say(
             f"queue {queue.name!r} was declared without the contract's {LIMIT}; unless a policy says it, run: "
-            f"rabbitmqctl set_policy -p {_vhost(connection.url)} {queue.name} '^{pattern}$' "
-            f"'{{\"delivery-limit\":{limit}}}' --apply-to queues"
+            + limit_policy(queue, _vhost(connection.url))
         )
 
     def _say(self, what: str) -> None:
@@ -149,6 +147,14 @@ def _differs(connection: AbstractConnection, error: ChannelClosed) -> ContractIn
     return ContractInvalid(
         f"a queue at {place(connection)} is not what the contract declares: {words(error)}; "
         "change spec/, or delete the queue there, and with it all that is in it; `workqueue plan` tells what differs"
+    )
+
+
+def limit_policy(queue: Queue, vhost: str) -> str:
+    """The command that gives a queue of an older contract the delivery limit that it lacks."""
+    return (
+        f"rabbitmqctl set_policy -p {vhost} {queue.name} '^{re.escape(queue.name)}$' "
+        f"'{{\"delivery-limit\":{queue.arguments[LIMIT]}}}' --apply-to queues"
     )
 
 

@@ -48,21 +48,21 @@ def status_of(task_id: UUID, entry: Entry | None, digest: bytes | None = None) -
         return Status(task_id, "dead", entry.kind, reason=CONFLICT.reason, error=CONFLICT.error)
     kind, worker = entry.kind, entry.worker or None
     if entry.state == "done":
-        return Status(task_id, "done", kind, worker, entry.attempts, _time(entry.finished_at))
+        return Status(task_id, "done", kind, worker, entry.attempts, time_of(entry.finished_at))
     if entry.state == "dead":
         reason, error = reason_of(entry.error)
         return Status(
-            task_id, "dead", kind, worker, entry.attempts, _time(entry.finished_at), reason=reason, error=error
+            task_id, "dead", kind, worker, entry.attempts, time_of(entry.finished_at), reason=reason, error=error
         )
     if entry.held:
         return Status(
-            task_id, "running", kind, worker, entry.attempts + 1, _time(entry.claimed_at), error=entry.last_error
+            task_id, "running", kind, worker, entry.attempts + 1, time_of(entry.claimed_at), error=entry.last_error
         )
     if entry.attempts:
         return Status(
-            task_id, "retrying", kind, worker, entry.attempts, next_at=_time(entry.next_at), error=entry.last_error
+            task_id, "retrying", kind, worker, entry.attempts, next_at=time_of(entry.next_at), error=entry.last_error
         )
-    return Status(task_id, "waiting", kind, since=_time(entry.created_at), error=entry.last_error)
+    return Status(task_id, "waiting", kind, since=time_of(entry.created_at), error=entry.last_error)
 
 
 def reason_of(error: str | None) -> tuple[str, str]:
@@ -71,5 +71,6 @@ def reason_of(error: str | None) -> tuple[str, str]:
     return (word, said) if word in REASONS else ("failed", (error or "").partition("\n")[0])
 
 
-def _time(at: float | None) -> datetime | None:
+def time_of(at: float | None) -> datetime | None:
+    """A Unix time, as the ledger has it."""
     return None if at is None else datetime.fromtimestamp(at, UTC)

@@ -10,7 +10,7 @@ from workqueue.ledger import Ledger
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.plan import Plan, QueuePlan, plan
 from workqueue.ops.project import Project
-from workqueue.ops.status import Status, status
+from workqueue.ops.status import Status, contract_differs, status
 
 CONSUMER_TIMEOUT_S = 1800.0  # RabbitMQ's default, https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 CLOCK_S = 5.0
@@ -44,7 +44,7 @@ async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
     return [
         *_broker(compared, tried),
         *_queues(compared),
-        *_at_work(now),
+        *_at_work(project, now),
         _ledger(project, ledger, now),
         *_limits(project),
         Finding("not seen", "unseen", compared.unseen),
@@ -97,7 +97,7 @@ def _queue(queue: QueuePlan, compared: Plan) -> Finding | None:
     return None
 
 
-def _at_work(now: Status) -> Iterator[Finding]:
+def _at_work(project: Project, now: Status) -> Iterator[Finding]:
     for queue in now.queues:
         if queue.ready and not queue.consumers:
             yield Finding(
@@ -118,9 +118,8 @@ def _at_work(now: Status) -> Iterator[Finding]:
             word = "ahead of" if worker.ahead_s > 0 else "behind"
             said = f"its clock is {abs(worker.ahead_s):.0f} s {word} this machine's"
             yield Finding(about, "fault", said, "set both by NTP; times in stories and letters are wrong meanwhile")
-    for note in now.notes:
-        if "contract" in note:
-            yield Finding("contract", "warning", note, "make generate, and restart the workers that are older")
+        if (differs := contract_differs(project, worker)) is not None:
+            yield Finding("contract", "warning", differs, "make generate, and restart the workers that are older")
 
 
 def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -15,9 +14,10 @@ from workqueue.amqp.publisher import Publisher
 from workqueue.codec import Undecodable
 from workqueue.errors import TaskInvalid, WorkQueueError
 from workqueue.ops.desk import Desk
-from workqueue.ops.letters import Opened
-from workqueue.ops.moving import CONFIRM_S, key_of_arrived
+from workqueue.ops.letters import Opened, key_of
+from workqueue.ops.moving import CONFIRM_S
 from workqueue.ops.project import Project
+from workqueue.tasks.copies import now
 
 EDITS = UUID("0d1b9b1e-7c55-5b0e-8f0a-4b8f0b6b2d35")
 """The namespace of the ids of mended tasks. Never changed: an edit that is repeated must be the same task."""
@@ -55,7 +55,7 @@ def edit(project: Project, letter: Opened, changes: dict[str, Any]) -> Edit:
     payload.update(changes)
     payload = {name: given for name, given in payload.items() if given is not None}
     receive = project.receives[letter.letter.queue]
-    draft = {"id": str(EDITS), "created_at": _now(), **value, "payload": payload}
+    draft = {"id": str(EDITS), "created_at": now(), **value, "payload": payload}
     name = f"{letter.letter.id or letter.letter.key} {codec.digest(json.dumps(draft).encode()).hex()}"
     task_id = uuid5(EDITS, name)
     reader = project.codec(receive)
@@ -75,7 +75,7 @@ async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, wh
     try:
         async with desk.for_itself(receive.dead.name), hold(project.settings, receive.dead.name, name) as held:
             async for arrived in held:
-                if key_of_arrived(arrived) == wanted.letter.letter.key:
+                if key_of(arrived) == wanted.letter.letter.key:
                     break
             else:
                 raise LetterGone(wanted.letter.letter.key)
@@ -93,7 +93,3 @@ async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, wh
         await link.end()
     told = {"letter": wanted.letter.letter.id or wanted.letter.letter.key, "task": str(wanted.id)}
     await desk.note("dead edit", why, told)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from workqueue.amqp.frames import Arrival
 from workqueue.codec import ModelCodec, Undecodable, printable
 from workqueue.contract import Receive
-from workqueue.delivery import NO_PROPERTIES
+from workqueue.delivery import NO_PROPERTIES, Properties
 from workqueue.tasks import story
 
 REASONS = (*story.REASONS, "rejected", "expired", "maxlen", "delivery_limit")
@@ -68,7 +68,7 @@ class Reader:
 
     def letter(self, arrived: Arrival) -> Letter:
         receive, codec = self._operation(arrived)
-        properties = arrived.properties or NO_PROPERTIES
+        properties = properties_of(arrived)
         headers, body = properties.headers, arrived.body
         reason, error, died_at = _why(headers)
         task = codec.decode(body)
@@ -80,11 +80,10 @@ class Reader:
             kind, task_id = _guess(body, receive.tag, kind, task_id)
         else:
             kind, task_id = receive.kind_of(task.payload) or "task", str(task.id)
-        attempts = headers.get("x-attempts")
-        told = [one for one in attempts if isinstance(one, Mapping)] if isinstance(attempts, list) else []
+        told = _attempts(headers)
         burial = headers.get("x-burial")
         return Letter(
-            key=key_of(properties.message_id, headers, body),
+            key=key_of(arrived),
             id=task_id,
             queue=receive.queue.name,
             kind=kind,
@@ -101,21 +100,30 @@ class Reader:
         )
 
     def opened(self, arrived: Arrival) -> Opened:
-        headers = (arrived.properties or NO_PROPERTIES).headers
-        attempts = headers.get("x-attempts")
-        told = tuple(one for one in attempts if isinstance(one, Mapping)) if isinstance(attempts, list) else ()
+        headers = properties_of(arrived).headers
         body = arrived.body.decode("utf-8", "backslashreplace")
-        return Opened(self.letter(arrived), body, headers, told, _text(headers, "x-traceback"))
+        return Opened(self.letter(arrived), body, headers, _attempts(headers), _text(headers, "x-traceback"))
 
     def _operation(self, arrived: Arrival) -> tuple[Receive, ModelCodec[Any]]:
-        known = self._operations.get(_text((arrived.properties or NO_PROPERTIES).headers, "x-queue"))
+        known = self._operations.get(_text(properties_of(arrived).headers, "x-queue"))
         return known or next(iter(self._operations.values()))
 
 
-def key_of(message_id: str | None, headers: Mapping[str, Any], body: bytes) -> str:
+def key_of(arrived: Arrival) -> str:
     """A name for a letter that it keeps when it goes back to its queue, and that no other burial has."""
+    message_id, headers = properties_of(arrived).message_id, properties_of(arrived).headers
     burial = "\n".join(map(str, (message_id, headers.get("x-died-at"), headers.get("x-burial"), _died(headers))))
-    return blake2b(burial.encode("utf-8", "backslashreplace") + b"\n" + body, digest_size=9).hexdigest()
+    return blake2b(burial.encode("utf-8", "backslashreplace") + b"\n" + arrived.body, digest_size=9).hexdigest()
+
+
+def properties_of(arrived: Arrival) -> Properties:
+    """None of them where they can't be read."""
+    return arrived.properties or NO_PROPERTIES
+
+
+def _attempts(headers: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    told = headers.get("x-attempts")
+    return tuple(one for one in told if isinstance(one, Mapping)) if isinstance(told, list) else ()
 
 
 def _why(headers: Mapping[str, Any]) -> tuple[str, str, datetime | None]:
@@ -178,7 +186,8 @@ class Filter:
     since: datetime | None = None
     until: datetime | None = None
     ids: frozenset[str] = frozenset()
-    keys: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    """Ids or keys."""
 
     @property
     def says_nothing(self) -> bool:
@@ -195,7 +204,7 @@ class Filter:
             and (self.since is None or (letter.died_at is not None and letter.died_at >= self.since))
             and (self.until is None or (letter.died_at is not None and letter.died_at <= self.until))
             and (not self.ids or letter.id in self.ids)
-            and (not self.keys or letter.key in self.keys)
+            and (not self.names or letter.id in self.names or letter.key in self.names)
         )
 
 

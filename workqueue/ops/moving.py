@@ -18,10 +18,9 @@ from workqueue.amqp.frames import Arrival
 from workqueue.amqp.held import Held, hold
 from workqueue.amqp.publisher import Publisher
 from workqueue.contract import Receive
-from workqueue.delivery import NO_PROPERTIES
 from workqueue.errors import BrokerUnreachable, LedgerLost, NotSent, SendUnknown, WorkQueueError
 from workqueue.ledger import Ledger, LedgerBusy
-from workqueue.ops.letters import Letter, Reader, key_of
+from workqueue.ops.letters import Letter, Reader, key_of, properties_of
 from workqueue.ops.project import Project
 from workqueue.tasks.copies import now
 from workqueue.tasks.story import SENT_BACK, sent_back, without_brokers
@@ -78,7 +77,7 @@ class Moving:
         moving: set[asyncio.Task[None]] = set()
         try:
             async for arrived in held:
-                same = letters.get(key_of_arrived(arrived))
+                same = letters.get(key_of(arrived))
                 if not same:
                     continue
                 letter = same.pop()
@@ -115,7 +114,7 @@ class Moving:
 
     async def _send_back(self, receive: Receive, arrived: Arrival, letter: Letter) -> None:
         """It is a task again, with its story, of which the worker that gets it makes history."""
-        properties = arrived.properties or NO_PROPERTIES
+        properties = properties_of(arrived)
         told = sent_back({SENT_BACK: {"by": self._moved.by, "why": self._moved.why}})
         await self._publisher.send(
             receive.queue,
@@ -132,9 +131,3 @@ class Moving:
             with suppress(LedgerBusy, LedgerLost):
                 line = json.dumps({"sent_back": now()} | told) + "\n"
                 await self._ledger.revive(UUID(letter.id), letter.burial, told=line)
-
-
-def key_of_arrived(arrived: Arrival) -> str:
-    """As `Letter.key`."""
-    properties = arrived.properties or NO_PROPERTIES
-    return key_of(properties.message_id, properties.headers, arrived.body)

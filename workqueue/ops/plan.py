@@ -3,17 +3,16 @@
 It takes no step itself. A worker that starts declares what is missing, and refuses what differs.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from workqueue.amqp.compare import Compared, Difference, compare
+from workqueue.amqp.topology import LIMIT, limit_policy
 from workqueue.contract import Queue
 from workqueue.ops.project import Project
 
-LIMIT = "x-delivery-limit"
 UNSEEN = "policies, unacked messages and the consumer timeout can't be seen over AMQP"
 
 State = Literal["same", "missing", "policy", "new queue", "unseen"]
@@ -92,13 +91,9 @@ def _queue(found: Compared, is_end: bool, vhost: str) -> QueuePlan:
         return QueuePlan(name, "unseen", differences, (), found.unseen)
     if not differences:
         return QueuePlan(name, "same", (), ())
-    limit = found.queue.arguments.get(LIMIT)
-    if is_end and limit is not None and [one.name for one in differences] == [LIMIT] and found.unseen is None:
-        policy = (
-            f"rabbitmqctl set_policy -p {vhost} {name} '^{re.escape(name)}$' "
-            f"'{{\"delivery-limit\":{limit}}}' --apply-to queues"
-        )
-        return QueuePlan(name, "policy", differences, (policy,))
+    lacks_limit = LIMIT in found.queue.arguments and [one.name for one in differences] == [LIMIT]
+    if is_end and lacks_limit and found.unseen is None:
+        return QueuePlan(name, "policy", differences, (limit_policy(found.queue, vhost),))
     return QueuePlan(name, "new queue", differences, _steps(name, is_end, vhost), found.unseen)
 
 

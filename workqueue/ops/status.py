@@ -215,12 +215,18 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
         if worker.state == "gone":
             held = f", with {len(worker.in_hand)} in hand" if worker.in_hand else ""
             yield f"{worker.name} on {worker.host} was last heard of {worker.seen_s:.0f} s ago{held}"
-        differs = [name for name in worker.queues if project.digests.get(name, worker.digest) != worker.digest]
-        if differs and worker.state != "gone":
-            yield (
-                f"{worker.name} works by another contract ({worker.contract}, {worker.digest}) than this folder has "
-                f"({project.digests[differs[0]]})"
-            )
+        if (differs := contract_differs(project, worker)) is not None:
+            yield differs
+
+
+def contract_differs(project: Project, worker: Worker) -> str | None:
+    """That a worker which is there works by another contract than the project's folder has, in words."""
+    for name in worker.queues:
+        ours = project.digests.get(name, worker.digest)
+        if ours != worker.digest and worker.state != "gone":
+            theirs = f"{worker.contract}, {worker.digest}"
+            return f"{worker.name} works by another contract ({theirs}) than this folder has ({ours})"
+    return None
 
 
 def _names(project: Project) -> list[str]:

@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json
 
-from workqueue.client.status import State, status_of
+from workqueue.client.status import State, status_of, time_of
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, Entry, Ledger, LedgerBusy
 
@@ -68,15 +68,15 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
         id=task_id,
         state=status.state,
         kind=status.kind,
-        sent_at=None if entry is None else _time(entry.created_at),
+        sent_at=None if entry is None else time_of(entry.created_at),
         attempts=tuple(one for one in told if isinstance(one, Attempt)),
         returns=tuple(one for one in told if isinstance(one, Return)),
         deaths=() if entry is None else tuple(_deaths(entry)),
         worker=status.worker,
         attempt=status.attempt,
-        since=None if entry is None else _time(entry.claimed_at),
+        since=None if entry is None else time_of(entry.claimed_at),
         next_at=status.next_at,
-        finished_at=None if entry is None else _time(entry.finished_at),
+        finished_at=None if entry is None else time_of(entry.finished_at),
         reason=status.reason,
         error=status.error,
         result=None if entry is None or entry.result is None else from_json(entry.result),
@@ -103,7 +103,3 @@ def _deaths(entry: Entry) -> list[Attempt]:
         Attempt(number, crash.noticed_at, crash.worker, "died, or lost its claim")
         for number, crash in enumerate(crashes, 1)
     ]
-
-
-def _time(at: float | None) -> datetime | None:
-    return None if at is None else datetime.fromtimestamp(at, UTC)

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from uuid import UUID, uuid4
@@ -126,6 +127,7 @@ class Heartbeat:
         return {name: round((number - before[name]) / took_s, 2) if took_s else 0.0 for name, number in done.items()}
 
 
+@cache
 def installed() -> str:
     """The version of this package; "source" where it is not installed."""
     try:
