@@ -102,6 +102,25 @@ async def test_beyond_a_bound_lines_are_counted_and_that_is_told_when_somebody_r
     assert [int(line[:9]) for line in kept] == list(range(len(kept)))
 
 
+async def test_what_was_dropped_is_one_gap_and_told_in_its_place(ends: tuple[int, int]) -> None:
+    """A reader that goes on for a moment makes room, while the lines before are still to come."""
+    reading, writing = ends
+    log, lines = Stderr(writing), 2 * KEPT_BYTES // len(LINE)
+    fill(log, lines)
+    begin = log._kept_bytes
+    text = b""
+    while log._kept_bytes > begin - 10 * len(LINE):
+        text += os.read(reading, 4096)
+    fill(log, 5)
+    reader = Reader(reading)
+    await until(lambda: b"were dropped" in reader.text, "it is told")
+    fill(log, 1)
+    await until(lambda: reader.text.endswith(f"{0:09} {LINE}".encode()), "and what comes after that")
+    *kept, told, _ = (text + reader.text).splitlines()
+    assert [int(line[:9]) for line in kept] == list(range(len(kept)))
+    assert told.decode() == f"{lines + 5 - len(kept)} lines were dropped: nobody read the log"
+
+
 async def test_the_lines_of_two_that_share_a_pipe_stay_whole() -> None:
     """A traceback is one text of many lines, longer than what a pipe takes in one piece."""
     reading, writing = os.pipe()

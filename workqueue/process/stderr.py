@@ -1,8 +1,8 @@
 """Standard error that never blocks: a full pipe or a stopped terminal must not stop the event loop, or claims end.
 
 A line is written at once where that is possible. Where it is not, a thread of its own writes it as soon as somebody
-reads again; up to KEPT_BYTES are kept for that, and the lines beyond are counted and told. The process can end with
-all of it unread.
+reads again; up to KEPT_BYTES are kept for that. The lines beyond are counted, until all that was kept has been written, and
+told in their place. The process can end with all of it unread.
 """
 
 import io
@@ -97,7 +97,7 @@ class Stderr(io.TextIOBase):
 
     def _keep(self, data: bytes) -> None:
         with self._lock:
-            if self._kept_bytes + len(data) > KEPT_BYTES:
+            if self._dropped or self._kept_bytes + len(data) > KEPT_BYTES:  # one gap, told where it is
                 self._dropped += data.count(b"\n")
                 return
             self._kept.append(data)
