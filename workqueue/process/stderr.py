@@ -1,7 +1,7 @@
 """Standard error that never blocks: a full pipe or a stopped terminal must not stop the event loop, or claims end.
 
 A line is written at once where that is possible. Where it is not, a thread of its own writes it as soon as somebody
-reads again; up to KEPT_BYTES are kept for that. The lines beyond are counted, until all that was kept has been written, and
+reads again; up to KEPT_BYTES are kept for that. Lines beyond are counted until all that is kept has been written, and
 told in their place. The process can end with all of it unread.
 """
 

@@ -1,0 +1,64 @@
+"""The statements of a PostgreSQL ledger. Each is one transaction."""
+
+from workqueue.ledger.texts import STORY_LENGTH
+
+CLAIM = """
+INSERT INTO workqueue_task AS task
+    (id, state, fence, worker, lease_until, kind, digest, alone, created_at)
+VALUES (%(id)s, 'running', 1, %(worker)s, clock_timestamp() + %(lease)s * interval '1 second',
+    %(kind)s, %(digest)s, CASE WHEN %(alone)s THEN 1 END, clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET state = 'running', fence = task.fence + 1,
+    crashes = task.crashes || CASE WHEN task.state = 'running' THEN
+        to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' ' || task.worker
+        || chr(9) || task.fence || CASE WHEN task.alone = task.fence THEN ' alone' ELSE '' END || chr(10)
+        ELSE '' END,
+    worker = excluded.worker, lease_until = excluded.lease_until, kind = excluded.kind,
+    digest = coalesce(task.digest, excluded.digest),
+    alone = CASE WHEN excluded.alone = 1 THEN task.fence + 1 END, claimed_at = excluded.created_at, next_at = NULL
+WHERE (task.digest IS NULL OR excluded.digest IS NULL OR task.digest = excluded.digest) AND CASE task.state
+    WHEN 'running' THEN task.lease_until < clock_timestamp()
+    WHEN 'waiting' THEN task.next_at IS DISTINCT FROM task.lease_until OR task.lease_until < clock_timestamp()
+END
+RETURNING fence, crashes, attempts
+"""
+SEEK = """
+SELECT state, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest,
+    attempts
+FROM workqueue_task WHERE id = %s
+"""
+CHANGE = "UPDATE workqueue_task SET {} WHERE id = %s AND fence = %s AND state = 'running'"
+COMPLETE = CHANGE.format("state = 'done', attempts = %s, result = %s, finished_at = clock_timestamp()")
+STORY = f"story = nullif(right(coalesce(story, '') || %s, {STORY_LENGTH}), '')"
+BURY = CHANGE.format(f"state = 'dead', attempts = %s, error = %s, {STORY}, finished_at = clock_timestamp()")
+LATER = "statement_timestamp() + %s * interval '1 second'"
+RENEW = CHANGE.format(f"lease_until = {LATER}")
+RENEW_ALONE = CHANGE.format(f"lease_until = {LATER}, alone = CASE WHEN %s THEN fence END")
+FAILED = f"state = 'waiting', attempts = coalesce(%s, attempts), last_error = coalesce(%s, last_error), {STORY}"
+RELEASE = CHANGE.format(FAILED)
+RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = {LATER}, lease_until = {LATER}")  # the same instant in both
+REVIVE = f"""
+UPDATE workqueue_task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', {STORY}, last_error = error,
+    error = NULL, finished_at = NULL, next_at = NULL, lease_until = clock_timestamp()
+WHERE id = %s AND fence = %s AND state = 'dead'
+"""
+RECORD = """
+INSERT INTO workqueue_task (id, state, fence, worker, lease_until, kind, digest, created_at)
+SELECT id, 'waiting', 0, '', clock_timestamp(), kind, digest, clock_timestamp()
+FROM unnest(%s::uuid[], %s::text[], %s::bytea[]) AS sent (id, kind, digest)
+ON CONFLICT (id) DO NOTHING
+"""
+ENTRY = """
+SELECT id, state, kind, digest, worker, state = 'running' AND lease_until > clock_timestamp(), attempts,
+    extract(epoch FROM created_at)::float8,
+    extract(epoch FROM coalesce(claimed_at, CASE WHEN fence > 0 THEN created_at END))::float8,
+    CASE WHEN state = 'waiting' AND next_at = lease_until THEN extract(epoch FROM next_at)::float8 END,
+    extract(epoch FROM finished_at)::float8, result, error, last_error, story, crashes
+FROM workqueue_task WHERE id = %s
+"""
+OUTCOMES = """
+SELECT id, state, worker, attempts, result, error, extract(epoch FROM finished_at)::float8, kind, last_error, digest
+FROM workqueue_task WHERE finished_at IS NOT NULL AND id = ANY(%s)
+"""
+PRUNE = """
+DELETE FROM workqueue_task WHERE coalesce(finished_at, lease_until) < clock_timestamp() - %s * interval '1 second'
+"""

@@ -1,0 +1,60 @@
+"""The statements of a SQLite ledger. Each is one transaction."""
+
+from workqueue.ledger.clock import BOOT_LENGTH
+from workqueue.ledger.texts import STORY_LENGTH
+
+AT_ONCE = 500  # tasks in a statement: SQLite allows 999 parameters where it was built with the old limit
+
+NEW = """
+INSERT OR IGNORE INTO task
+    (id, state, fence, holder, worker, lease_until, ends_at, kind, digest, alone, created_at)
+VALUES (?1, 'running', 1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, CAST(?9 AS INTEGER))
+"""
+# A holder whose name begins with the boot has its lease by the steady clock.
+OVER = f"iif(substr(holder, 1, {BOOT_LENGTH + 1}) = ?12, ends_at < ?11, lease_until < ?9)"
+AGAIN = f"""
+UPDATE task SET state = 'running', fence = fence + 1,
+    crashes = crashes || iif(state = 'running', strftime('%Y-%m-%dT%H:%M:%SZ') || ' ' || worker
+        || char(9) || fence || iif(alone = fence, ' alone', '') || char(10), ''),
+    holder = ?2, worker = ?3, lease_until = ?4, ends_at = ?5, kind = ?6, digest = coalesce(digest, ?7),
+    alone = iif(?8, fence + 1, NULL), claimed_at = CAST(?9 AS INTEGER), next_at = NULL
+WHERE id = ?1 AND (digest IS NULL OR ?7 IS NULL OR digest = ?7) AND CASE state
+    WHEN 'running' THEN holder = ?10 OR {OVER}
+    WHEN 'waiting' THEN next_at IS NOT lease_until OR {OVER}
+END
+RETURNING fence, crashes, attempts
+"""
+SEEK = "SELECT state, fence, holder, lease_until, ends_at, next_at, digest, attempts FROM task WHERE id = ?"
+CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
+# A row that is done needs no lease, and a shorter row is a quicker one.
+FINISHED = "attempts = ?, finished_at = ?, holder = '', lease_until = 0, ends_at = NULL"
+COMPLETE = CHANGE.format(f"state = 'done', result = ?, {FINISHED}")
+STORY = f"story = nullif(substr(coalesce(story, '') || ?, -{STORY_LENGTH}), '')"
+BURY = CHANGE.format(f"state = 'dead', error = ?, {STORY}, {FINISHED}")
+RENEW = CHANGE.format("lease_until = ?, ends_at = ?")
+RENEW_ALONE = CHANGE.format("lease_until = ?, ends_at = ?, alone = iif(?, fence, NULL)")
+FAILED = f"state = 'waiting', attempts = coalesce(?, attempts), last_error = coalesce(?, last_error), {STORY}"
+RELEASE = CHANGE.format(FAILED)
+RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = ?, lease_until = ?, ends_at = ?")
+REVIVE = f"""
+UPDATE task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', {STORY}, last_error = error,
+    error = NULL, finished_at = NULL, next_at = NULL, lease_until = ?
+WHERE id = ? AND fence = ? AND state = 'dead'
+"""
+RECORD = """
+INSERT OR IGNORE INTO task (lease_until, created_at, id, state, fence, holder, worker, kind, digest) VALUES {}
+"""
+SENT = "(?1, CAST(?1 AS INTEGER), ?, 'waiting', 0, '', '', ?, ?)"
+ENTRY = """
+SELECT state, kind, digest, worker, holder, lease_until, ends_at, attempts, created_at,
+    coalesce(claimed_at, iif(fence > 0, created_at, NULL)),
+    iif(state = 'waiting' AND next_at = lease_until, next_at, NULL), finished_at, result, error, last_error,
+    story, crashes
+FROM task WHERE id = ?
+"""
+OUTCOMES = """
+SELECT id, state, worker, attempts, result, error, finished_at, kind, last_error, digest
+FROM task WHERE finished_at IS NOT NULL AND id IN ({})
+"""
+STRETCH_END = f"SELECT max(id) FROM (SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE})"
+FORGET = "DELETE FROM task WHERE id > ? AND id <= ? AND coalesce(finished_at, lease_until) < ?"
