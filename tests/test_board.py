@@ -109,7 +109,8 @@ async def test_a_ledger_of_the_version_before_gains_what_it_lacks(store: Store, 
     for statement in (
         "DROP TABLE workqueue_worker",
         "DROP TABLE workqueue_audit",
-        f"ALTER TABLE {store.table} DROP COLUMN story",
+        "DROP TABLE workqueue_pause",
+        *(f"ALTER TABLE {store.table} DROP COLUMN {column}" for column in ("story", "checkpoint", "cancel")),
         "UPDATE workqueue_meta SET value = '1.1' WHERE key = 'schema_version'",
     ):
         store.run(statement)
@@ -122,6 +123,8 @@ async def test_a_ledger_of_the_version_before_gains_what_it_lacks(store: Store, 
     ledger = await store.open()
     await ledger.board.put(uuid4(), "w1", "{}")
     assert len(await ledger.board.seen(LONG_S)) == 1
+    assert await ledger.board.pauses() == []
+    assert await ledger.save(task_id, answer.fence, "1")
     assert await ledger.release(task_id, answer.fence, failed="line\n")
     entry = await ledger.entry(task_id)
     assert entry is not None
@@ -135,3 +138,4 @@ async def test_without_a_ledger_nothing_is_known_and_nothing_kept() -> None:
     await board.note(WHO, "dead drop", "", "{}")
     await board.remove(uuid4())
     assert (await board.seen(LONG_S), await board.notes(9), await board.forget(0.0)) == ([], [], 0)
+    assert (await board.pause("q", WHO, ""), await board.resume("q"), await board.pauses()) == (False, False, [])

@@ -6,6 +6,7 @@
 | waiting | nobody has: sent, or between attempts  | the next `claim`, once `next_at` has passed         |
 | done    | completed, with the result             | nobody; pruned when old                             |
 | dead    | given up, with the error               | `revive`; pruned when old                           |
+|         | or cancelled: then that is the error   | nobody; pruned when old                             |
 
 A task that was neither recorded when it was sent nor claimed has no row. Each claim has a fence, a number that grows
 with every claim on the task; whoever acts on a claim names its fence, and one that is no longer the latest changes
@@ -25,8 +26,8 @@ from workqueue.ledger.transaction import Rows, Transaction
 from workqueue.settings import Settings
 
 __all__ = [
-    "FIRST", "ClaimLost", "Claimed", "Conflict", "Crash", "Entry", "Finished", "Ledger", "LedgerBusy", "Outcome",
-    "Rows", "Taken", "Transaction", "open_ledger",
+    "CANCELLED", "FIRST", "Cancelling", "ClaimLost", "Claimed", "Conflict", "Crash", "Entry", "Finished", "Ledger",
+    "LedgerBusy", "Outcome", "Rows", "Taken", "Transaction", "open_ledger",
 ]  # fmt: skip
 
 SCHEMA_VERSION = (1, 2)
@@ -57,16 +58,18 @@ class Claimed:
     """The task is this worker's until the lease ends.
 
     `crashes`, the oldest first; None where nobody counts them. `noticed`: this claim has found the latest of them.
-    `attempts`: those that failed, as far as the ledger knows.
+    `attempts`: those that failed, as far as the ledger knows. `checkpoint`: what the last attempt that saved one has
+    left for this one, JSON.
     """
 
     fence: int
     crashes: tuple[Crash, ...] | None
     noticed: bool = False
     attempts: int = 0
+    checkpoint: str | None = None
 
     @classmethod
-    def read(cls, fence: int, crash_log: str, attempts: int) -> "Claimed":
+    def read(cls, fence: int, crash_log: str, attempts: int, checkpoint: str | None = None) -> "Claimed":
         """From a store's columns. The log has a line for each crash: `noticed_at worker`, and after a tab the fence of
         the claim that ended so, and `alone`. The version before this one writes, and expects, no more than the former.
         """
@@ -76,7 +79,7 @@ class Claimed:
             noticed_at, _, worker = who.partition(" ")
             last_fence, _, alone = claim.partition(" ")
             crashes.append(Crash(worker, noticed_at, alone == "alone"))
-        return cls(fence, tuple(crashes), last_fence == str(fence - 1), attempts)
+        return cls(fence, tuple(crashes), last_fence == str(fence - 1), attempts, checkpoint)
 
 
 FIRST = Claimed(fence=1, crashes=())
@@ -94,15 +97,22 @@ class Taken:
 
 @dataclass(frozen=True)
 class Finished:
-    """The task is done or dead already, by the claim with this fence."""
+    """The task is done, dead or cancelled already, by the claim with this fence."""
 
-    state: Literal["done", "dead"]
+    state: Literal["done", "dead", "cancelled"]
     fence: int
 
 
 @dataclass(frozen=True)
 class Conflict:
     """The id is known with another digest: it names another task."""
+
+
+CANCELLED = "cancelled"
+"""With which the error of a task that was cancelled begins."""
+Cancelling = Literal["cancelled", "asked", "done", "dead"]
+"""What a cancellation comes to: it will not run any more; it runs, and its worker is asked to stop it; it was done, or
+dead, before."""
 
 
 class Sent(NamedTuple):
@@ -120,7 +130,7 @@ class Outcome:
     None if it was finished by a version that kept none."""
 
     id: UUID
-    state: Literal["done", "dead"]
+    state: Literal["done", "dead", "cancelled"]
     worker: str
     attempts: int
     result: str | None
@@ -140,7 +150,7 @@ class Entry:
     """
 
     id: UUID
-    state: Literal["waiting", "running", "done", "dead"]
+    state: Literal["waiting", "running", "done", "dead", "cancelled"]
     kind: str | None
     digest: bytes | None
     worker: str
@@ -157,6 +167,8 @@ class Entry:
     """Its attempts that failed and its returns from the dead, the oldest first, a line for each, as it was told."""
     crashes: str = ""
     """A line for each claim of this burial that ended with its worker, as `Claimed.read` has it."""
+    cancel: str | None = None
+    """That it is to be cancelled, by whom and why: `cancelled: ...`. No claim on it is granted any more."""
 
 
 class Ledger(Protocol):
@@ -217,6 +229,16 @@ class Ledger(Protocol):
         """A task that was buried by the claim with this fence waits again; attempts and crashes are counted anew.
         `told`, by whom and why, is added to its story.
         False: it is not dead, or was buried by another claim. So it happens once for each burial."""
+
+    async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
+        """Keep this for the next attempt. False: the claim was lost."""
+
+    async def cancel(self, task_id: UUID, told: str) -> Cancelling:
+        """Let the task not be run any more, nor once its present attempt has failed. `told`: by whom, and why; what was
+        told first stays. A task of which nothing is known is cancelled, too, should it come."""
+
+    async def to_cancel(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        """Those of these tasks that run and are to be cancelled, with the error to bury them with."""
 
     async def record(self, sent: Sequence[Sent]) -> None:
         """The tasks were sent: they wait. What is known of one already stays as it is."""

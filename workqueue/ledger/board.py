@@ -25,6 +25,15 @@ class Note(NamedTuple):
     told: str
 
 
+class Pause(NamedTuple):
+    """Workers take no task from this queue: since when (Unix time), by whose order, and why."""
+
+    queue: str
+    at: float
+    who: str
+    why: str
+
+
 class Board(Protocol):
     """Each method is atomic, durable when it returns, and may be repeated. Raises LedgerBusy and LedgerLost, as the
     methods of a ledger do."""
@@ -41,6 +50,15 @@ class Board(Protocol):
     async def forget(self, older_than_s: float) -> int:
         """Remove processes that were not heard of for longer. Their number."""
 
+    async def pause(self, queue: str, who: str, why: str) -> bool:
+        """From now on, and until `resume`, workers take no task from the queue. False: it is paused already."""
+
+    async def resume(self, queue: str) -> bool:
+        """False: it was not paused."""
+
+    async def pauses(self) -> list[Pause]:
+        """By the names of the queues."""
+
     async def note(self, who: str, what: str, why: str, told: str) -> None:
         """Keep, for good, that an operator did something."""
 
@@ -50,12 +68,16 @@ class Board(Protocol):
 
 @dataclass(frozen=True)
 class Statements:
-    """The SQL of a store. `put` takes an id, a name, and what was told; `note` what a Note has but the time."""
+    """The SQL of a store. `put` takes an id, a name, and what was told; `note` and `pause` what a Note and a Pause have
+    but the time."""
 
     put: str
     remove: str
     seen: str
     forget: str
+    pause: str
+    resume: str
+    pauses: str
     note: str
     notes: str
 
@@ -83,6 +105,16 @@ class SqlBoard:
     async def forget(self, older_than_s: float) -> int:
         return (await self._run(self._sql.forget, (older_than_s,)))[0]
 
+    async def pause(self, queue: str, who: str, why: str) -> bool:
+        return (await self._run(self._sql.pause, (queue, who, why)))[0] == 1
+
+    async def resume(self, queue: str) -> bool:
+        return (await self._run(self._sql.resume, (queue,)))[0] == 1
+
+    async def pauses(self) -> list[Pause]:
+        _, rows = await self._run(self._sql.pauses, ())
+        return [Pause(*row) for row in rows]
+
     async def note(self, who: str, what: str, why: str, told: str) -> None:
         await self._run(self._sql.note, (who, what, why, told))
 
@@ -105,6 +137,15 @@ class NoBoard:
 
     async def forget(self, older_than_s: float) -> int:
         return 0
+
+    async def pause(self, queue: str, who: str, why: str) -> bool:
+        return False
+
+    async def resume(self, queue: str) -> bool:
+        return False
+
+    async def pauses(self) -> list[Pause]:
+        return []
 
     async def note(self, who: str, what: str, why: str, told: str) -> None:
         pass

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from workqueue.ledger import Claimed, Conflict, Entry, Finished, Outcome, Sent, Taken, Transaction
+from workqueue.ledger import Cancelling, Claimed, Conflict, Entry, Finished, Outcome, Sent, Taken, Transaction
 from workqueue.ledger.board import NoBoard
 
 GRANTED = Claimed(fence=0, crashes=None)
@@ -55,6 +55,15 @@ class NoLedger:
 
     async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         return False
+
+    async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
+        return True
+
+    async def cancel(self, task_id: UUID, told: str) -> Cancelling:
+        raise RuntimeError("nothing is known of a task, and nothing can be kept, without a ledger; set LEDGER_URL")
+
+    async def to_cancel(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        return {}
 
     async def record(self, sent: Sequence[Sent]) -> None:
         pass

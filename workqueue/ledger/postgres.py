@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -16,6 +16,8 @@ from psycopg import AsyncConnection, errors
 
 from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import (
+    CANCELLED,
+    Cancelling,
     Claimed,
     Conflict,
     Entry,
@@ -33,6 +35,9 @@ from workqueue.ledger.postgres_schema import BOARD, IDENTITY, migrate
 from workqueue.ledger.postgres_server import Server, answering, cut
 from workqueue.ledger.postgres_sql import (
     BURY,
+    CANCEL,
+    CANCEL_ENDED,
+    CANCEL_UNKNOWN,
     CLAIM,
     COMPLETE,
     ENTRY,
@@ -44,7 +49,9 @@ from workqueue.ledger.postgres_sql import (
     RENEW,
     RENEW_ALONE,
     REVIVE,
+    SAVE,
     SEEK,
+    TO_CANCEL,
 )
 from workqueue.ledger.texts import text_of
 
@@ -96,12 +103,14 @@ class PostgresLedger:
                 return Taken(LOCK_S)
             for row in rows:
                 return Claimed.read(*row)
-            for state, fence, left_s, waits, known, attempts in await self._rows(SEEK, (task_id,)):
+            for state, fence, left_s, waits, known, attempts, cancel in await self._rows(SEEK, (task_id,)):
                 if known is not None and digest and known != digest:
                     return Conflict()
-                if state in ("done", "dead"):
+                if state in ("done", "dead", "cancelled"):
                     return Finished(state, fence)
-                if state == "running" or (waits and left_s > 0):
+                if cancel is not None and (state == "waiting" or left_s <= 0):
+                    await self._change(CANCEL_ENDED, (task_id, fence))
+                elif state == "running" or (waits and left_s > 0):
                     return Taken(max(0.0, left_s), attempts)
             # It was pruned, or released, in between.
 
@@ -148,6 +157,24 @@ class PostgresLedger:
     async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         return await self._change(REVIVE, (text_of(told), task_id, fence))
 
+    async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
+        return await self._change(SAVE, (text_of(checkpoint), task_id, fence))
+
+    async def cancel(self, task_id: UUID, told: str) -> Cancelling:
+        asked = {"id": task_id, "told": f"{CANCELLED}: {text_of(told)}"}
+        while True:
+            for (state,) in await self._rows(CANCEL, asked):
+                return "cancelled" if state == "dead" else "asked"
+            if await self._change(CANCEL_UNKNOWN, asked):
+                return "cancelled"
+            for state, *_ in await self._rows(SEEK, (task_id,)):
+                if state in ("done", "dead", "cancelled"):
+                    return cast(Cancelling, state)
+            # It was pruned, or revived, in between.
+
+    async def to_cancel(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        return dict(await self._rows(TO_CANCEL, (list(ids),)))
+
     async def record(self, sent: Sequence[Sent]) -> None:
         # In order, so that two who record the same tasks never wait for each other in a circle.
         ids, kinds, digests = zip(*sorted(sent), strict=True)
@@ -174,7 +201,7 @@ class PostgresLedger:
         cursor = await self._execute(statement, values)
         return cursor.rowcount, [] if cursor.description is None else await cursor.fetchall()
 
-    async def _change(self, statement: str, values: Sequence[Any]) -> bool:
+    async def _change(self, statement: str, values: Any) -> bool:
         return (await self._execute(statement, values)).rowcount == 1
 
     async def _execute(self, statement: str, values: Any) -> psycopg.AsyncCursor[tuple[Any, ...]]:

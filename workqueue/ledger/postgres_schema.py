@@ -28,7 +28,13 @@ ALTER TABLE workqueue_task
     ADD COLUMN last_error text
 """,
     """
-ALTER TABLE workqueue_task ADD COLUMN story text; -- the attempts that failed, a line for each
+ALTER TABLE workqueue_task
+    ADD COLUMN story text, -- the attempts that failed, a line for each
+    ADD COLUMN checkpoint text, -- what an attempt left for the next one
+    ADD COLUMN cancel text; -- that it is to be cancelled. It is once that is its error
+CREATE TABLE IF NOT EXISTS workqueue_pause (
+    queue text PRIMARY KEY, at timestamptz NOT NULL, who text NOT NULL, why text NOT NULL
+);
 CREATE TABLE IF NOT EXISTS workqueue_worker (
     id uuid PRIMARY KEY, name text NOT NULL, seen_at timestamptz NOT NULL, told text NOT NULL
 );
@@ -48,6 +54,9 @@ BOARD = Statements(
         WHERE seen_at > clock_timestamp() - %s * interval '1 second' ORDER BY name
     """,
     forget="DELETE FROM workqueue_worker WHERE seen_at < clock_timestamp() - %s * interval '1 second'",
+    pause="INSERT INTO workqueue_pause VALUES (%s, clock_timestamp(), %s, %s) ON CONFLICT (queue) DO NOTHING",
+    resume="DELETE FROM workqueue_pause WHERE queue = %s",
+    pauses="SELECT queue, extract(epoch FROM at)::float8, who, why FROM workqueue_pause ORDER BY queue",
     note="INSERT INTO workqueue_audit VALUES (clock_timestamp(), %s, %s, %s, %s)",
     notes="""
         SELECT extract(epoch FROM at)::float8, who, what, why, told FROM workqueue_audit ORDER BY at DESC LIMIT %s

@@ -15,21 +15,25 @@ ON CONFLICT (id) DO UPDATE SET state = 'running', fence = task.fence + 1,
     worker = excluded.worker, lease_until = excluded.lease_until, kind = excluded.kind,
     digest = coalesce(task.digest, excluded.digest),
     alone = CASE WHEN excluded.alone = 1 THEN task.fence + 1 END, claimed_at = excluded.created_at, next_at = NULL
-WHERE (task.digest IS NULL OR excluded.digest IS NULL OR task.digest = excluded.digest) AND CASE task.state
+WHERE task.cancel IS NULL
+    AND (task.digest IS NULL OR excluded.digest IS NULL OR task.digest = excluded.digest)
+    AND CASE task.state
     WHEN 'running' THEN task.lease_until < clock_timestamp()
     WHEN 'waiting' THEN task.next_at IS DISTINCT FROM task.lease_until OR task.lease_until < clock_timestamp()
 END
-RETURNING fence, crashes, attempts
+RETURNING fence, crashes, attempts, checkpoint
 """
-SEEK = """
-SELECT state, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest,
-    attempts
+STATE = "CASE WHEN error = cancel THEN 'cancelled' ELSE state END"
+SEEK = f"""
+SELECT {STATE}, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest,
+    attempts, cancel
 FROM workqueue_task WHERE id = %s
 """
 CHANGE = "UPDATE workqueue_task SET {} WHERE id = %s AND fence = %s AND state = 'running'"
 COMPLETE = CHANGE.format("state = 'done', attempts = %s, result = %s, finished_at = clock_timestamp()")
 STORY = f"story = nullif(right(coalesce(story, '') || %s, {STORY_LENGTH}), '')"
 BURY = CHANGE.format(f"state = 'dead', attempts = %s, error = %s, {STORY}, finished_at = clock_timestamp()")
+SAVE = CHANGE.format("checkpoint = %s")
 LATER = "statement_timestamp() + %s * interval '1 second'"
 RENEW = CHANGE.format(f"lease_until = {LATER}")
 RENEW_ALONE = CHANGE.format(f"lease_until = {LATER}, alone = CASE WHEN %s THEN fence END")
@@ -39,7 +43,28 @@ RELEASE_UNTIL = CHANGE.format(f"{FAILED}, next_at = {LATER}, lease_until = {LATE
 REVIVE = f"""
 UPDATE workqueue_task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = '', {STORY}, last_error = error,
     error = NULL, finished_at = NULL, next_at = NULL, lease_until = clock_timestamp()
-WHERE id = %s AND fence = %s AND state = 'dead'
+WHERE id = %s AND fence = %s AND state = 'dead' AND error IS DISTINCT FROM cancel
+"""
+CANCEL = """
+UPDATE workqueue_task SET cancel = coalesce(cancel, %(told)s),
+    state = CASE state WHEN 'waiting' THEN 'dead' ELSE state END,
+    error = CASE state WHEN 'waiting' THEN coalesce(cancel, %(told)s) ELSE error END,
+    finished_at = CASE state WHEN 'waiting' THEN clock_timestamp() END,
+    fence = fence + CASE state WHEN 'waiting' THEN 1 ELSE 0 END
+WHERE id = %(id)s AND state IN ('waiting', 'running')
+RETURNING state
+"""
+# By a fence that no claim has, and no dead letter.
+CANCEL_UNKNOWN = """
+INSERT INTO workqueue_task (id, state, fence, worker, lease_until, cancel, error, finished_at)
+VALUES (%(id)s, 'dead', 0, '', clock_timestamp(), %(told)s, %(told)s, clock_timestamp()) ON CONFLICT (id) DO NOTHING
+"""
+CANCEL_ENDED = """
+UPDATE workqueue_task SET state = 'dead', fence = fence + 1, error = cancel, finished_at = clock_timestamp()
+WHERE id = %s AND fence = %s AND state IN ('waiting', 'running')
+"""
+TO_CANCEL = """
+SELECT id, cancel FROM workqueue_task WHERE id = ANY(%s) AND state = 'running' AND cancel IS NOT NULL
 """
 RECORD = """
 INSERT INTO workqueue_task (id, state, fence, worker, lease_until, kind, digest, created_at)
@@ -47,16 +72,16 @@ SELECT id, 'waiting', 0, '', clock_timestamp(), kind, digest, clock_timestamp()
 FROM unnest(%s::uuid[], %s::text[], %s::bytea[]) AS sent (id, kind, digest)
 ON CONFLICT (id) DO NOTHING
 """
-ENTRY = """
-SELECT id, state, kind, digest, worker, state = 'running' AND lease_until > clock_timestamp(), attempts,
+ENTRY = f"""
+SELECT id, {STATE}, kind, digest, worker, state = 'running' AND lease_until > clock_timestamp(), attempts,
     extract(epoch FROM created_at)::float8,
     extract(epoch FROM coalesce(claimed_at, CASE WHEN fence > 0 THEN created_at END))::float8,
     CASE WHEN state = 'waiting' AND next_at = lease_until THEN extract(epoch FROM next_at)::float8 END,
-    extract(epoch FROM finished_at)::float8, result, error, last_error, story, crashes
+    extract(epoch FROM finished_at)::float8, result, error, last_error, story, crashes, cancel
 FROM workqueue_task WHERE id = %s
 """
-OUTCOMES = """
-SELECT id, state, worker, attempts, result, error, extract(epoch FROM finished_at)::float8, kind, last_error, digest
+OUTCOMES = f"""
+SELECT id, {STATE}, worker, attempts, result, error, extract(epoch FROM finished_at)::float8, kind, last_error, digest
 FROM workqueue_task WHERE finished_at IS NOT NULL AND id = ANY(%s)
 """
 PRUNE = """

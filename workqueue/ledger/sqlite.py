@@ -14,11 +14,13 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from workqueue.ledger import (
+    CANCELLED,
     FIRST,
+    Cancelling,
     Claimed,
     Conflict,
     Entry,
@@ -37,6 +39,9 @@ from workqueue.ledger.sqlite_sql import (
     AGAIN,
     AT_ONCE,
     BURY,
+    CANCEL,
+    CANCEL_ENDED,
+    CANCEL_UNKNOWN,
     COMPLETE,
     ENTRY,
     FORGET,
@@ -48,9 +53,11 @@ from workqueue.ledger.sqlite_sql import (
     RENEW,
     RENEW_ALONE,
     REVIVE,
+    SAVE,
     SEEK,
     SENT,
     STRETCH_END,
+    TO_CANCEL,
 )
 from workqueue.ledger.texts import text_of
 
@@ -92,13 +99,16 @@ class SqliteLedger:
             for row in (await self._execute(AGAIN, (*claim, dead, steady, self._boot)))[1]:
                 return Claimed.read(*row)
             for row in (await self._execute(SEEK, (task_id.bytes,)))[1]:
-                state, fence, holder, lease_until, ends_at, next_at, known, attempts = row
+                state, fence, holder, lease_until, ends_at, next_at, known, attempts, cancel = row
                 if known is not None and digest and known != digest:
                     return Conflict()
-                if state in ("done", "dead"):
+                if state in ("done", "dead", "cancelled"):
                     return Finished(state, fence)
                 left_s = self._holders.left_s(holder, lease_until, ends_at)
-                if state == "running" and dead != holder and not self._holders.alive(holder):
+                gone = state == "running" and not self._holders.alive(holder)
+                if cancel is not None and (state == "waiting" or gone or left_s <= 0):
+                    await self._execute(CANCEL_ENDED, (now, task_id.bytes, fence))
+                elif gone and dead != holder:
                     dead = holder
                 elif state == "running" or (next_at == lease_until and left_s > 0):
                     return Taken(max(0.0, left_s), attempts)
@@ -154,6 +164,30 @@ class SqliteLedger:
 
     async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         return await self._change(REVIVE, (text_of(told), time.time(), task_id.bytes, fence))
+
+    async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
+        return await self._change(SAVE, (text_of(checkpoint), task_id.bytes, fence))
+
+    async def cancel(self, task_id: UUID, told: str) -> Cancelling:
+        told = f"{CANCELLED}: {text_of(told)}"
+        while True:
+            asked = (task_id.bytes, told, time.time())
+            for (state,) in (await self._execute(CANCEL, asked))[1]:
+                return "cancelled" if state == "dead" else "asked"
+            if (await self._execute(CANCEL_UNKNOWN, asked))[0]:
+                return "cancelled"
+            for row in (await self._execute(SEEK, (task_id.bytes,)))[1]:
+                if row[0] in ("done", "dead", "cancelled"):
+                    return cast(Cancelling, row[0])
+            # It was pruned, or revived, in between.
+
+    async def to_cancel(self, ids: Sequence[UUID]) -> dict[UUID, str]:
+        found: dict[UUID, str] = {}
+        for start in range(0, len(ids), AT_ONCE):
+            some = [task_id.bytes for task_id in ids[start : start + AT_ONCE]]
+            _, rows = await self._execute(TO_CANCEL.format(", ".join("?" * len(some))), some)
+            found |= {UUID(bytes=task_id): told for task_id, told in rows}
+        return found
 
     async def record(self, sent: Sequence[Sent]) -> None:
         for start in range(0, len(sent), SENT_AT_ONCE):

@@ -45,6 +45,11 @@ ALTER TABLE task ADD COLUMN last_error TEXT
 """,
     """
 ALTER TABLE task ADD COLUMN story TEXT; -- the attempts that failed, a line for each
+ALTER TABLE task ADD COLUMN checkpoint TEXT; -- what an attempt left for the next one
+ALTER TABLE task ADD COLUMN cancel TEXT; -- that it is to be cancelled. It is once that is its error
+CREATE TABLE IF NOT EXISTS workqueue_pause (
+    queue TEXT PRIMARY KEY, at REAL NOT NULL, who TEXT NOT NULL, why TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS workqueue_worker (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, seen_at REAL NOT NULL, told TEXT NOT NULL
 ) WITHOUT ROWID;
@@ -62,6 +67,9 @@ BOARD = Statements(
         WHERE seen_s < ? ORDER BY name
     """,
     forget=f"DELETE FROM workqueue_worker WHERE seen_at < {NOW} - ?",
+    pause=f"INSERT OR IGNORE INTO workqueue_pause VALUES (?, {NOW}, ?, ?)",
+    resume="DELETE FROM workqueue_pause WHERE queue = ?",
+    pauses="SELECT queue, at, who, why FROM workqueue_pause ORDER BY queue",
     note=f"INSERT INTO workqueue_audit VALUES ({NOW}, ?, ?, ?, ?)",
     notes="SELECT at, who, what, why, told FROM workqueue_audit ORDER BY rowid DESC LIMIT ?",
 )

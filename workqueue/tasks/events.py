@@ -7,7 +7,7 @@
 | the task is done                                                 | Done       |
 | the attempt failed, and another one follows                      | Retrying   |
 | it is a dead letter                                              | Dead       |
-| it was done, or dead, before                                     | Skipped    |
+| it was done, dead or cancelled before                            | Skipped    |
 | it comes later, and no attempt was counted                       | Delayed    |
 | the claim ran out while the handler ran                          | LostClaim  |
 | it is a task again at once, because the worker ends              | HandedBack |
@@ -67,7 +67,7 @@ class Dead:
 class Skipped:
     """`buried`: it was made a dead letter again, since this may be the last copy of it."""
 
-    state: Literal["done", "dead"]
+    state: Literal["done", "dead", "cancelled"]
     buried: bool = False
 
 

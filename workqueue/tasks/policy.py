@@ -4,7 +4,7 @@ Before:
 
 | what is known of the task                                      | decision                                          |
 |----------------------------------------------------------------|---------------------------------------------------|
-| it is done, or dead                                            | Skip                                              |
+| it is done, dead, or cancelled                                 | Skip                                              |
 | somebody else has a claim on it, or its next attempt is not due | Wait as long                                      |
 | its id is known with another payload                           | Bury, "conflict"                                  |
 | `crash_limit` workers died while they had nothing else in hand | Bury, "crashed"                                   |
@@ -55,9 +55,9 @@ TRY = Try()
 
 @dataclass(frozen=True)
 class Skip:
-    """Nothing is left to do: the task is done, or dead."""
+    """Nothing is left to do: the task is done, dead or cancelled."""
 
-    state: Literal["done", "dead"]
+    state: Literal["done", "dead", "cancelled"]
 
 
 @dataclass(frozen=True)
