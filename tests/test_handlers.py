@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 
-from workqueue.errors import GiveUp, HandlerBroke, RetryAfter, SettingInvalid
+from workqueue.errors import SettingInvalid
 from workqueue.ledger import ClaimLost, Ledger
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Attempts
@@ -23,6 +23,7 @@ from workqueue.tasks.events import Event, Started, Told
 from workqueue.tasks.policy import ERROR_LIMIT, describe
 from workqueue.tasks.scope import CutOff, Holder
 from workqueue.tasks.stack import LINES, TAIL_CHARACTERS, traceback_lines, traceback_tail
+from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter
 
 WAIT_S = 20.0
 TASK = SimpleNamespace(id=UUID(int=7), payload=SimpleNamespace(kind="resize"))

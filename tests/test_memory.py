@@ -19,7 +19,7 @@ from tests.generated.worker import Application
 from tests.generated.worker.messages.json import Digest, DigestResult, Nap, NapResult, Odd, OddResult, Task
 from tests.harness import RECEIVE
 from tests.workers import main
-from workqueue import GiveUp, RetryAfter, Settings, TaskContext, TaskDead
+from workqueue import GiveUp, RetryAfter, Settings, TaskCancelled, TaskContext, TaskDead
 from workqueue.amqp.lane import Unroutable
 from workqueue.client.blocking import SyncHandle
 from workqueue.client.results import Handle
@@ -349,3 +349,20 @@ async def test_what_no_queue_takes_comes_back() -> None:
 async def test_two_contracts_with_different_queues_of_one_name_are_noticed() -> None:
     with pytest.raises(ContractInvalid, match="queue 'dead' is another one"):
         broker_with(DEAD, Queue("dead", True, False, False, {"x-queue-type": "quorum"}))
+
+
+async def test_a_task_that_runs_is_called_off() -> None:
+    runs = asyncio.Event()
+
+    async def forever(task: Task, context: TaskContext[None]) -> NapResult:
+        runs.set()
+        await asyncio.sleep(3600)
+        raise AssertionError("it went on")
+
+    async with MemoryQueue(Application, both(forever), Client(Producer)) as queue:
+        handle = await queue.client.send(NAP, to=TO)
+        await runs.wait()
+        assert await queue.client.cancel(handle.id, "no need") == "asked"
+        with pytest.raises(TaskCancelled, match="no need"):
+            await handle.result(timeout_s=WAIT_S)
+        assert not queue.dead_letters

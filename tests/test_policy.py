@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from workqueue.amqp.connection import RECONNECT_CAP_S, RECONNECT_FIRST_S, reconnect_delay_s
 from workqueue.contract import Queue, Rung
-from workqueue.errors import GiveUp, RetryAfter
 from workqueue.ledger import Claimed, Conflict, Crash, Finished, Taken
 from workqueue.tasks.policy import (
     CONFLICT,
@@ -24,6 +23,7 @@ from workqueue.tasks.policy import (
     rung_of,
     without_ledger,
 )
+from workqueue.verdicts import GiveUp, RetryAfter
 
 RUNGS = tuple(Rung(Queue(f"wait-{s}", True, False, False, {}), s) for s in (0.5, 4.0, 60.0))
 

@@ -23,7 +23,7 @@ from workqueue import contract, delivery
 from workqueue.codec import Undecodable
 from workqueue.contract import Queue, Receive
 from workqueue.delivery import Delivery, Publisher
-from workqueue.errors import BrokerUnreachable, GiveUp, LedgerLost, NotSent, RetryAfter, SendUnknown
+from workqueue.errors import BrokerUnreachable, LedgerLost, NotSent, SendUnknown
 from workqueue.ledger import (
     Claimed,
     ClaimLost,
@@ -43,6 +43,7 @@ from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Dead, Delayed, Event, Retrying, Skipped, Told, What
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
+from workqueue.verdicts import GiveUp, RetryAfter
 
 WAIT_S = 20.0
 CONTRACT = contract.load("tests.generated.worker")

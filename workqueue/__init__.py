@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from workqueue.client.status import Status
     from workqueue.errors import (
         BrokerUnreachable,
-        GiveUp,
         IdInvalid,
         LedgerUnreachable,
         NoBroker,
         NotAllSent,
         NotSent,
         ResultInvalid,
-        RetryAfter,
         SendUnknown,
+        TaskCancelled,
         TaskDead,
         TaskInvalid,
         TaskUnfinished,
@@ -40,12 +39,13 @@ if TYPE_CHECKING:
     from workqueue.settings import Settings
     from workqueue.tasks.context import TaskContext
     from workqueue.tasks.threads import Interrupted, in_thread
+    from workqueue.verdicts import GiveUp, RetryAfter
     from workqueue.worker import run_worker
 
 HOMES = {
     "BrokerUnreachable": "errors",
     "Client": "client",
-    "GiveUp": "errors",
+    "GiveUp": "verdicts",
     "Handle": "client.results",
     "IdInvalid": "errors",
     "Interrupted": "tasks.threads",
@@ -54,13 +54,14 @@ HOMES = {
     "NotAllSent": "errors",
     "NotSent": "errors",
     "ResultInvalid": "errors",
-    "RetryAfter": "errors",
+    "RetryAfter": "verdicts",
     "SendUnknown": "errors",
     "Settings": "settings",
     "Status": "client.status",
     "SyncClient": "client.blocking",
     "SyncHandle": "client.blocking",
     "TaskContext": "tasks.context",
+    "TaskCancelled": "errors",
     "TaskDead": "errors",
     "TaskInvalid": "errors",
     "TaskUnfinished": "errors",
@@ -91,6 +92,7 @@ __all__ = [
     "Status",
     "SyncClient",
     "SyncHandle",
+    "TaskCancelled",
     "TaskContext",
     "TaskDead",
     "TaskInvalid",

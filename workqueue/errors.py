@@ -1,4 +1,4 @@
-"""Every failure this package raises, each with its data, and the verdicts that a handler may raise.
+"""Every failure this package raises, each with its data; what a handler may raise is in `verdicts`.
 
 A failure that reaches a script becomes one line on standard error and the process's exit code.
 """
@@ -248,6 +248,13 @@ class TaskDead(WorkQueueError):
         self.worker, self.attempts = worker, attempts
 
 
+class TaskCancelled(TaskDead):
+    """The task was called off before it was done: it gets no result. Its `error` says by whom, and why."""
+
+    def __init__(self, task_id: UUID, error: str, *, worker: str | None, attempts: int) -> None:
+        super().__init__(task_id, "cancelled", error, worker=worker, attempts=attempts)
+
+
 class TaskUnfinished(WorkQueueError, TimeoutError):
     """The task was neither done nor dead when the time was over. It goes on: `state` says where it was."""
 
@@ -271,29 +278,3 @@ class WorkerFault(WorkQueueError):
     """The worker can't go on, by a fault of this package or of a library below it. The log has the traceback."""
 
     exit_code = 70
-
-
-class HandlerBroke(Exception):
-    """The attempt failed in a way that is told in words of ours. Its cause is what the handler raised."""
-
-
-class Verdict(Exception):
-    """Raised by a handler that knows what should happen next. Any other exception is a plain failure."""
-
-
-class RetryAfter(Verdict):
-    """This attempt failed; the next one is no sooner than `delay_s` from now, rounded up to a delay of the contract.
-
-    Longer than the longest of those it waits there again and again, since the ledger knows when it is due; with
-    LEDGER_URL=none the longest is all there is.
-
-    A `delay_s` that is no number of seconds makes it a plain failure, which says so.
-    """
-
-    def __init__(self, delay_s: float, reason: str) -> None:
-        super().__init__(reason)
-        self.delay_s = delay_s
-
-
-class GiveUp(Verdict):
-    """Trying again is of no use: the task becomes a dead letter now, with this reason."""

@@ -15,9 +15,9 @@ import pytest
 
 from tests.example import Checksum, script
 from tests.harness import Site
-from workqueue.errors import GiveUp
 from workqueue.settings import Settings
 from workqueue.testing import WAIT_S
+from workqueue.verdicts import GiveUp
 
 ATTACK_S = 1.0
 INSIDE, OUTSIDE = hashlib.sha256(b"inside").hexdigest(), hashlib.sha256(b"outside").hexdigest()

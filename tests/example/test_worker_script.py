@@ -12,8 +12,8 @@ import pytest
 from tests.example import Checksum, script
 from workqueue import contract
 from workqueue.codec import ResultCodec
-from workqueue.errors import GiveUp
 from workqueue.settings import Settings
+from workqueue.verdicts import GiveUp
 
 Hash = Callable[[Any, Path], Any]
 ALGORITHMS = ("sha256", "sha512", "blake2b")

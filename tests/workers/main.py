@@ -24,9 +24,9 @@ from tests.generated.worker.messages.json import (
     ParcelResult,
     Task,
 )
-from workqueue.errors import RetryAfter
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.threads import in_thread
+from workqueue.verdicts import RetryAfter
 from workqueue.worker import run_worker
 
 BLOCKS_S = 3.0  # longer than a watchdog waits, shorter than a lease

@@ -6,8 +6,8 @@ import sys
 from tests.generated.worker import Application
 from tests.generated.worker.messages.json import Digest, DigestResult, NapResult, OddResult, ParcelResult, Task
 from tests.workers import main
-from workqueue.errors import GiveUp, RetryAfter
 from workqueue.tasks.context import TaskContext
+from workqueue.verdicts import GiveUp, RetryAfter
 from workqueue.worker import run_worker
 
 

@@ -80,7 +80,8 @@ class Consumer:
         self._link, self._receive, self._tag, self._settings, self._fatal = link, receive, tag, settings, fatal
         self._joins = joins
         self._session: Session | None = None
-        self._draining = False
+        self._draining, self._open = False, asyncio.Event()
+        self._open.set()
 
     @property
     def queue(self) -> str:
@@ -97,7 +98,8 @@ class Consumer:
         queue; one that goes later is waited for."""
         if not self._joins:
             await self._link.open()
-        await self._resume(starting=True)
+        if self._open.is_set():
+            await self._subscribed(starting=True)
 
     async def recv(self) -> AsyncGenerator[Incoming, None]:
         """Yields a message and, once it is asked for the next one, expects that to be settled. Ends when drained."""
@@ -106,9 +108,13 @@ class Consumer:
         kernel.add_done_callback(self._supervise)
         try:
             while self._session is not None or not self._draining:
-                session = self._session or await self._resume()
+                if self._session is None and not self._open.is_set():
+                    await self._open.wait()
+                    continue
+                session = self._session or await self._subscribed()
                 message = await self._next(session)
                 if message is None:
+                    await self._open.wait()
                     await self._leave()
                     if not self._draining and time.monotonic() - session.began < BRIEF_S:
                         await asyncio.sleep(BRIEF_PAUSE_S)
@@ -139,6 +145,18 @@ class Consumer:
         """Take no new message. One that is in a handler goes on; one that waits here is still yielded, for who handles
         it to hand back: what a closed channel gives back counts as a delivery."""
         self._draining = True
+        self._open.set()
+        await self._take_no_more()
+
+    async def pause(self) -> None:
+        """Take no message until `resume`. One that was delivered is still handled."""
+        self._open.clear()
+        await self._take_no_more()
+
+    def resume(self) -> None:
+        self._open.set()
+
+    async def _take_no_more(self) -> None:
         if self._session is not None:
             session = self._session
             with suppress(*GONE):
@@ -148,10 +166,11 @@ class Consumer:
 
     async def stop(self) -> None:
         self._draining = True
+        self._open.set()
         if self._session is not None:
             await self._leave()
 
-    async def _resume(self, *, starting: bool = False) -> Session:
+    async def _subscribed(self, *, starting: bool = False) -> Session:
         """A new session, on as many connections as it takes. Raises as `Link.lane`."""
         patience, failures = Patience(), 0
         while True:
@@ -199,7 +218,7 @@ class Consumer:
             except TimeoutError:
                 pass
             else:
-                if message is None and not self._draining:
+                if message is None and not self._draining and self._open.is_set():
                     log.warning("%s  lost its consumer: %s", self._tag, session.cause)
                 return message
             try:

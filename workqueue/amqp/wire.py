@@ -88,12 +88,15 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         self._links: list[Link] = []
         self._producing: tuple[Link, Publisher] | None = None
         self._consumers: list[Consumer] = []
+        self._paused = set[str]()
 
     async def create_consumer(self, **params: Unpack[EndpointParams]) -> Consumer:
         tag = f"{self._name}.{len(self._consumers) + 1}"
         receive = self._contract.receives[_queue_name(params)]
         link = self._link(tag, self._topology.declare, *self._marker(receive.queue.name, tag, hold=True))
         consumer = Consumer(link, receive, tag, self._settings, self._fatal, joins=bool(self._consumers))
+        if receive.queue.name in self._paused:
+            await consumer.pause()
         self._consumers.append(consumer)
         return consumer
 
@@ -119,7 +122,19 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
 
     def not_consumed(self) -> list[str]:
         """The queues that some consumer of this process should take messages from, and does not."""
-        return sorted({consumer.queue for consumer in self._consumers if not consumer.is_consuming})
+        idle = {consumer.queue for consumer in self._consumers if not consumer.is_consuming}
+        return sorted(idle - self._paused)
+
+    async def pause(self, queue: str) -> None:
+        """Take no message from the queue until `resume`; what is in hand goes on."""
+        self._paused.add(queue)
+        await asyncio.gather(*(consumer.pause() for consumer in self._consumers if consumer.queue == queue))
+
+    def resume(self, queue: str) -> None:
+        self._paused.discard(queue)
+        for consumer in self._consumers:
+            if consumer.queue == queue:
+                consumer.resume()
 
     async def drain(self) -> None:
         await asyncio.gather(*(consumer.drain() for consumer in self._consumers))

@@ -14,9 +14,10 @@ from workqueue.cli.operate import (
     Folder,
     Form,
     Output,
+    agreed,
     app,
     call,
-    can_ask,
+    can_be_asked,
     display,
     field_of,
     ledger_of,
@@ -170,7 +171,7 @@ def mend(
     that was killed and is asked for again is the same task, and done once. Writes that id. Exit code 1 where there is
     no such letter, or several.
     """
-    _can_be_asked(yes or dry_run)
+    can_be_asked(yes or dry_run)
     project, changes = project_of(folder), dict(map(field_of, fields))
 
     async def look() -> list[Opened]:
@@ -186,7 +187,7 @@ def mend(
     say(f"{found[0].letter.id or found[0].letter.key} is sent as {wanted.id}: {json.dumps(wanted.payload)}")
     if dry_run:
         return 0
-    if not (yes or _asked("send it?")):
+    if not (yes or agreed("send it?")):
         return 1
 
     async def act() -> None:
@@ -200,19 +201,6 @@ def mend(
 
 async def _find(desk: Desk, id: str) -> list[Opened]:
     return await desk.open(Filter(names=frozenset({id})))
-
-
-def _can_be_asked(need_not: bool) -> None:
-    """Raises UsageInvalid."""
-    if not (need_not or can_ask()):
-        raise UsageInvalid("nobody can be asked, there is no terminal: look with --dry-run, and say --yes")
-
-
-def _asked(question: str) -> bool:
-    agreed = typer.confirm(question, err=True)
-    if not agreed:
-        say("nothing is done")
-    return agreed
 
 
 def _check(project: Project, wanted: Filter) -> None:
@@ -229,7 +217,7 @@ def _act(
 ) -> int:  # fmt: skip
     if wanted.says_nothing and not everything:
         raise UsageInvalid("say which letters: a filter, or --all")
-    _can_be_asked(yes or dry_run)
+    can_be_asked(yes or dry_run)
     project = project_of(folder)
     _check(project, wanted)
 
@@ -251,7 +239,7 @@ def _act(
     if dry_run or not selection.letters:
         missing = bool(wanted.ids) and not selection.matched
         return 1 if missing or (selection.refused and not dry_run) else 0
-    if not (yes or _asked(f"{action} {len(selection.letters)} letters?")):
+    if not (yes or agreed(f"{action} {len(selection.letters)} letters?")):
         return 1
     moved = run(lambda: move(selection))
     print(f"{action}: {moved.moved} of {len(selection.letters)} letters")

@@ -90,8 +90,17 @@ def say(what: str) -> None:
     print(escaped(what), file=sys.stderr)
 
 
-def can_ask() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
+def can_be_asked(need_not: bool) -> None:
+    """Raises UsageInvalid."""
+    if not (need_not or (sys.stdin is not None and sys.stdin.isatty())):
+        raise UsageInvalid("nobody can be asked, there is no terminal: look with --dry-run, and say --yes")
+
+
+def agreed(question: str) -> bool:
+    answer = typer.confirm(question, err=True)
+    if not answer:
+        say("nothing is done")
+    return answer
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:

@@ -70,7 +70,8 @@ def rendered(found: Story) -> RenderableType:
         lines += [("", line) for line in one.traceback.splitlines()]
     lines += [("death", f"{death.at}  {death.worker}  {death.error}") for death in found.deaths]
     if found.finished_at is not None:
-        lines.append((found.state, f"{found.finished_at:%Y-%m-%d %H:%M:%S} UTC by {found.worker}"))
+        by = f" by {found.worker}" if found.worker else ""
+        lines.append((found.state, f"{found.finished_at:%Y-%m-%d %H:%M:%S} UTC{by}"))
     if found.result is not None:
         lines.append(("result", json.dumps(found.result, ensure_ascii=False)))
     width = max(len(name) for name, _ in lines)
@@ -82,11 +83,14 @@ def _state(found: Story) -> str:
         case "unknown":
             return "unknown: the ledger has nothing of it"
         case "running":
-            return f"running, attempt {found.attempt}, by {found.worker} since {ago(found.since)}"
+            asked = f", asked to stop {found.cancel}" if found.cancel else ""
+            return f"running, attempt {found.attempt}, by {found.worker} since {ago(found.since)}{asked}"
         case "retrying":
             return f"retrying after {found.attempt} failed attempts, next {_until(found)}: {found.error}"
         case "dead":
             return f"dead, {found.reason}: {found.error}  (workqueue dead show {found.id})"
+        case "cancelled":
+            return f"cancelled {found.error}"
         case "waiting":
             return "waiting for a worker" + (f", last error: {found.error}" if found.error else "")
     return f"{found.state}, by attempt {found.attempt}"

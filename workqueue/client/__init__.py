@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import random
+import socket
 import time
 from collections.abc import Iterable
 from typing import Any, Self
@@ -38,7 +39,7 @@ from workqueue.errors import (
     SendUnknown,
     WorkQueueError,
 )
-from workqueue.ledger import Ledger, Sent, open_ledger
+from workqueue.ledger import Cancelling, Ledger, Sent, open_ledger
 from workqueue.settings import Settings, misspelt
 
 log = logging.getLogger(__name__)
@@ -190,10 +191,27 @@ class Client:
         """Wait until the task is done, and return what its handler returned, in the model of the contract.
 
         Any number may wait at a time: they share one poll of the ledger. With several operations `to` names the one
-        that sent it. Raises TaskDead, TaskUnfinished (a TimeoutError) after `timeout_s`, ResultInvalid, IdInvalid;
-        SettingInvalid without a ledger.
+        that sent it. Raises TaskDead, and TaskCancelled, which is one; TaskUnfinished (a TimeoutError) after
+        `timeout_s`, ResultInvalid, IdInvalid; SettingInvalid without a ledger.
         """
         return await self.results.result(as_uuid(id), timeout_s=timeout_s, operation=to)
+
+    async def cancel(self, id: UUID | str, why: str = "") -> Cancelling:
+        """Call a task off; `why` is kept with it. What it comes to:
+
+        | answer    | means                                                                                |
+        |-----------|--------------------------------------------------------------------------------------|
+        | cancelled | no attempt at it begins any more, whether it waits, or is sent later                 |
+        | asked     | it runs: its worker stops the handler within two seconds, unless that does not let   |
+        |           | itself be stopped. A handler that returns meanwhile has done it; no other attempt is |
+        |           | made                                                                                 |
+        | done      | it was done before                                                                   |
+        | dead      | it was a dead letter before: `workqueue dead drop` throws that away                  |
+
+        Raises as `status`.
+        """
+        told = f"by {self._name}@{socket.gethostname()}{f': {why}' if why else ''}"
+        return await self.results.cancel(as_uuid(id), told)
 
     @property
     def sender(self) -> Sender:

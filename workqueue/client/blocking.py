@@ -17,6 +17,7 @@ from workqueue.client.results import Handle
 from workqueue.client.running import Ended, Running
 from workqueue.client.status import Status
 from workqueue.errors import NotAllSent, NotSent, SendUnknown, ThreadsMissing
+from workqueue.ledger import Cancelling
 from workqueue.process import forking
 from workqueue.settings import Settings
 
@@ -115,6 +116,10 @@ class SyncClient:
     def result(self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None) -> Any:
         """As `Client.result`."""
         return self._here().run(lambda client: client.result(id, timeout_s=timeout_s, to=to))
+
+    def cancel(self, id: UUID | str, why: str = "") -> Cancelling:
+        """As `Client.cancel`."""
+        return self._here().run(lambda client: client.cancel(id, why))
 
     def status_of(self, handle: Handle[Any]) -> Status:
         return self._here().run(lambda client: client.results.status(handle.id, handle.digest))

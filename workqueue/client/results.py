@@ -10,8 +10,15 @@ from uuid import UUID
 from workqueue.client.status import Status, reason_of, status_of
 from workqueue.client.waiting import Waiting
 from workqueue.codec.results import ResultReader
-from workqueue.errors import LedgerUnreachable, ResultInvalid, SettingInvalid, TaskDead, TaskUnfinished
-from workqueue.ledger import Ledger, LedgerBusy, Outcome
+from workqueue.errors import (
+    LedgerUnreachable,
+    ResultInvalid,
+    SettingInvalid,
+    TaskCancelled,
+    TaskDead,
+    TaskUnfinished,
+)
+from workqueue.ledger import Cancelling, Ledger, LedgerBusy, Outcome
 from workqueue.tasks.policy import CONFLICT
 
 LOOK_S = 1.0  # at the end of a wait, for the ledger's word on where the task is
@@ -40,7 +47,7 @@ class Results:
         """Wait for the task, and read its result as the operation's that sent it; None: that of any. With a `digest`,
         wait no longer than until the id is known with another payload.
 
-        Raises TaskDead, TaskUnfinished, ResultInvalid, LedgerLost.
+        Raises TaskDead, TaskCancelled, TaskUnfinished, ResultInvalid, LedgerLost.
         """
         self._check()
         began_s, left_s = self._loop.time(), timeout_s
@@ -57,6 +64,14 @@ class Results:
         readers = self._readers.values() if operation is None else (self._readers[operation],)
         return _read(outcome, readers)
 
+    async def cancel(self, task_id: UUID, told: str) -> Cancelling:
+        """See `Ledger.cancel`. Raises LedgerUnreachable, LedgerLost."""
+        self._check()
+        try:
+            return await self._ledger.cancel(task_id, told)
+        except LedgerBusy as error:
+            raise LedgerUnreachable(self._ledger.place, f"it does not answer: {error}") from error
+
     async def close(self) -> None:
         self._closed = True
         await self._waiting.close()
@@ -65,7 +80,7 @@ class Results:
         """The outcome of a task for which the time is over, if it has one by now."""
         known = await self._look(task_id, digest, LOOK_S)
         _refuse_conflict(known)
-        if known is not None and known.state in ("done", "dead"):
+        if known is not None and known.state in ("done", "dead", "cancelled"):
             with suppress(TimeoutError):
                 return await self._waiting.outcome(task_id, LOOK_S)
         state, error = ("unknown", "the ledger does not answer") if known is None else (known.state, known.error)
@@ -135,6 +150,9 @@ def with_ledger(results: Results | None) -> Results:
 
 
 def _read(outcome: Outcome, readers: Iterable[ResultReader]) -> Any:
+    if outcome.state == "cancelled":
+        _, _, said = (outcome.error or "").partition(": ")
+        raise TaskCancelled(outcome.id, said, worker=outcome.worker or None, attempts=outcome.attempts)
     if outcome.state == "dead":
         reason, error = reason_of(outcome.error)
         raise TaskDead(outcome.id, reason, error, worker=outcome.worker, attempts=outcome.attempts)

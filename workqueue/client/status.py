@@ -9,21 +9,22 @@ from workqueue.ledger import Entry
 from workqueue.tasks.policy import CONFLICT
 from workqueue.tasks.story import REASONS
 
-State = Literal["waiting", "running", "retrying", "done", "dead", "unknown"]
+State = Literal["waiting", "running", "retrying", "done", "dead", "cancelled", "unknown"]
 
 
 @dataclass(frozen=True)
 class Status:
     """A task's state, and what belongs to it; what is None is not known, or has not happened.
 
-    | state    | means                                                                                            |
-    |----------|--------------------------------------------------------------------------------------------------|
-    | waiting  | the broker has it, and no worker: it is new, or was given back                                   |
-    | running  | `worker` has had it since `since`, for its `attempt`th attempt                                   |
-    | retrying | an attempt failed, with `error`; the next one is not before `next_at`                            |
-    | done     | `worker` did it by its `attempt`th attempt, at `since`                                           |
-    | dead     | it is a dead letter since `since`, for `reason`, with `error`                                    |
-    | unknown  | the ledger knows nothing of it: it was never sent, or not recorded, or is forgotten since        |
+    | state     | means                                                                                           |
+    |-----------|-------------------------------------------------------------------------------------------------|
+    | waiting   | the broker has it, and no worker: it is new, or was given back                                  |
+    | running   | `worker` has had it since `since`, for its `attempt`th attempt                                  |
+    | retrying  | an attempt failed, with `error`; the next one is not before `next_at`                           |
+    | done      | `worker` did it by its `attempt`th attempt, at `since`                                          |
+    | dead      | it is a dead letter since `since`, for `reason`, with `error`                                   |
+    | cancelled | it was called off, as `error` says: no attempt at it begins any more                            |
+    | unknown   | the ledger knows nothing of it: it was never sent, or not recorded, or is forgotten since       |
 
     `unknown` is no word for waiting: a task that is sent without being recorded is unknown until a worker takes it.
     """
@@ -54,6 +55,9 @@ def status_of(task_id: UUID, entry: Entry | None, digest: bytes | None = None) -
         return Status(
             task_id, "dead", kind, worker, entry.attempts, time_of(entry.finished_at), reason=reason, error=error
         )
+    if entry.state == "cancelled" or (entry.cancel is not None and not entry.held):
+        _, _, said = (entry.cancel or "").partition(": ")
+        return Status(task_id, "cancelled", kind, worker, entry.attempts, time_of(entry.finished_at), error=said)
     if entry.held:
         return Status(
             task_id, "running", kind, worker, entry.attempts + 1, time_of(entry.claimed_at), error=entry.last_error

@@ -10,13 +10,15 @@ LOOP_S = 30.0  # an event loop that has not turned for so long takes no task, an
 
 @dataclass
 class Health:
-    """What the parts of a worker say. `not_consumed` names the queues of which no messages come; `loop_s` and
-    `ledger_s` are when the event loop turned, and the ledger answered, last (monotonic).
+    """What the parts of a worker say. `not_consumed` names the queues of which no messages come, though they should,
+    `paused` those that an operator has paused; `loop_s` and `ledger_s` are when the event loop turned, and the ledger
+    answered, last (monotonic).
 
     `starting` until it is ready for the first time, `stopping` from its drain on.
     """
 
     not_consumed: Callable[[], list[str]] = list
+    paused: set[str] = field(default_factory=set)
     starting: bool = True
     stopping: bool = False
     loop_s: float = field(default_factory=time.monotonic)

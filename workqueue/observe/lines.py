@@ -34,7 +34,7 @@ CUT = " ..."
 BURIED = "  and a dead letter again; to have it tried, send that back with its headers"
 NAMES: dict[type, str] = {
     kind: re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
-    for kind in (*get_args(events.What), events.Ready, events.Stopping, events.Stopped)
+    for kind in (*get_args(events.What), *get_args(events.OfWorker))
 }
 """Of events, in JSON: HandedBack is `handed_back`."""
 WARNINGS = (events.Retrying, events.Dead, events.Delayed, events.LostClaim)
@@ -64,6 +64,8 @@ def _line(told: Told) -> str:
             said = f"failed  {task}  attempt {attempt}, again in {again_s:g} s: {error}"
         case events.Dead(reason, error, queue):
             said = f"dead  {task}  in {queue}  {reason}: {error}"
+        case events.Cancelled(told_):
+            said = f"cancelled  {task}  {told_}"
         case events.Skipped(state, buried):
             said = f"{state} already  {task}" + (BURIED if buried else "")
         case events.Delayed(why, again_s, count):
@@ -75,11 +77,15 @@ def _line(told: Told) -> str:
     return f"{told.worker}  {said}  {1000 * told.took_s:.0f} ms"
 
 
-def _of_worker(told: events.Ready | events.Stopping | events.Stopped) -> str:
+def _of_worker(told: events.OfWorker) -> str:
     match told:
         case events.Ready(_, queues, ledger):
             takes = ", ".join(f"{count} at a time from {queue}" for queue, count in queues.items())
             return f"ready  takes {takes}, ledger {ledger}"
+        case events.Paused(_, queue, who, why):
+            return f"paused  takes nothing from {queue}, by {who}{f': {why}' if why else ''}"
+        case events.Resumed(_, queue):
+            return f"resumed  takes tasks from {queue} again"
         case events.Stopping(_, in_hand):
             return f"stops  finishes what it has in hand: {in_hand}"
         case events.Stopped(_, finished, handed_back):

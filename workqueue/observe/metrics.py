@@ -81,12 +81,16 @@ class Numbers(Collector):
             "workqueue_oldest_in_hand_seconds", "How long the longest of them has run; 0 for none.", labels=["queue"]
         )
         most = GaugeMetricFamily("workqueue_concurrency", "Tasks at a time, at most.", labels=["queue"])
+        paused = GaugeMetricFamily(
+            "workqueue_paused", "Whether an operator has paused the queue: 1 or 0.", labels=["queue"]
+        )
         for operation, (queue, concurrency) in source.queues.items():
             ran_s = [seconds for of, seconds in held if of == operation]
             in_hand.add_metric([queue], len(ran_s))
             oldest.add_metric([queue], max(ran_s, default=0.0))
             most.add_metric([queue], concurrency)
-        return iter((in_hand, oldest, most))
+            paused.add_metric([queue], int(queue in source.health.paused))
+        return iter((in_hand, oldest, most, paused))
 
 
 def buckets(counts: list[int]) -> list[tuple[str, float]]:

@@ -1,19 +1,16 @@
 """The dead-letter desk: letters read, and sent back to their tasks or thrown away."""
 
-import json
-import os
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from getpass import getuser
 
 from workqueue.amqp.held import for_itself, hold
 from workqueue.contract import Receive
 from workqueue.errors import LedgerUnreachable, WorkQueueError
-from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.ledger import Ledger
+from workqueue.ops.audit import note, operator
 from workqueue.ops.letters import Filter, Letter, Opened, Reader
 from workqueue.ops.moving import Action, Moved, Moving
 from workqueue.ops.project import Project, same_ledger
@@ -107,11 +104,7 @@ class Desk:
 
     async def note(self, what: str, why: str, told: Mapping[str, object]) -> None:
         """Keep in the ledger that somebody did this. Raises LedgerUnreachable."""
-        why = why.encode("utf-8", "backslashreplace").decode()
-        try:
-            await self._ledger.board.note(operator(), what, why, json.dumps(told))
-        except LedgerBusy as error:
-            raise LedgerUnreachable(self._ledger.place, f"its audit can't be written: {error}") from error
+        await note(self._ledger, what, why, told)
 
     def _readers(self, wanted: Filter) -> list[tuple[str, Reader]]:
         """One for each dead-letter queue."""
@@ -133,15 +126,6 @@ class Desk:
     def _tell(self, done: int, of: int) -> None:
         if done % TELL_EVERY == 0 or done == of:
             self._progress(done, of)
-
-
-def operator() -> str:
-    """Who does this, and where."""
-    try:
-        user = getuser()
-    except (KeyError, OSError, ImportError):  # in a container a number may be all there is
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _objection(letter: Letter) -> str | None:

@@ -10,7 +10,7 @@ from workqueue.ledger import Ledger
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.plan import Plan, QueuePlan, plan
 from workqueue.ops.project import Project
-from workqueue.ops.status import Status, contract_differs, status
+from workqueue.ops.status import Status, contract_differs, paused, status
 
 CONSUMER_TIMEOUT_S = 1800.0  # RabbitMQ's default, https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 CLOCK_S = 5.0
@@ -99,7 +99,10 @@ def _queue(queue: QueuePlan, compared: Plan) -> Finding | None:
 
 def _at_work(project: Project, now: Status) -> Iterator[Finding]:
     for queue in now.queues:
-        if queue.ready and not queue.consumers:
+        if queue.paused is not None:
+            said = f"paused {paused(queue.paused)}; {queue.ready or 0} tasks wait"
+            yield Finding(f"queue {queue.queue}", "warning", said, f"workqueue resume {queue.queue}")
+        elif queue.ready and not queue.consumers:
             yield Finding(
                 f"queue {queue.queue}", "fault", f"{queue.ready} tasks wait and nobody takes them", "start a worker"
             )

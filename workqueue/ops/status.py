@@ -36,7 +36,7 @@ class InHand:
 @dataclass(frozen=True)
 class Work:
     """What a worker does for one queue, counted since its start; `rate` is tasks done per second, over the last
-    minute."""
+    minute. `paused`: it takes nothing from it, as an operator has asked."""
 
     concurrency: int
     rate: float
@@ -44,6 +44,7 @@ class Work:
     failed: int
     dead: int
     handed_back: int
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ class Worker:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """Nobody takes tasks from a queue, by whose order and why."""
+
+    since: datetime
+    by: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Queue:
     """A queue of tasks. A number that is None is not known: the queue does not exist, or nobody tells.
 
@@ -87,6 +97,7 @@ class Queue:
     workers: int
     rate: float
     backlog_s: float | None
+    paused: Pause | None = None
 
 
 @dataclass(frozen=True)
@@ -110,11 +121,11 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
     settings, more = project.settings, list[str]()
     depths = await look(settings, _names(project), name, *same_ledger(project, ledger, project.receives, name))
     try:
-        seen = await workers(ledger)
+        seen, pauses = await workers(ledger), await _pauses(ledger)
     except LedgerUnreachable as error:
-        seen = []
+        seen, pauses = [], {}
         more.append(str(error))
-    queues = [_receiving(receive, depths, seen) for receive in project.receives.values()]
+    queues = [_receiving(receive, depths, seen, pauses) for receive in project.receives.values()]
     only_sent = [send for name, send in project.sends.items() if name not in project.receives]
     queues += [_sending(send, depths) for send in only_sent]
     broker = ", ".join(map(hide_password, settings.amqp_uri))
@@ -130,6 +141,13 @@ async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
         back = {(worker.name, worker.host) for worker in found if worker.state != "gone"}
         here = [worker for worker in found if worker.state != "gone" or (worker.name, worker.host) not in back]
         return [await _as_left(ledger, worker) if worker.state == "gone" else worker for worker in here]
+    except LedgerBusy as error:
+        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+
+
+async def _pauses(ledger: Ledger) -> dict[str, Pause]:
+    try:
+        return {one.queue: Pause(_time(one.at), one.who, one.why) for one in await ledger.board.pauses()}
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
 
@@ -166,11 +184,13 @@ def _worker(seen: Seen, gone_s: float) -> Worker:
 
 
 def _known(work: Mapping[str, Any]) -> dict[str, Any]:
-    """A later version may tell more."""
-    return {name: work[name] for name in Work.__dataclass_fields__}
+    """A later version may tell more, and an earlier one less."""
+    return {name: work[name] for name in Work.__dataclass_fields__ if name in work}
 
 
-def _receiving(receive: Receive, depths: Mapping[str, Depth], seen: Iterable[Worker]) -> Queue:
+def _receiving(
+    receive: Receive, depths: Mapping[str, Depth], seen: Iterable[Worker], pauses: Mapping[str, Pause]
+) -> Queue:
     name = receive.queue.name
     here = [worker for worker in seen if name in worker.queues and worker.state != "gone"]
     depth, dead = depths.get(name), depths.get(receive.dead.name)
@@ -188,6 +208,7 @@ def _receiving(receive: Receive, depths: Mapping[str, Depth], seen: Iterable[Wor
         workers=len(here),
         rate=rate,
         backlog_s=None if ready is None or (ready and not rate) else round(ready / rate if ready else 0.0, 1),
+        paused=pauses.get(name),
     )
 
 
@@ -202,6 +223,8 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
     for queue in queues:
         if queue.ready is None:
             yield f"there is no queue {queue.queue}: no worker has been here yet, or it is another connection's own"
+        elif queue.paused is not None:
+            yield f"{queue.queue} is paused, {paused(queue.paused)}; workqueue resume {queue.queue}"
         elif queue.ready and not queue.consumers:
             yield f"nobody takes tasks from {queue.queue}"
     if not project.has_ledger:
@@ -217,6 +240,11 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
             yield f"{worker.name} on {worker.host} was last heard of {worker.seen_s:.0f} s ago{held}"
         if (differs := contract_differs(project, worker)) is not None:
             yield differs
+
+
+def paused(pause: Pause) -> str:
+    """Since when, by whom and why, in words."""
+    return f"since {pause.since:%Y-%m-%d %H:%M:%S} UTC by {pause.by}{f': {pause.why}' if pause.why else ''}"
 
 
 def contract_differs(project: Project, worker: Worker) -> str | None:

@@ -54,6 +54,8 @@ class Story:
     reason: str | None
     error: str | None
     result: Any
+    cancel: str | None = None
+    """Of one that runs, and is to stop: by whom, and why."""
 
 
 async def story(ledger: Ledger, task_id: UUID) -> Story:
@@ -80,6 +82,7 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
         reason=status.reason,
         error=status.error,
         result=None if entry is None or entry.result is None else from_json(entry.result),
+        cancel=None if entry is None or entry.cancel is None else entry.cancel.partition(": ")[2],
     )
 
 

@@ -9,6 +9,7 @@
 | raises any other: SystemExit, KeyboardInterrupt, a group, |                                         |
 |   GeneratorExit, CancelledError that nobody asked for     | HandlerBroke, caused by it              |
 | ends after its time limit, a cut-off, a lost claim        | TimeoutError, CutOff, ClaimLost         |
+| raises after it was called off                            | Cancellation                            |
 | is cancelled because the worker ends                      | CancelledError, the one that passes     |
 """
 
@@ -23,15 +24,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from workqueue.errors import GiveUp, HandlerBroke, HandlerInvalid, RetryAfter, escaped
+from workqueue.errors import HandlerInvalid, escaped
 from workqueue.ledger import ClaimLost
 from workqueue.process import children
 from workqueue.tasks.context import R, TaskContext
 from workqueue.tasks.events import Started
 from workqueue.tasks.policy import describe
 from workqueue.tasks.received import T
-from workqueue.tasks.scope import CutOff, Holder, Scope
+from workqueue.tasks.scope import Cancellation, CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
+from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter
 
 NAME_LIMIT = 200  # characters of a handler that an error quotes
 
@@ -141,7 +143,7 @@ def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> B
     match error:
         case RetryAfter() if not _is_delay(getattr(error, "delay_s", None)):
             return HandlerBroke(f"RetryAfter with a delay_s that is no number of seconds: {describe(error)}")
-        case CutOff() | ClaimLost():
+        case CutOff() | ClaimLost() | Cancellation():
             return HandlerBroke(f"the handler raised {type(error).__name__}")
         case Exception():
             return error

@@ -7,6 +7,7 @@
 | the task is done                                                 | Done       |
 | the attempt failed, and another one follows                      | Retrying   |
 | it is a dead letter                                              | Dead       |
+| it was called off while it ran                                   | Cancelled  |
 | it was done, dead or cancelled before                            | Skipped    |
 | it comes later, and no attempt was counted                       | Delayed    |
 | the claim ran out while the handler ran                          | LostClaim  |
@@ -64,6 +65,13 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """`told`: by whom, and why."""
+
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """`buried`: it was made a dead letter again, since this may be the last copy of it."""
 
@@ -90,7 +98,7 @@ class HandedBack:
     pass
 
 
-What = Started | Running | Done | Retrying | Dead | Skipped | Delayed | LostClaim | HandedBack
+What = Started | Running | Done | Retrying | Dead | Cancelled | Skipped | Delayed | LostClaim | HandedBack
 
 
 class Event(NamedTuple):
@@ -115,6 +123,24 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """It takes no more tasks from this queue, by an operator's order."""
+
+    worker: str
+    queue: str
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """It takes tasks from this queue again."""
+
+    worker: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """It takes no more tasks, and finishes those in hand."""
 
@@ -131,5 +157,6 @@ class Stopped:
     handed_back: int
 
 
-Told = Event | Ready | Stopping | Stopped
+OfWorker = Ready | Paused | Resumed | Stopping | Stopped
+Told = Event | OfWorker
 Listener = Callable[[Told], object]

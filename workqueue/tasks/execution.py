@@ -8,6 +8,7 @@
 | its result breaks the contract                 | a dead letter                               |
 | it raised after its own `completion`           | done; a line tells what it raised           |
 | it was cut off at the end of a drain           | a task again at once                        |
+| it was called off, and did not finish          | nothing more                                |
 | its claim was lost                             | later: the next claim decides               |
 | the ledger was lost                            | nothing: the worker can't go on             |
 """
@@ -20,7 +21,7 @@ from pydantic import BaseModel
 
 from workqueue.codec import ResultCodec
 from workqueue.contract import Receive
-from workqueue.errors import GiveUp, LedgerLost
+from workqueue.errors import LedgerLost
 from workqueue.ledger import Claimed, ClaimLost, Transaction
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Attempts, Handler
@@ -28,8 +29,9 @@ from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Done, What
 from workqueue.tasks.policy import describe
 from workqueue.tasks.received import Attempt, Received, Runtime, T
-from workqueue.tasks.scope import CutOff, Holder
+from workqueue.tasks.scope import Cancellation, CutOff, Holder
 from workqueue.tasks.settling import Settling
+from workqueue.verdicts import GiveUp
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,8 @@ class Execution(Generic[T]):
             return await self._settling.hand_back(received.arrived)
         except ClaimLost:
             return await self._settling.lost(received.arrived)
+        except Cancellation as why:
+            return await self._settling.cancelled(attempt, str(why))
         except LedgerLost:  # from a completion of the handler's own: that is no failed attempt
             raise
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt

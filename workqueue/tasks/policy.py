@@ -29,8 +29,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workqueue.contract import Rung
-from workqueue.errors import GiveUp, HandlerBroke, RetryAfter, Verdict, escaped
+from workqueue.errors import escaped
 from workqueue.ledger import Claimed, Conflict, Finished, Taken
+from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter, Verdict
 
 Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"]
 """Why a message is a dead letter."""

@@ -30,6 +30,10 @@ class CutOff(Exception):
         super().__init__("the worker ends, and its drain is over")
 
 
+class Cancellation(Exception):
+    """An operator, or the sender, has called the task off. Its text is the task's error."""
+
+
 @dataclass
 class Holder:
     """Who holds the claims: one worker, in its ledger, for one operation. `ending` tells that it cancels its tasks."""
@@ -179,9 +183,13 @@ class Scope:
         self.cancelled_by_others = self.running.cancelling() > self._cancelled_before
         if self.why is None or (self.cancelled_by_others and self.holder.ending):
             return
-        # A handler may answer a time limit with a result, or an error of its own; a claim that is lost is lost.
-        if kind is asyncio.CancelledError or not isinstance(self.why, TimeoutError):
+        if kind is asyncio.CancelledError or not self._may_answer(kind):
             raise self.why
+
+    def _may_answer(self, kind: type[BaseException] | None) -> bool:
+        """A handler may answer a time limit with a result, or an error of its own, and a cancellation with a result:
+        then it was too late. A claim that is lost is lost."""
+        return isinstance(self.why, TimeoutError) or (isinstance(self.why, Cancellation) and kind is None)
 
     async def forget_cancellations(self) -> None:
         """Once it is left: let those that the handler's own code has asked for end with it."""

@@ -4,6 +4,7 @@
 |----------------------------------|---------------------------------------------------------------------------------|
 | nothing more                     | ack                                                                             |
 | a dead letter                    | copy to the dead letters; ack                                                   |
+| nothing more, of a claimed task  | record as cancelled; ack                                                        |
 | a dead letter, of a claimed task | copy to the dead letters; record as dead; ack                                   |
 | later, no attempt counted        | release the claim, if there is one; copy to a rung; ack                         |
 | later, an attempt more           | copy to a rung with that attempt in its headers; release the claim; ack         |
@@ -23,15 +24,15 @@ from typing import Any, Generic
 from workqueue.codec import ERROR_LIMIT
 from workqueue.contract import Receive, Rung
 from workqueue.delivery import Delivery
-from workqueue.errors import Verdict
-from workqueue.ledger import Claimed, Finished
+from workqueue.ledger import CANCELLED, Claimed, Finished
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.copies import Copies, now
-from workqueue.tasks.events import Dead, Delayed, HandedBack, LostClaim, Retrying, Skipped
+from workqueue.tasks.events import Cancelled, Dead, Delayed, HandedBack, LostClaim, Retrying, Skipped
 from workqueue.tasks.policy import Because, Bury, Reason, Wait, after_failure, describe
 from workqueue.tasks.received import Attempt, Received, Runtime, T
 from workqueue.tasks.stack import traceback_lines, traceback_tail
+from workqueue.verdicts import Verdict
 
 NEXT_SHARE = 0.8  # of a delay, before which no other copy of the task may be tried; the delay itself has its own clock
 
@@ -126,6 +127,13 @@ class Settling(Generic[T]):
         await self._ask(bury)
         self.ack(received.arrived)
         return self._dead(why)
+
+    async def cancelled(self, attempt: Attempt[T], told: str) -> Cancelled:
+        """It was called off while it ran: no attempt failed, and no letter is kept."""
+        received, claim = attempt.received, attempt.claim
+        await self._ask(partial(self._ledger.bury, received.task.id, claim.fence, claim.attempts, told))
+        self.ack(received.arrived)
+        return Cancelled(told.removeprefix(f"{CANCELLED}: "))
 
     async def bury_crashed(self, received: Received[T], claim: Claimed, why: Bury) -> Dead:
         deaths = [

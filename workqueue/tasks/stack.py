@@ -7,8 +7,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from workqueue.errors import HandlerBroke, escaped
+from workqueue.errors import escaped
 from workqueue.tasks.policy import describe
+from workqueue.verdicts import HandlerBroke
 
 INNERMOST = 5  # frames that tell where a handler is
 LINES = 60  # of a traceback in the log

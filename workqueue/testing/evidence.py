@@ -15,7 +15,7 @@ from workqueue.contract import Receive
 from workqueue.testing.processes import Note
 
 Span = tuple[float, float]
-SETTLED = {"done", "retrying", "dead", "skipped", "delayed", "lost_claim", "handed_back"}
+SETTLED = {"done", "retrying", "dead", "cancelled", "skipped", "delayed", "lost_claim", "handed_back"}
 OLDER = {"done": "done", "failed": "retrying", "dead": "dead", "handed back": "handed_back"}
 """Words of the text log, and the events that they tell of; whatever else was said of a task, it was delayed then."""
 

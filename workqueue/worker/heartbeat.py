@@ -95,6 +95,7 @@ class Heartbeat:
             "queues": {
                 job.receive.queue.name: {
                     "concurrency": job.concurrency,
+                    "paused": job.receive.queue.name in self.health.paused,
                     "rate": rates[job.receive.operation],
                     **self._counts(job.receive.operation),
                 }

@@ -30,6 +30,7 @@ from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
 from workqueue.worker.heartbeat import Heartbeat, installed
 from workqueue.worker.lifespan import Lifespan
+from workqueue.worker.orders import Orders
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,10 @@ class Serving:
             closing.push_async_callback(stop, consumers)
             ready = Ready(self._name, {job.receive.queue.name: job.concurrency for job in jobs}, ledger.place)
             self._health.not_consumed = wire.not_consumed
+            orders = Orders(self._name, ready.queues, ledger, self._crew, wire, self._health, self._tell)
+            await orders.first()
+            obeying = asyncio.ensure_future(orders.obey(self._ending.set))
+            closing.callback(obeying.cancel)
             beating = asyncio.ensure_future(heartbeat.beat(self._ending.set))
             closing.callback(beating.cancel)
             code, drained = await self._until_told(consumers, wire, ready)

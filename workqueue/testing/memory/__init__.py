@@ -40,6 +40,7 @@ from workqueue.client.sending import Sender
 from workqueue.contract import Contract, Send
 from workqueue.errors import TaskDead
 from workqueue.ledger import Ledger, open_ledger
+from workqueue.observe.health import Health
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Handler
 from workqueue.tasks.context import TaskContext
@@ -51,6 +52,7 @@ from workqueue.worker import check
 from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
 from workqueue.worker.lifespan import Lifespan
+from workqueue.worker.orders import Orders
 
 WORKER = "memory"
 FOLDERS = "/dev/shm"  # where there is one: elsewhere SQLite waits for a disk, at times for longer than the test takes
@@ -186,6 +188,10 @@ class MemoryQueue(Generic[C]):
             await wire.close()
 
         stack.push_async_callback(end)
+        queues = {job.receive.queue.name for job in jobs}
+        orders = Orders(WORKER, queues, self.ledger, crew, wire, Health(), self.events.append)
+        obeying = asyncio.ensure_future(orders.obey(self._fatal))
+        stack.callback(obeying.cancel)
         await start(consumers)
 
     async def _open_client(self) -> None:
