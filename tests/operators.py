@@ -7,7 +7,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 from tests.harness import Site
+from workqueue.cli.records import schemas
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,27 @@ async def workqueue(site: Site, *arguments: str, given: str = "", **environment:
     process = await start(site, *arguments, **environment)
     out, err = await process.communicate(given.encode())
     assert process.returncode is not None
-    return Told(process.returncode, out.decode(), err.decode())
+    told = Told(process.returncode, out.decode(), err.decode())
+    if told.out and arguments[-2:] == ("-o", "json"):
+        check(arguments, told.value)
+    return told
 
 
 async def ask(site: Site, *arguments: str) -> Any:
     told = await workqueue(site, *arguments, "-o", "json")
     assert told.code in (0, 1), told.err
     return told.value
+
+
+def check(arguments: tuple[str, ...], value: Any) -> None:
+    """That a record is what `workqueue records` says it is."""
+    name, whole = " ".join(arguments[: 1 + (arguments[0] == "dead")]), schemas()
+    Draft202012Validator({**whole["properties"][name], "$defs": closed(whole["$defs"])}).validate(value)
+
+
+def closed(definitions: dict[str, Any]) -> dict[str, Any]:
+    """The same, with nothing in a record that its schema does not name."""
+    return {
+        name: {**one, "additionalProperties": False} if one.get("type") == "object" else one
+        for name, one in definitions.items()
+    }

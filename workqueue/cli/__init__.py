@@ -27,6 +27,7 @@ COMMANDS = {
     "purge": ("workqueue.cli.calling:main_purge", "throw away all that waits in a queue"),
     "send": ("workqueue.cli.send", "one task by hand, checked by the contract"),
     "audit": ("workqueue.cli.audit", "what operators did, when and why"),
+    "records": ("workqueue.cli.records", "the JSON Schemas of what -o json writes"),
     "plan": ("workqueue.cli.plan", "the contract against the live broker: what is missing, or differs"),
     "doctor": ("workqueue.cli.doctor", "what is wrong with this installation, and the way out"),
     "demo": ("workqueue.dev.demo", "the example at work: a private broker, three workers, thousands of tasks"),

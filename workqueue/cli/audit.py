@@ -1,9 +1,6 @@
 """`workqueue audit`: what operators did."""
 
-import json
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,19 +19,9 @@ from workqueue.cli.operate import (
     table,
     write_json,
 )
+from workqueue.ops.audit import Action, actions
 
 commands = app()
-
-
-@dataclass(frozen=True)
-class Action:
-    """What an operator did: `told` is how many, and what became of them."""
-
-    at: datetime
-    who: str
-    what: str
-    why: str
-    told: dict[str, Any]
 
 
 @commands.command()
@@ -43,16 +30,12 @@ def show(
     output: Output = Form.TABLE,
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="so many, the newest")] = 50,
 ) -> int:
-    """What operators did to dead letters: when, who, what, why, and how many. The newest last."""
+    """What operators did: when, who, what, why, and how many. The newest last."""
     project = project_of(folder)
 
     async def ask() -> list[Action]:
         async with ledger_of(project, "audit") as ledger:
-            notes = await ledger.board.notes(limit)
-        return [
-            Action(datetime.fromtimestamp(note.at, UTC), note.who, note.what, note.why, json.loads(note.told))
-            for note in reversed(notes)
-        ]
+            return await actions(ledger, limit)
 
     found = run(ask)
     if output is not Form.TABLE:

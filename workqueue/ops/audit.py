@@ -4,10 +4,24 @@ import json
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from getpass import getuser
+from typing import Any
 
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Ledger, LedgerBusy
+
+
+@dataclass(frozen=True)
+class Action:
+    """What an operator did: `told` is how many, and what became of them."""
+
+    at: datetime
+    who: str
+    what: str
+    why: str
+    told: dict[str, Any]
 
 
 def operator() -> str:
@@ -30,3 +44,15 @@ async def note(ledger: Ledger, what: str, why: str, told: Mapping[str, object]) 
         await ledger.board.note(operator(), what, as_text(why), json.dumps(told))
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"its audit can't be written: {error}") from error
+
+
+async def actions(ledger: Ledger, newest: int) -> list[Action]:
+    """The newest so many, the newest last. Raises LedgerUnreachable."""
+    try:
+        notes = await ledger.board.notes(newest)
+    except LedgerBusy as error:
+        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+    return [
+        Action(datetime.fromtimestamp(one.at, UTC), one.who, one.what, one.why, json.loads(one.told))
+        for one in reversed(notes)
+    ]

@@ -1,0 +1,56 @@
+"""`workqueue records`: the JSON Schemas of what the commands for operators write with `-o json`."""
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from workqueue.cli.operate import app, call
+from workqueue.ops.audit import Action
+from workqueue.ops.cancelling import Cancelled
+from workqueue.ops.doctor import Finding
+from workqueue.ops.letters import Group, Letter, Opened
+from workqueue.ops.pausing import Paused
+from workqueue.ops.plan import Plan
+from workqueue.ops.status import Status, Worker
+from workqueue.ops.story import Story
+
+RECORDS: dict[str, Any] = {
+    "status": Status,
+    "workers": list[Worker],
+    "task": Story,
+    "dead groups": list[Group],
+    "dead list": list[Letter],
+    "dead show": list[Opened],
+    "cancel": list[Cancelled],
+    "pause": Paused,
+    "resume": Paused,
+    "audit": list[Action],
+    "doctor": list[Finding],
+    "plan": Plan,
+}
+"""By command. With `-o jsonl` each record of a list is a line."""
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+commands = app()
+
+
+@commands.command()
+def show() -> int:
+    """The JSON Schema of each command's answer, under the command's name in `properties`.
+
+    A later version may add to a record; it takes nothing away within a major one.
+    """
+    print(json.dumps(schemas(), indent=2))
+    return 0
+
+
+def schemas() -> dict[str, Any]:
+    """One schema, of an object that would hold the answer of each command under its name."""
+    adapters = [(name, "serialization", TypeAdapter(record)) for name, record in RECORDS.items()]
+    found, rest = TypeAdapter.json_schemas(adapters)  # type: ignore[arg-type]
+    return {"$schema": DIALECT, "properties": {name: found[name, "serialization"] for name in RECORDS}, **rest}
+
+
+def main(arguments: list[str]) -> int:
+    return call(commands, "workqueue records", arguments)
