@@ -124,6 +124,21 @@ async def test_a_checkpoint_is_for_the_next_attempt_and_only_its_own_claim_saves
     second = await claimed(ledger, task_id)
     assert second.checkpoint == '{"line": 2}'
     assert not await ledger.save(task_id, first.fence, "3")
+    assert store.run(f"SELECT checkpoint FROM {store.table}") == [('{"line": 2}',)]
+
+
+async def test_a_task_that_is_done_keeps_no_checkpoint_and_one_that_is_dead_does(ledger: Ledger, store: Store) -> None:
+    for text in ("done", "dead"):
+        task_id = uuid4()
+        claim = await claimed(ledger, task_id)
+        assert await ledger.save(task_id, claim.fence, f'"{text}"')
+        if text == "done":
+            assert await ledger.complete(task_id, claim.fence, 1, None)
+        else:
+            assert await ledger.bury(task_id, claim.fence, 1, "failed: no")
+            assert await ledger.revive(task_id, claim.fence)
+            assert (await claimed(ledger, task_id)).checkpoint == '"dead"'
+    assert {row[0] for row in store.run(f"SELECT checkpoint FROM {store.table}")} == {None, '"dead"'}
 
 
 async def test_a_pause_is_kept_until_it_is_taken_back(ledger: Ledger) -> None:

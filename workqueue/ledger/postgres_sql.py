@@ -30,7 +30,9 @@ SELECT {STATE}, fence, extract(epoch FROM lease_until - clock_timestamp())::floa
 FROM workqueue_task WHERE id = %s
 """
 CHANGE = "UPDATE workqueue_task SET {} WHERE id = %s AND fence = %s AND state = 'running'"
-COMPLETE = CHANGE.format("state = 'done', attempts = %s, result = %s, finished_at = clock_timestamp()")
+COMPLETE = CHANGE.format(
+    "state = 'done', attempts = %s, result = %s, checkpoint = NULL, finished_at = clock_timestamp()"
+)
 STORY = f"story = nullif(right(coalesce(story, '') || %s, {STORY_LENGTH}), '')"
 BURY = CHANGE.format(f"state = 'dead', attempts = %s, error = %s, {STORY}, finished_at = clock_timestamp()")
 SAVE = CHANGE.format("checkpoint = %s")

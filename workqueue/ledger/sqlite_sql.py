@@ -31,7 +31,7 @@ SELECT {STATE}, fence, holder, lease_until, ends_at, next_at, digest, attempts, 
 CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
 # A row that is done needs no lease, and a shorter row is a quicker one.
 FINISHED = "attempts = ?, finished_at = ?, holder = '', lease_until = 0, ends_at = NULL"
-COMPLETE = CHANGE.format(f"state = 'done', result = ?, {FINISHED}")
+COMPLETE = CHANGE.format(f"state = 'done', result = ?, checkpoint = NULL, {FINISHED}")
 STORY = f"story = nullif(substr(coalesce(story, '') || ?, -{STORY_LENGTH}), '')"
 BURY = CHANGE.format(f"state = 'dead', error = ?, {STORY}, {FINISHED}")
 SAVE = CHANGE.format("checkpoint = ?")
