@@ -6,7 +6,7 @@ import logging
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -14,12 +14,14 @@ import pytest
 from tests.harness import CHORES, ERRANDS
 from workqueue.contract import Contract
 from workqueue.errors import LedgerLost
-from workqueue.ledger import LedgerBusy
+from workqueue.ledger import Claimed, LedgerBusy
 from workqueue.ledger.none import NoLedger
 from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.observe.counting import BOUNDS_S, Counting
 from workqueue.observe.health import Health
+from workqueue.ops import status
 from workqueue.tasks.events import Dead, Done, Event, HandedBack, Ready, Retrying, Skipped, Told
+from workqueue.tasks.progress import LEFT_OUT, Progress
 from workqueue.testing import until
 from workqueue.worker import heartbeat
 from workqueue.worker.crew import Crew, Job
@@ -89,17 +91,24 @@ def test_the_rate_is_that_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) ->
     assert told == 0.0
 
 
+def running(task_id: UUID, fence: int = 1) -> Any:
+    """A scope, as far as it is looked at here."""
+    return SimpleNamespace(
+        task_id=task_id, fence=fence, kind="nap", holder=SimpleNamespace(operation=ERRANDS.operation), attempt=2,
+        ran_s=lambda: 3.0, progress=Progress(),
+    )  # fmt: skip
+
+
+def crew_with(scope: Any) -> Crew:
+    crew: Any = Crew()
+    crew.running = lambda: [scope]
+    return cast(Crew, crew)
+
+
 async def test_a_worker_is_on_the_board_while_it_works_and_not_when_it_has_ended(tmp_path: Path) -> None:
     ledger = SqliteLedger(str(tmp_path / "ledger.db"))
-    scope = SimpleNamespace(
-        task_id=UUID(int=7),
-        kind="nap",
-        holder=SimpleNamespace(operation=ERRANDS.operation),
-        attempt=2,
-        ran_s=lambda: 3.0,
-    )
-    crew: Any = SimpleNamespace(draining=False, running=lambda: [scope])
-    worker = beating(ledger, crew)
+    scope = running(UUID(int=7))
+    worker = beating(ledger, crew := crew_with(scope))
     task = asyncio.ensure_future(worker.beat(lambda error: None))
     await asyncio.sleep(0.05)
     (seen,) = await ledger.board.seen(60.0)
@@ -110,11 +119,63 @@ async def test_a_worker_is_on_the_board_while_it_works_and_not_when_it_has_ended
     }  # fmt: skip
     (held,) = told["in_hand"]
     assert (held["id"], held["attempt"], held["operation"]) == (str(UUID(int=7)), 2, ERRANDS.operation)
+    assert {"progress", "text"}.isdisjoint(held)
+    scope.progress.told(0.5, "half", LEFT_OUT)
+    (held,) = worker.told()["in_hand"]
+    assert (held["progress"], held["text"]) == (0.5, "half")
     crew.draining = True
     assert worker.told()["state"] == "stopping"
     task.cancel()
     await worker.end()
     assert await ledger.board.seen(60.0) == []
+    await ledger.close()
+
+
+async def test_a_tasks_progress_is_that_of_its_own_attempt_by_a_worker_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ledger, one, other = SqliteLedger(str(tmp_path / "ledger.db")), UUID(int=7), UUID(int=8)
+    scope = running(one)
+    scope.progress.told(0.5, "half", LEFT_OUT)
+    await ledger.board.put(one, "w1", json.dumps(beating(ledger, crew_with(scope)).told()))
+    found = await status.in_hand(ledger, one, "w1", 2)
+    assert found is not None
+    assert (found.progress, found.text) == (0.5, "half")
+    for asked in ((one, "w2", 2), (one, "w1", 3), (other, "w1", 2)):
+        assert await status.in_hand(ledger, *asked) is None
+    monkeypatch.setattr(status, "GONE_S", -1.0)
+    assert await status.in_hand(ledger, one, "w1", 2) is None
+    await ledger.close()
+
+
+async def test_checkpoints_are_saved_by_the_beat_that_tells_them_and_not_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.001)
+    ledger, task_id, saved = SqliteLedger(str(tmp_path / "ledger.db")), UUID(int=7), list[str]()
+    claim = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
+    assert isinstance(claim, Claimed)
+    scope = running(task_id, claim.fence)
+
+    async def save(task_id: UUID, fence: int, checkpoint: str) -> bool:
+        saved.append(checkpoint)
+        return await SqliteLedger.save(ledger, task_id, fence, checkpoint)
+
+    monkeypatch.setattr(ledger, "save", save)
+    worker = beating(ledger, crew_with(scope))
+    task = asyncio.ensure_future(worker.beat(lambda error: None))
+    await asyncio.sleep(0.05)
+    assert saved == []
+    for checkpoint in ("[1]", "[2]"):
+        scope.progress.told(None, None, json.loads(checkpoint))
+        await until(lambda: scope.progress.unsaved is None, "it is saved")
+    await asyncio.sleep(0.05)
+    assert saved == ["[1]", "[2]"]
+    assert await ledger.release(task_id, claim.fence)
+    again = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
+    assert isinstance(again, Claimed)
+    assert again.checkpoint == "[2]"
+    task.cancel()
     await ledger.close()
 
 

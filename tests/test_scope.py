@@ -17,6 +17,7 @@ import pytest
 from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.tasks import scope as scopes
 from workqueue.tasks.events import Event, Running, Told
+from workqueue.tasks.progress import Progress
 from workqueue.tasks.scope import CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
 
@@ -50,7 +51,8 @@ def a_scope(
     limit_s: float | None, lease_s: float, renew: Callable[[], Awaitable[bool]] = kept, told: list[Told] | None = None
 ) -> Scope:
     tell = (told if told is not None else []).append
-    return Scope(Holder("w1", "resize", cast(Ledger, Renewing(renew)), lease_s, tell, KIND_OF), TASK, 5, limit_s)
+    holder = Holder("w1", "resize", cast(Ledger, Renewing(renew)), lease_s, tell, KIND_OF)
+    return Scope(holder, TASK, 5, limit_s, 1, Progress())
 
 
 async def held(scope: Scope, inside: Any = None) -> None:

@@ -28,6 +28,7 @@ from workqueue.ledger.none import NoLedger
 from workqueue.ops.project import Project, find
 from workqueue.process.unheard import unheard
 from workqueue.settings import misspelt
+from workqueue.tasks.progress import ROUNDING
 
 INTERRUPTED = 130
 WIDE = 10_000  # columns, where nobody looks
@@ -221,6 +222,12 @@ def shown(value: object) -> str:
             return ago(value)
         case _:
             return str(value)
+
+
+def reached(progress: float | None, text: str) -> str:
+    """How far a task is, as its handler says. All is done at 100%, not before."""
+    percent = "" if progress is None else f"{int(progress * 100 + ROUNDING)}%"
+    return "  ".join(filter(None, (percent, text)))
 
 
 def ago(at: datetime | None) -> str:

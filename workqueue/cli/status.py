@@ -21,6 +21,7 @@ from workqueue.cli.operate import (
     display,
     ledger_of,
     project_of,
+    reached,
     row,
     run,
     say,
@@ -140,9 +141,11 @@ def _in_hand(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:
     held = [(one, worker) for worker in found for one in worker.in_hand]
     if not held:
         return []
-    made = table("in hand", "kind", "attempt:", "since", "worker")
+    told = [reached(one.progress, one.text) for one, _ in held]
+    made = table("in hand", "kind", "attempt:", "since", "worker", *(["progress"] if any(told) else []))
     for one, worker in sorted(held, key=lambda each: each[0].since):
-        row(made, one.id, one.kind, one.attempt, shown(one.since), worker.name)
+        more = [reached(one.progress, one.text)] if any(told) else []
+        row(made, one.id, one.kind, one.attempt, shown(one.since), worker.name, *more)
     return [made]
 
 

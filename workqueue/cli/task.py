@@ -18,6 +18,7 @@ from workqueue.cli.operate import (
     display,
     ledger_of,
     project_of,
+    reached,
     run,
     write_json,
 )
@@ -59,6 +60,8 @@ def show(
 
 def rendered(found: Story) -> RenderableType:
     lines: list[tuple[str, Any]] = [("task", f"{found.id}  {found.kind or ''}"), ("state", _state(found))]
+    if progress := reached(found.progress, found.text):
+        lines.append(("progress", progress))
     if found.sent_at is not None:
         lines.append(("sent", f"{found.sent_at:%Y-%m-%d %H:%M:%S} UTC, {ago(found.sent_at)}"))
     told: list[Attempt | Return] = [*found.attempts, *found.returns]

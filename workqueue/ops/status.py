@@ -24,13 +24,15 @@ GONE_S = 10.0  # it tells every two seconds
 
 @dataclass(frozen=True)
 class InHand:
-    """A task that a worker runs."""
+    """A task that a worker runs. `progress`, from 0 to 1, and `text` are what its handler says of it."""
 
     id: str
     kind: str
     operation: str
     attempt: int
     since: datetime
+    progress: float | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,13 @@ async def _pauses(ledger: Ledger) -> dict[str, Pause]:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
 
 
+async def in_hand(ledger: Ledger, task_id: UUID, worker: str, attempt: int) -> InHand | None:
+    """This attempt at a task, as the worker of this name has told of it within `GONE_S`. Raises LedgerBusy."""
+    seen = [_worker(seen, GONE_S) for seen in await ledger.board.seen(GONE_S) if seen.name == worker]
+    asked = (str(task_id), attempt)
+    return next((one for each in seen for one in each.in_hand if (one.id, one.attempt) == asked), None)
+
+
 async def _as_left(ledger: Ledger, worker: Worker) -> Worker:
     left = []
     for one in worker.in_hand:
@@ -177,10 +186,13 @@ def _worker(seen: Seen, gone_s: float) -> Worker:
         digest=told["contract"]["digest"],
         queues={name: Work(**_known(work)) for name, work in told["queues"].items()},
         in_hand=tuple(
-            InHand(one["id"], one["kind"], one["operation"], one["attempt"], _time(one["since"]))
+            InHand(
+                one["id"], one["kind"], one["operation"], one["attempt"], _time(one["since"]),
+                one.get("progress"), one.get("text", ""),
+            )
             for one in told["in_hand"]
         ),
-    )
+    )  # fmt: skip
 
 
 def _known(work: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from workqueue.client.status import State, status_of, time_of
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, Entry, Ledger, LedgerBusy
+from workqueue.ops.status import in_hand
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Return:
 @dataclass(frozen=True)
 class Story:
     """See `client.Status` for the states. `attempts` are those that failed, the oldest first, `returns` its returns
-    from the dead letters in between; `deaths` the workers that died with it, or lost it, since the last of those. What
-    is None is not known, or has not happened."""
+    from the dead letters in between; `deaths` the workers that died with it, or lost it, since the last of those.
+    `progress`, from 0 to 1, and `text` are what the handler says while it runs. What is None is not known, or has not
+    happened."""
 
     id: UUID
     state: State
@@ -56,16 +58,21 @@ class Story:
     result: Any
     cancel: str | None = None
     """Of one that runs, and is to stop: by whom, and why."""
+    progress: float | None = None
+    text: str = ""
 
 
 async def story(ledger: Ledger, task_id: UUID) -> Story:
     """The story of a task; of one that the ledger knows nothing of, the state `unknown` and nothing else. Raises
     LedgerUnreachable."""
+    held = None
     try:
         entry = await ledger.entry(task_id)
+        status, told = status_of(task_id, entry), [] if entry is None else _told(entry)
+        if status.state == "running":
+            held = await in_hand(ledger, task_id, status.worker or "", status.attempt)
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
-    status, told = status_of(task_id, entry), [] if entry is None else _told(entry)
     return Story(
         id=task_id,
         state=status.state,
@@ -83,6 +90,8 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
         error=status.error,
         result=None if entry is None or entry.result is None else from_json(entry.result),
         cancel=None if entry is None or entry.cancel is None else entry.cancel.partition(": ")[2],
+        progress=None if held is None else held.progress,
+        text="" if held is None else held.text,
     )
 
 

@@ -77,7 +77,7 @@ class Attempts:
 
     async def run(self, task: Any, context: TaskContext[Any], fence: int, limit_s: float | None) -> BaseModel | None:
         """Returns the handler's result or raises an Exception, whatever it does; CancelledError if the worker ends."""
-        scope = Scope(self.holder, task, fence, limit_s, context.attempt)
+        scope = Scope(self.holder, task, fence, limit_s, context.attempt, context.so_far)
         self.running.add(scope)
         if self._tell_begin:
             scope.tell(Started(context.attempt))

@@ -28,6 +28,7 @@ from workqueue.tasks.attempt import Attempts, Handler
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Done, What
 from workqueue.tasks.policy import describe
+from workqueue.tasks.progress import Progress
 from workqueue.tasks.received import Attempt, Received, Runtime, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder
 from workqueue.tasks.settling import Settling
@@ -63,8 +64,9 @@ class Execution(Generic[T]):
         """Raises CancelledError where the process ends, with the claim still held, and errors of our own."""
         received, number = attempt.received, attempt.number
         try:
-            await self._complete(received, attempt.claim, number)
+            await self._complete(received, attempt.claim, number, attempt.progress)
         except CutOff:
+            await self._ask(lambda: attempt.save(self._ledger))
             await self._settling.release(received, attempt.claim)
             return await self._settling.hand_back(received.arrived)
         except ClaimLost:
@@ -74,11 +76,12 @@ class Execution(Generic[T]):
         except LedgerLost:  # from a completion of the handler's own: that is no failed attempt
             raise
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
+            await self._ask(lambda: attempt.save(self._ledger))
             return await self._settling.failed(attempt, error)
         self._settling.ack(received.arrived)
         return DONE if number == 1 else Done(number)
 
-    async def _complete(self, received: Received[T], claim: Claimed, number: int) -> None:
+    async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
         limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
         task = received.task
@@ -86,7 +89,7 @@ class Execution(Generic[T]):
         def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
             return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
 
-        context = TaskContext(self._worker, number, self._settings, self._resources, complete)
+        context = TaskContext(self._worker, number, self._settings, self._resources, complete, progress)
         limit_s = self._receive.time_limit_s(received.kind)
         try:
             result = await self._attempts.run(task, context, claim.fence, limit_s)

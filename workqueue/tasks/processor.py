@@ -179,6 +179,7 @@ class Guard(Generic[T]):
             return await self.execution.run(attempt)
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
+                await attempt.save(self._ledger)
                 await self._ledger.release(received.task.id, answer.fence)
             raise
 

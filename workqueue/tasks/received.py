@@ -10,6 +10,7 @@ from workqueue.delivery import Delivery, Publisher
 from workqueue.ledger import Claimed, Ledger
 from workqueue.settings import Settings
 from workqueue.tasks.events import Listener
+from workqueue.tasks.progress import Progress
 from workqueue.tasks.room import Room
 
 
@@ -66,8 +67,16 @@ class Attempt(Generic[T]):
     received: Received[T]
     claim: Claimed
     failed: list[dict[str, str]]
+    progress: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(self.claim.checkpoint)
 
     @property
     def number(self) -> int:
         """Counted from 1. The ledger knows of attempts that another copy of the message has in its headers."""
         return max(len(self.failed), self.claim.attempts) + 1
+
+    async def save(self, ledger: Ledger) -> None:
+        """Save its latest checkpoint, before the claim is given back. Raises LedgerBusy."""
+        await self.progress.save(ledger, self.received.task.id, self.claim.fence)

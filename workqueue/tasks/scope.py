@@ -14,6 +14,7 @@ from workqueue.ledger import ClaimLost, Ledger
 from workqueue.tasks import stack, threads
 from workqueue.tasks.events import Event, Listener, Running, Started
 from workqueue.tasks.policy import describe
+from workqueue.tasks.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +111,11 @@ class Scope:
     _asking = False
     _left = False
 
-    def __init__(self, holder: Holder, task: Any, fence: int, limit_s: float | None, attempt: int = 1) -> None:
-        self.holder, self._task, self.fence, self.limit_s, self.attempt = holder, task, fence, limit_s, attempt
+    def __init__(
+        self, holder: Holder, task: Any, fence: int, limit_s: float | None, attempt: int, progress: Progress
+    ) -> None:
+        self.holder, self._task, self.fence, self.limit_s = holder, task, fence, limit_s
+        self.attempt, self.progress = attempt, progress
         self._delivery = delivery.current.get(None)  # that of the threads, too, which the handler starts
 
     @property

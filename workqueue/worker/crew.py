@@ -10,6 +10,7 @@ from typing import Any
 from workqueue.amqp.wire import Wire
 from workqueue.application import operation_of
 from workqueue.contract import Receive
+from workqueue.ledger import Ledger
 from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Stopped
 from workqueue.tasks.policy import describe
@@ -51,6 +52,11 @@ class Crew:
     def running(self) -> list[Scope]:
         """For any thread: a set is copied in one step."""
         return [scope for guard in self._guards for scope in list(guard.execution.running)]
+
+    async def save(self, ledger: Ledger) -> None:
+        """Save the latest checkpoints of what runs. Raises LedgerBusy."""
+        for scope in self.running():
+            await scope.progress.save(ledger, scope.task_id, scope.fence)
 
     def held_s(self) -> list[tuple[str, float]]:
         """How long each task has run, with its operation. For any thread."""

@@ -62,6 +62,7 @@ class Heartbeat:
 
     async def _put(self) -> bool:
         try:
+            await self.crew.save(self.ledger)
             await self.ledger.board.put(self.id, self.name, json.dumps(self.told()))
         except LedgerBusy as error:
             if not self._said:
@@ -105,6 +106,7 @@ class Heartbeat:
                 {
                     "id": str(scope.task_id), "kind": scope.kind, "operation": scope.holder.operation,
                     "attempt": scope.attempt, "since": round(now - scope.ran_s(), 3),
+                    **scope.progress.shown(),
                 }
                 for scope in self.crew.running()
             ],

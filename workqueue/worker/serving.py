@@ -178,6 +178,8 @@ async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
     with suppress(LedgerBusy, TimeoutError):  # the leases end by themselves
         async with asyncio.timeout(RELEASE_S):
             for scope in scopes:
+                if (checkpoint := scope.progress.unsaved) is not None:
+                    await ledger.save(scope.task_id, scope.fence, checkpoint)
                 await ledger.release(scope.task_id, scope.fence)
 
 
