@@ -77,7 +77,7 @@ def test_what_init_lays_down_passes_its_own_check(installed: Path, project: Path
 def test_the_project_has_the_wheel_it_depends_on_and_the_versions_that_were_tested(wheel: Path, project: Path) -> None:
     assert (project / "vendor" / wheel.name).read_bytes() == wheel.read_bytes()
     lines = (project / "requirements.txt").read_text().splitlines()
-    assert f"./vendor/{wheel.name}[cli,dev,generate,metrics,postgres]" in lines
+    assert f"./vendor/{wheel.name}[cli,dev,generate,metrics,postgres,tracing]" in lines
     assert "-c constraints.txt" in lines
     assert any("install from this one" in line for line in lines)
     assert (project / "constraints.txt").read_text() == (ROOT / "requirements.txt").read_text()
@@ -106,7 +106,7 @@ def test_the_help_of_a_command_needs_no_extra(installed: Path, tmp_path: Path) -
 
 def test_the_names_of_the_package_need_no_extra(installed: Path, tmp_path: Path) -> None:
     generator = ("yaml", "typer", "black", "jinja2", "datamodel_code_generator")
-    extras = ("rich", "psycopg", "prometheus_client", "pytest", *generator)
+    extras = ("rich", "psycopg", "prometheus_client", "opentelemetry", "pytest", *generator)
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import workqueue; "
         "[getattr(workqueue, name) for name in workqueue.__all__]; print(workqueue.__file__)"
@@ -180,7 +180,7 @@ def test_a_project_is_pinned_to_the_repositorys_commit(monkeypatch: pytest.Monke
         vcs_info={"vcs": "git", "commit_id": "c0"},
     )
     assert init.source(None).requirement == (
-        "asyncapi-workqueue[cli,dev,generate,metrics,postgres] @ git+https://example.com/queue@c0"
+        "asyncapi-workqueue[cli,dev,generate,metrics,postgres,tracing] @ git+https://example.com/queue@c0"
     )
 
 

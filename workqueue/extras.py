@@ -12,6 +12,7 @@ EXTRAS = {
     "jinja2": "generate",
     "psycopg": "postgres",
     "psycopg_binary": "postgres",
+    "opentelemetry": "tracing",
     "prometheus_client": "metrics",
     "rich": "cli",
     "typer": "cli",

@@ -18,6 +18,8 @@ DEFAULT_LEDGER = Path(".workqueue", "ledger.db")
 LONGEST_S = 86_400
 LONGEST_KEPT_S = 366 * 86_400
 
+WORDS = {"log": ("info", "debug"), "log_format": ("text", "json"), "tracing": ("off", "on")}
+"""What such a setting may be."""
 SECRET = ("pass", "secret", "token", "pwd", "key", "auth", "cred")
 """What the name of a URL's parameter says if its value is not to be shown."""
 HOST = r"(?:\[[\w:.%]*\]?|[\w.%-]*)(?::\d{0,5})?"
@@ -56,6 +58,13 @@ class Settings:
     """`json`: each line of a worker's log is an object, for programs."""
     http: str = ""
     """`HOST:PORT` on which a worker answers `/metrics`, `/livez` and `/readyz`; nothing unless it is set."""
+    tracing: Literal["off", "on"] = "off"
+    """`on`: spans of OpenTelemetry, from a task's send to its end."""
+
+    @property
+    def tells_begin(self) -> bool:
+        """Whether a worker tells of each attempt that begins: in its log, or since a span begins with it."""
+        return self.log == "debug" or self.tracing == "on"
 
     def __repr__(self) -> str:
         shown = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -151,13 +160,10 @@ def _parse(field: str, name: str, text: str) -> Any:
             return uris
         case "ledger_url":
             return _ledger_url(name, text)
-        case "log":
-            if text not in ("info", "debug"):
-                raise SettingInvalid(name, text, "use info or debug")
-            return text
-        case "log_format":
-            if text not in ("text", "json"):
-                raise SettingInvalid(name, text, "use text or json")
+        case "log" | "log_format" | "tracing":
+            known = WORDS[field]
+            if text not in known:
+                raise SettingInvalid(name, text, f"use {' or '.join(known)}")
             return text
         case "http":
             address = re.fullmatch(r"(?:[\w.-]+|\[[\w:.%]+\]):(\d{1,5})", text)

@@ -1,6 +1,7 @@
 """The endpoints of generated applications, as the kernel asks for them."""
 
 import asyncio
+from collections.abc import Mapping
 from itertools import chain
 from typing import Unpack
 
@@ -35,16 +36,18 @@ class Producer:
         for message in messages:
             await self.send(message.payload)
 
-    async def send(self, body: bytes, *, within_s: float | None = None) -> None:
-        """Send an encoded message; `within_s` is WORKQUEUE_SEND_S unless given. See `Publisher.send` for what it
-        guarantees and raises."""
+    async def send(
+        self, body: bytes, *, within_s: float | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send an encoded message, with these headers beside the contract's; `within_s` is WORKQUEUE_SEND_S unless
+        given. See `Publisher.send` for what it guarantees and raises."""
         await self._publisher.send(
             self._send.queue,
             body,
             message_id=body.message_id if isinstance(body, Body) else None,
             message_type=self._send.message.type,
             content_type=self._send.message.content_type,
-            headers=self._headers,
+            headers={**self._headers, **headers} if headers else self._headers,
             deadline_s=self._deadline_s if within_s is None else within_s,
             persistent=self._send.persistent,
             mandatory=self._send.mandatory,

@@ -40,6 +40,7 @@ from workqueue.errors import (
     WorkQueueError,
 )
 from workqueue.ledger import Cancelling, Ledger, Sent, open_ledger
+from workqueue.observe.tracing import open_tracing
 from workqueue.settings import Settings, misspelt
 
 log = logging.getLogger(__name__)
@@ -240,10 +241,11 @@ class Client:
         else:
             settings, connect = place.settings_for(given), place.connect
         self.place, self._settings, self._loop = place, settings, asyncio.get_running_loop()
+        tracer = open_tracing(settings, self._name)
         if settings.ledger_url != "none":
             self._ledger = await open_ledger(settings)
         self._wire = Wire(settings, loaded, self._name, lambda error: None, self._ledger, connect)
-        sender = Sender(loaded, package, self._wire)
+        sender = Sender(loaded, package, self._wire, tracer)
         if self._ledger is not None:
             self._recording = Recording(self._ledger, self._name)
             self._results = Results(self._ledger, {name: each.results for name, each in sender.operations.items()})

@@ -18,6 +18,8 @@ from workqueue.codec import Body, ModelCodec, Undecodable, printable
 from workqueue.codec.results import ResultReader, models_in
 from workqueue.contract import Contract, Send
 from workqueue.errors import TaskInvalid
+from workqueue.observe import tracing
+from workqueue.observe.tracing import Tracer, takes_context
 
 KEYS = UUID("6f1d4a52-8a3e-5c0b-9d57-3a9f1f0c7e21")
 """The namespace of ids that are made from keys (RFC 9562, section 5.5). Never changed: the same key must stay the same
@@ -59,6 +61,7 @@ class Operation:
     def __init__(self, send: Send, models: types.ModuleType, producer: Producer) -> None:
         self.send, self.producer, self.name = send, producer, send.operation
         self.model: type[BaseModel] = getattr(models, send.message.name)
+        self.takes_context = takes_context(send.message)
         self.payloads = frozenset(models_in(self.model.model_fields["payload"].annotation))
         self._codec: ModelCodec[BaseModel] = ModelCodec(self.model, send.message)
         self.results = ResultReader(send.message, models)
@@ -100,7 +103,8 @@ class Sender:
     `send` guarantees what `Publisher.send` does.
     """
 
-    def __init__(self, loaded: Contract, package: str, wire: Wire) -> None:
+    def __init__(self, loaded: Contract, package: str, wire: Wire, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer
         models = import_module(f"{package}.messages.json")
         self.operations = {
             send.operation: Operation(send, models, wire.producer(send)) for send in loaded.sends.values()
@@ -142,7 +146,15 @@ class Sender:
 
     async def send(self, outgoing: Outgoing, *, within_s: float | None = None) -> None:
         """Return once the broker has the task. Raises NotSent, SendUnknown, BrokerUnreachable."""
-        await self.operations[outgoing.operation].producer.send(outgoing.body, within_s=within_s)
+        operation = self.operations[outgoing.operation]
+        if self._tracer is None:
+            return await operation.producer.send(outgoing.body, within_s=within_s)
+        told = tracing.Outgoing(
+            operation.send.queue.name, operation.name, outgoing.kind, str(outgoing.id), len(outgoing.body)
+        )
+        with self._tracer.publishing("send", told) as context:
+            headers = context if operation.takes_context else None
+            await operation.producer.send(outgoing.body, within_s=within_s, headers=headers)
 
     def _operation(self, given: object, to: str | None, task_id: UUID | None) -> Operation:
         if to is not None and to in self.operations:

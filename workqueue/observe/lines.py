@@ -99,6 +99,8 @@ def fields(told: Told) -> dict[str, Any]:
     what = told.what
     of_task = {"worker": told.worker, "operation": told.operation, "kind": told.kind, "id": told.id}
     more = {name: getattr(what, name) for name in what.__slots__ if name != "cause"}
+    if told.span is not None:
+        more["trace_id"], more["span_id"] = told.span
     return {"event": NAMES[type(what)], **of_task, "took_ms": round(1000 * told.took_s, 3), **more}
 
 

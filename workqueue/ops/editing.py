@@ -13,6 +13,7 @@ from workqueue.amqp.held import hold
 from workqueue.amqp.publisher import Publisher
 from workqueue.codec import Undecodable
 from workqueue.errors import TaskInvalid, WorkQueueError
+from workqueue.observe.tracing import open_tracing, redriving
 from workqueue.ops.desk import Desk
 from workqueue.ops.letters import Opened, key_of
 from workqueue.ops.moving import CONFIRM_S
@@ -70,26 +71,29 @@ async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, wh
 
     Killed in between, the letter is there still; the same edit again sends the same task, which is done once.
     """
-    receive = project.receives[wanted.letter.letter.queue]
+    letter, tracer = wanted.letter.letter, open_tracing(project.settings, name)
+    receive = project.receives[letter.queue]
     link = Link(project.settings, f"{name} publishes")
     try:
         async with desk.for_itself(receive.dead.name), hold(project.settings, receive.dead.name, name) as held:
             async for arrived in held:
-                if key_of(arrived) == wanted.letter.letter.key:
+                if key_of(arrived) == letter.key:
                     break
             else:
-                raise LetterGone(wanted.letter.letter.key)
-            await Publisher(link, name).send(
-                receive.queue,
-                wanted.body,
-                message_id=str(wanted.id),
-                message_type=receive.message.type,
-                content_type=receive.message.content_type,
-                headers={"x-contract": project.contract_of(receive).version},
-                deadline_s=CONFIRM_S,
-            )
+                raise LetterGone(letter.key)
+            task_id, size, headers = str(wanted.id), len(wanted.body), wanted.letter.headers
+            with redriving(tracer, receive, letter.kind, task_id, size, headers) as context:
+                await Publisher(link, name).send(
+                    receive.queue,
+                    wanted.body,
+                    message_id=task_id,
+                    message_type=receive.message.type,
+                    content_type=receive.message.content_type,
+                    headers={"x-contract": project.contract_of(receive).version, **context},
+                    deadline_s=CONFIRM_S,
+                )
             await held.done(arrived)
     finally:
         await link.end()
-    told = {"letter": wanted.letter.letter.id or wanted.letter.letter.key, "task": str(wanted.id)}
+    told = {"letter": letter.id or letter.key, "task": task_id}
     await desk.note("dead edit", why, told)

@@ -20,6 +20,7 @@ from workqueue.amqp.publisher import Publisher
 from workqueue.contract import Receive
 from workqueue.errors import BrokerUnreachable, LedgerLost, NotSent, SendUnknown, WorkQueueError
 from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.observe.tracing import open_tracing, redriving
 from workqueue.ops.letters import Letter, Reader, key_of, properties_of
 from workqueue.ops.project import Project
 from workqueue.tasks.copies import now
@@ -56,6 +57,7 @@ class Moving:
         self, project: Project, ledger: Ledger, name: str, moved: Moved, tell: Callable[[int], object]
     ) -> None:
         self._project, self._ledger, self._name, self._moved, self._tell = project, ledger, name, moved, tell
+        self._tracer = open_tracing(project.settings, name)
 
     async def all_of(self, queue: str, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None) -> None:
         """Move those of the letters that lie in the queue, which is this process's own meanwhile, and take them from
@@ -116,16 +118,18 @@ class Moving:
         """It is a task again, with its story, of which the worker that gets it makes history."""
         properties = properties_of(arrived)
         told = sent_back({SENT_BACK: {"by": self._moved.by, "why": self._moved.why}})
-        await self._publisher.send(
-            receive.queue,
-            arrived.body,
-            message_id=properties.message_id,
-            message_type=receive.message.type,
-            content_type=properties.content_type,
-            headers=without_brokers(properties.headers) | {SENT_BACK: told},
-            deadline_s=CONFIRM_S,
-            original=properties,
-        )
+        headers = properties.headers
+        with redriving(self._tracer, receive, letter.kind, letter.id, arrived.size, headers) as context:
+            await self._publisher.send(
+                receive.queue,
+                arrived.body,
+                message_id=properties.message_id,
+                message_type=receive.message.type,
+                content_type=properties.content_type,
+                headers={**without_brokers(headers), **context, SENT_BACK: told},
+                deadline_s=CONFIRM_S,
+                original=properties,
+            )
         if letter.burial is not None and letter.problem is None:
             # Its status is true from now on; where this fails, the worker that gets the task does it.
             with suppress(LedgerBusy, LedgerLost):

@@ -2,7 +2,7 @@
 
 | what becomes of a message                                        | event      |
 |------------------------------------------------------------------|------------|
-| an attempt begins (told if WORKQUEUE_LOG is debug)               | Started    |
+| an attempt begins (told if WORKQUEUE_LOG is debug, or for spans) | Started    |
 | its handler has run for a while, and goes on                     | Running    |
 | the task is done                                                 | Done       |
 | the attempt failed, and another one follows                      | Retrying   |
@@ -103,7 +103,8 @@ What = Started | Running | Done | Retrying | Dead | Cancelled | Skipped | Delaye
 
 class Event(NamedTuple):
     """What became of a message. `kind` and `id` are the task's; of what is no task, `message` and the sender's id of
-    the message, if it has one. `took_s` is since it was delivered."""
+    the message, if it has one. `took_s` is since it was delivered. `span` has the ids of its trace and span, in hex,
+    where it is traced."""
 
     worker: str
     operation: str
@@ -111,6 +112,7 @@ class Event(NamedTuple):
     id: str
     took_s: float
     what: What
+    span: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

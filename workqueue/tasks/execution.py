@@ -52,7 +52,7 @@ class Execution(Generic[T]):
         self._holder = Holder(
             runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell, receive.kind_of
         )
-        self._attempts = Attempts(handler, self._holder, tell_begin=runtime.settings.log == "debug")
+        self._attempts = Attempts(handler, self._holder, tell_begin=runtime.settings.tells_begin)
         self.running = self._attempts.running
         self.unrecorded: set[str] = set()
 

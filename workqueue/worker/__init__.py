@@ -11,6 +11,7 @@ from workqueue.contract import Receive
 from workqueue.errors import HandlersDiffer, HandlersInvalid, SettingInvalid
 from workqueue.lifecycle import Flags, count, load_settings, prepare, run
 from workqueue.observe.recycle import Recycle
+from workqueue.observe.tracing import open_tracing, takes_context
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Handler, check_handler
 from workqueue.worker.crew import Job
@@ -62,9 +63,12 @@ def run_worker(
         settings = load_settings(application, variables)
         jobs = [Job(by_name[name], handlers[name], count) for name, count in counts.items()]
         ending = Ending()
-        listener = tell
+        tracer, listener = open_tracing(settings, given.id), tell
+        if tracer is not None:
+            closed = {name for name, receive in by_name.items() if not takes_context(receive.message)}
+            listener = tracer.listener(tell, closed, tell_begin=settings.log == "debug")
         if given.max_tasks or given.max_memory:
-            listener = Recycle(tell, ending.set, max_tasks=given.max_tasks, max_mib=given.max_memory)
+            listener = Recycle(listener, ending.set, max_tasks=given.max_tasks, max_mib=given.max_memory)
         return await Serving(given.id, application, loaded, settings, listener, ending).run(jobs, lifespan)
 
     return run(work, told_early=0)

@@ -22,7 +22,7 @@ from zipfile import is_zipfile
 from workqueue.compiler import example
 
 NAME = "asyncapi-workqueue"
-EXTRAS = "cli,dev,generate,metrics,postgres"
+EXTRAS = "cli,dev,generate,metrics,postgres,tracing"
 FILES = ("spec", "generated", "main-producer.py", "main-worker.py", "test_workqueue.py", "Makefile", ".gitignore")
 OWN = Path(__file__).parent / "project"  # what a project has and the example's checkout has otherwise
 VENDOR = "vendor"

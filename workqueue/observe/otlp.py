@@ -1,0 +1,140 @@
+"""A tracer provider by the standard OTEL_* variables: spans in batches, over OTLP by HTTP.
+
+A collector that is slow, or gone, costs no task anything: spans are dropped, which is said at growing intervals. The
+process's end waits for it for FLUSH_S at most.
+"""
+
+import atexit
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from workqueue.amqp.watch import Patience
+from workqueue.errors import SettingInvalid, UsageInvalid
+from workqueue.observe.redacting import redacted
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 2.0  # below what a worker leaves for the closing of its connections
+LAST_S = 0.75  # the same, where no export has worked yet: below the exporter's first pause, for one that is refused
+SERVICE = "workqueue"
+UNNAMED = "unknown_service"  # what the SDK calls a service that the environment does not name
+ASKED_FOR = {
+    "OTEL_TRACES_EXPORTER": ("otlp", "none"),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": ("http/protobuf",),
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": ("http/protobuf",),
+}
+
+
+def set_up(name: str) -> Callable[[], None]:
+    """Make the process's tracer provider, and return what exports the rest at the end. `name` is the process.
+
+    Raises SettingInvalid, UsageInvalid for variables that ask for what is not done here.
+    """
+    for variable, known in ASKED_FOR.items():
+        if (value := os.environ.get(variable)) and value not in known:
+            way_out = f"use {' or '.join(known)}; for others let the script set a tracer provider of its own"
+            raise SettingInvalid(variable, value, way_out)
+    resource = Resource.create({SERVICE_INSTANCE_ID: name})
+    if str(resource.attributes[SERVICE_NAME]).startswith(UNNAMED):
+        resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # that would wait for as long as it takes
+    trace.set_tracer_provider(provider)
+    if os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+        return lambda: None
+    export = Export(name)
+    provider.add_span_processor(BatchSpanProcessor(export))
+    rest = Rest(name, provider, export)
+    atexit.register(rest.export)
+    return rest.export
+
+
+class Export(SpanExporter):
+    """Exports by the exporter of the SDK, and says in its place when that fails."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._failing: Patience | None = None
+        self._works = self._ending = self._given_up = False
+        try:
+            self._exporter = OTLPSpanExporter()
+        except (ValueError, RuntimeError) as error:
+            raise UsageInvalid(f"traces can't be exported as OTEL_... say: {error}") from error
+        self._said = Said()
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(self._said)
+        logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(
+            logging.ERROR
+        )  # a line for each that is dropped
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._given_up:
+            return SpanExportResult.FAILURE
+        self._said.first = ""
+        result = self._exporter.export(spans)
+        self._works = result is SpanExportResult.SUCCESS
+        if self._works:
+            if self._failing is not None:
+                log.info("%s  exports its traces again", self._name)
+            self._failing = None
+            return result
+        self._given_up = self._ending
+        self._failing = self._failing or Patience()
+        if self._failing.due():
+            said = self._said.first.removeprefix("Transient error ").partition(" encountered while ")[0]
+            log.warning("%s  can't export its traces, and drops them: %s", self._name, redacted(said, b""))
+        return result
+
+    def end(self) -> None:
+        """From now on no export is tried for long, and none after one that failed."""
+        if self._ending:
+            return
+        regular, self._ending = self._exporter, True
+        self._exporter = OTLPSpanExporter(timeout=FLUSH_S if self._works else LAST_S)
+        regular.shutdown()  # type: ignore[no-untyped-call]  # it wakes up, should it wait before it tries again
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+
+class Said(logging.Filter):
+    """Keeps the first thing that a logger says, and has nothing of it written."""
+
+    first = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.first = self.first or record.getMessage()
+        return False
+
+
+class Rest:
+    """A thread that waits for the end of the process, to export the rest: by then none can be started any more."""
+
+    def __init__(self, name: str, provider: TracerProvider, export: Export) -> None:
+        self._name, self._provider, self._export = name, provider, export
+        self._pid, self._is_late = os.getpid(), False
+        self._wanted, self._done = threading.Event(), threading.Event()
+        threading.Thread(target=self._run, name="traces", daemon=True).start()
+
+    def export(self) -> None:
+        """Export what has ended, for FLUSH_S at most. In a child that was forked, nothing: it has not the thread."""
+        if os.getpid() == self._pid and not self._is_late:
+            self._export.end()
+            self._done.clear()
+            self._wanted.set()
+            self._is_late = not self._done.wait(FLUSH_S)
+            if self._is_late:
+                log.warning("%s  ends before its last traces were exported", self._name)
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            self._provider.force_flush()
+            self._done.set()
