@@ -14,6 +14,7 @@ from workqueue.observe.recycle import Recycle
 from workqueue.observe.tracing import open_tracing, takes_context
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Handler, check_handler
+from workqueue.tasks.events import Listener
 from workqueue.worker.crew import Job
 from workqueue.worker.ending import Ending
 from workqueue.worker.serving import Serving
@@ -63,10 +64,7 @@ def run_worker(
         settings = load_settings(application, variables)
         jobs = [Job(by_name[name], handlers[name], count) for name, count in counts.items()]
         ending = Ending()
-        tracer, listener = open_tracing(settings, given.id), tell
-        if tracer is not None:
-            closed = {name for name, receive in by_name.items() if not takes_context(receive.message)}
-            listener = tracer.listener(tell, closed, tell_begin=settings.log == "debug")
+        listener = _traced(tell, settings, given.id, by_name)
         if given.max_tasks or given.max_memory:
             listener = Recycle(listener, ending.set, max_tasks=given.max_tasks, max_mib=given.max_memory)
         return await Serving(given.id, application, loaded, settings, listener, ending).run(jobs, lifespan)
@@ -82,6 +80,15 @@ def check(handlers: Mapping[str, Handler[Any, Any]], by_name: Mapping[str, Recei
         raise HandlersDiffer(handlers, by_name)
     for handler in handlers.values():
         check_handler(handler)
+
+
+def _traced(tell: Listener, settings: Settings, name: str, by_name: Mapping[str, Receive]) -> Listener:
+    """The listener, with one in front of it that makes spans, where those are on. Raises as `open_tracing`."""
+    tracer = open_tracing(settings, name)
+    if tracer is None:
+        return tell
+    closed = {operation for operation, receive in by_name.items() if not takes_context(receive.message)}
+    return tracer.listener(tell, closed, tell_begin=settings.log == "debug")
 
 
 def _counts(given: Iterable[tuple[str | None, int]], only: Collection[str], known: Collection[str]) -> dict[str, int]:
