@@ -1,11 +1,13 @@
 """The spans of a process by themselves: what they say of what became of a message, and whose children they are."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from contextvars import copy_context
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
@@ -22,7 +24,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from tests.generated.producer import Application as Producer
 from tests.generated.producer.messages.json import Nap
 from tests.generated.worker import Application
-from tests.harness import ERRANDS
+from tests.harness import ERRANDS, ROOT
 from tests.workers.main import handle
 from workqueue import Client, Settings, SyncClient, delivery
 from workqueue.contract import Message
@@ -218,6 +220,13 @@ def test_a_send_that_fails_says_so_without_a_password(exported: Callable[[], lis
     assert (span.name, span.kind, span.status.status_code) == ("send errands", SpanKind.PRODUCER, FAILED)
     assert "refused at amqp://me:***@host/v" in (span.status.description or "")
     assert dict(span.attributes or {})["error.type"] == "workqueue.errors.NotSent"
+
+
+def test_every_attribute_is_on_the_page_and_no_other() -> None:
+    name = r"(?:messaging|workqueue|error)\.[a-z_.]+"
+    rows = re.findall(r"(?m)^\| (`.*?) \|", (ROOT / "docs/tracing.md").read_text().partition("## Attributes")[2])
+    source = Path(spans.__file__).read_text()
+    assert {one for row in rows for one in re.findall(f"`({name})`", row)} == set(re.findall(f'"({name})"', source))
 
 
 # --- whose children they are ------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Listeners to what happens in a worker."""
+"""Listeners to what happens in a worker, and what they make of it."""

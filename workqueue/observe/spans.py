@@ -163,18 +163,20 @@ class Processing:
     def _begin(self, told: Event) -> Event:
         arrived = delivery.current.get()
         assert isinstance(told.what, events.Started)
-        span = self._start(told, arrived, {"workqueue.attempt": told.what.attempt}, None)
+        parent = context_of(arrived.headers)
+        span = self._start(told, arrived, parent, {"workqueue.attempt": told.what.attempt})
         attempt = Attempt(span, context.attach(trace.set_span_in_context(span)), arrived)
         self._running[id(attempt)] = attempt
         _attempt.set(attempt)
-        if not context_of(arrived.headers) and told.operation not in self._closed:
+        if not parent and told.operation not in self._closed:
             arrived.headers = {**arrived.headers, **carried(span)}  # its copies belong to the trace that begins here
-        return told._replace(span=ids_of(span))
+        return told._replace(span=ids_of(span)) if self._tell_begin else told
 
     def _end(self, told: Event) -> Event:
         arrived, attempt = delivery.current.get(), _attempt.get()
         if attempt is None or attempt.arrived is not arrived:  # it was settled without an attempt
-            span = self._start(told, arrived, {}, time.time_ns() - int(1e9 * told.took_s))
+            at_ns = time.time_ns() - int(1e9 * told.took_s)
+            span = self._start(told, arrived, context_of(arrived.headers), {}, at_ns)
         else:
             _attempt.set(None)
             del self._running[id(attempt)]
@@ -192,12 +194,14 @@ class Processing:
             attempt.span.end()
         self._running.clear()
 
-    def _start(self, told: Event, arrived: Delivery, more: dict[str, Any], at_ns: int | None) -> Span:
+    def _start(
+        self, told: Event, arrived: Delivery, parent: Context, more: dict[str, Any], at_ns: int | None = None
+    ) -> Span:
         size_bytes = len(arrived.body) if arrived.oversized_bytes is None else arrived.oversized_bytes
         of = Outgoing(arrived.queue, told.operation, told.kind, told.id, size_bytes)
         if arrived.properties.correlation_id:
             more["messaging.message.conversation_id"] = str(arrived.properties.correlation_id)[:TEXT]
-        return self._spans.start("process", of, context_of(arrived.headers), more, at_ns)
+        return self._spans.start("process", of, parent, more, at_ns)
 
 
 def settle(span: Span, what: events.What, body: bytes) -> None:
