@@ -21,7 +21,7 @@ from workqueue.testing import Worker, until
 TRACED = str(ROOT / "tests/workers/traced.py")
 FOREIGN = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECRET = "Zq7-the-whole-text-of-a-task-9Xw"
-SLACK_S = 3.0  # for the rest of a worker's end, on a machine that has other things to do
+SLACK_S = 1.5  # for the rest of a worker's end, on a machine that has other things to do
 
 
 @pytest.fixture
@@ -232,9 +232,9 @@ def busy() -> Iterator[str]:
         yield one.endpoint
 
 
-@pytest.mark.parametrize("collector_is", [down, silent, busy])
+@pytest.mark.parametrize(("collector_is", "waits_s"), [(down, 0.0), (silent, FLUSH_S), (busy, 0.0)])
 async def test_a_collector_that_is_no_good_delays_no_task_no_drain_and_hardly_an_exit(
-    fast: Site, mended: None, collector_is: Any
+    fast: Site, mended: None, collector_is: Any, waits_s: float
 ) -> None:
     with collector_is() as endpoint:
         traced = {"WORKQUEUE_TRACING": "on", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
@@ -242,13 +242,14 @@ async def test_a_collector_that_is_no_good_delays_no_task_no_drain_and_hardly_an
         produced = await fast.send(simulate(300), **traced)
         sent, dropped = produced.err.splitlines()
         assert sent == "sent: 300 confirmed, 0 refused, 0 unknown"
-        assert "can't export its traces, and drops them: " in dropped or "before its last traces were" in dropped
-        assert time.monotonic() - began < FLUSH_S + SLACK_S + 5.0
+        expected = f"can't export its traces to {endpoint}, and drops them: "
+        assert expected in dropped or "ends before its last traces were exported" in dropped
+        assert time.monotonic() - began < waits_s + SLACK_S + 5.0  # with the start of its interpreter
         worker = await fast.worker("one", script=TRACED, **traced)
         await until(lambda: len(fast.ended()) == 300, "they are done", 20.0)
         await asyncio.sleep(1.0)
         took_s = await ended(worker)
-    assert took_s < FLUSH_S + SLACK_S
+    assert took_s < waits_s + SLACK_S
     said = [line for line in worker.text().splitlines() if " done  nap" not in line]
     assert len(said) < 8, said
     assert "opentelemetry" not in worker.text()
@@ -261,6 +262,7 @@ async def test_a_slow_collector_gets_all_of_it(fast: Site, mended: None, collect
     await until(lambda: len(fast.ended()) == 50, "they are done")
     await ended(worker)
     assert len(collector.named("send errands")) == len(collector.named("process errands")) == 50
+    assert "export" not in worker.text()
 
 
 # --- off, and wrong ---------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ async def test_the_environment_names_the_service_and_the_processs_own_provider_i
         "from opentelemetry import trace\n"
         "from opentelemetry.sdk.trace import TracerProvider\n"
         "from opentelemetry.sdk.trace.export import ConsoleSpanExporter, BatchSpanProcessor\n"
-        "provider = TracerProvider()\n"
+        "provider = TracerProvider(shutdown_on_exit=False)\n"
         "provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(), schedule_delay_millis=600_000))\n"
         "trace.set_tracer_provider(provider)\n"
         f"exec(open({str(ROOT / 'tests/workers/main.py')!r}).read())\n"
@@ -335,4 +337,5 @@ async def test_the_environment_names_the_service_and_the_processs_own_provider_i
     await until(lambda: len(fast.ended()) == 1, "it is done")
     await ended(worker)
     assert worker.text().count('"name": "process errands"') == 1
+    assert "Overriding" not in worker.text()
     assert len(collector.spans) == 1

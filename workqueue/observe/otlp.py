@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from workqueue.amqp.watch import Patience
 from workqueue.errors import SettingInvalid, UsageInvalid
 from workqueue.observe.redacting import redacted
+from workqueue.settings import hide_password
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class Export(SpanExporter):
         self._failing = self._failing or Patience()
         if self._failing.due():
             said = self._said.first.removeprefix("Transient error ").partition(" encountered while ")[0]
-            log.warning("%s  can't export its traces, and drops them: %s", self._name, redacted(said, b""))
+            what = "%s  can't export its traces to %s, and drops them: %s"
+            log.warning(what, self._name, hide_password(endpoint()), redacted(said, b""))
         return result
 
     def end(self) -> None:
@@ -101,6 +103,12 @@ class Export(SpanExporter):
 
     def shutdown(self) -> None:
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+
+def endpoint() -> str:
+    """Where the collector is, as the exporter has it."""
+    named = map(os.environ.get, ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"))
+    return next(filter(None, named), "http://localhost:4318")
 
 
 class Said(logging.Filter):
