@@ -265,6 +265,17 @@ async def test_a_slow_collector_gets_all_of_it(fast: Site, mended: None, collect
     assert "export" not in worker.text()
 
 
+async def test_spans_that_end_faster_than_they_are_exported_are_dropped_and_that_is_said(
+    fast: Site, collector: Collector
+) -> None:
+    collector.delay_s = 0.2
+    small = {"OTEL_BSP_MAX_QUEUE_SIZE": "20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10"}
+    produced = await fast.send(simulate(500), **collector.environment(), **small)
+    said = [line for line in produced.err.splitlines() if "drops traces: more spans end than are exported" in line]
+    assert (len(said), len(produced.err.splitlines())) == (1, 2), produced.err
+    assert 0 < len(collector.spans) < 500
+
+
 # --- off, and wrong ---------------------------------------------------------------------------------------------------
 
 

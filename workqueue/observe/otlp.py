@@ -63,6 +63,7 @@ class Export(SpanExporter):
     def __init__(self, name: str) -> None:
         self._name = name
         self._failing: Patience | None = None
+        self._overflowing = Patience()
         self._works = self._ending = self._given_up = False
         try:
             self._exporter = OTLPSpanExporter()
@@ -70,9 +71,7 @@ class Export(SpanExporter):
             raise UsageInvalid(f"traces can't be exported as OTEL_... say: {error}") from error
         self._said = Said()
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(self._said)
-        logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(
-            logging.ERROR
-        )  # a line for each that is dropped
+        logging.getLogger("opentelemetry.sdk._shared_internal").addFilter(self._is_others)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if self._given_up:
@@ -92,6 +91,15 @@ class Export(SpanExporter):
             what = "%s  can't export its traces to %s, and drops them: %s"
             log.warning(what, self._name, hide_password(endpoint()), redacted(said, b""))
         return result
+
+    def _is_others(self, record: logging.LogRecord) -> bool:
+        """Says in the place of the SDK that more spans end than are exported, unless why was said."""
+        if not str(record.msg).startswith("Queue full"):
+            return True
+        if self._failing is None and self._overflowing.due():
+            way_out = "sample, or raise OTEL_BSP_MAX_QUEUE_SIZE"
+            log.warning("%s  drops traces: more spans end than are exported in time; %s", self._name, way_out)
+        return False
 
     def end(self) -> None:
         """From now on no export is tried for long, and none after one that failed."""
