@@ -20,6 +20,7 @@ from workqueue.amqp.watch import Patience
 from workqueue.errors import SettingInvalid, UsageInvalid
 from workqueue.observe.redacting import redacted
 from workqueue.settings import hide_password
+from workqueue.tasks.policy import describe
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,11 @@ class Export(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         if self._given_up:
             return SpanExportResult.FAILURE
-        self._said.first = ""
-        result = self._exporter.export(spans)
+        result, self._said.first = SpanExportResult.FAILURE, ""
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:  # noqa: BLE001  # older exporters let those of their HTTP client pass
+            self._said.first = describe(error)
         self._works = result is SpanExportResult.SUCCESS
         if self._works:
             if self._failing is not None:
