@@ -330,10 +330,10 @@ async def test_what_can_not_be_done_is_one_line_and_exit_2(fast: Site, name: str
 async def test_the_environment_names_the_service_and_the_processs_own_provider_is_used(
     fast: Site, collector: Collector, tmp_path: Path
 ) -> None:
-    named = {**collector.environment(), "OTEL_SERVICE_NAME": "shop", "OTEL_RESOURCE_ATTRIBUTES": "team=a"}
-    await fast.send(simulate(1), **named)
+    own = {"OTEL_SERVICE_NAME": "shop", "OTEL_RESOURCE_ATTRIBUTES": "team=a,service.instance.id=7"}
+    await fast.send(simulate(1), **collector.environment(), **own)
     (sent,) = collector.spans
-    assert (sent.of["service.name"], sent.of["team"]) == ("shop", "a")
+    assert [sent.of[name] for name in ("service.name", "service.instance.id", "team")] == ["shop", "7", "a"]
     script = tmp_path / "own.py"
     script.write_text(
         "from opentelemetry import trace\n"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 FLUSH_S = 2.0  # below what a worker leaves for the closing of its connections
 LAST_S = 0.75  # the same, where no export has worked yet: below the exporter's first pause, for one that is refused
 SERVICE = "workqueue"
-UNNAMED = "unknown_service"  # what the SDK calls a service that the environment does not name
 ASKED_FOR = {
     "OTEL_TRACES_EXPORTER": ("otlp", "none"),
     "OTEL_EXPORTER_OTLP_PROTOCOL": ("http/protobuf",),
@@ -44,18 +43,22 @@ def set_up(name: str) -> Callable[[], None]:
         if (value := os.environ.get(variable)) and value not in known:
             way_out = f"use {' or '.join(known)}; for others let the script set a tracer provider of its own"
             raise SettingInvalid(variable, value, way_out)
-    resource = Resource.create({SERVICE_INSTANCE_ID: name})
-    if str(resource.attributes[SERVICE_NAME]).startswith(UNNAMED):
-        resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # that would wait for as long as it takes
+    export = None if os.environ.get("OTEL_TRACES_EXPORTER") == "none" else Export(name)
+    provider = TracerProvider(resource=resource(name), shutdown_on_exit=False)  # that would wait as long as it takes
     trace.set_tracer_provider(provider)
-    if os.environ.get("OTEL_TRACES_EXPORTER") == "none":
+    if export is None:
         return lambda: None
-    export = Export(name)
     provider.add_span_processor(BatchSpanProcessor(export))
     rest = Rest(name, provider, export)
     atexit.register(rest.export)
     return rest.export
+
+
+def resource(name: str) -> Resource:
+    """What the process says of itself: as the environment has it, and where that says nothing, the name."""
+    said = OTELResourceDetector().detect().attributes
+    own = {SERVICE_NAME: SERVICE, SERVICE_INSTANCE_ID: name}  # the SDK's own would be a number, and a new one each time
+    return Resource.create({attribute: value for attribute, value in own.items() if attribute not in said})
 
 
 class Export(SpanExporter):
