@@ -6,7 +6,8 @@ A worker: `run_worker`, `TaskContext`, `in_thread`; a handler may raise `GiveUp`
 
 Imports inside point one way, from right to left (the import contract in pyproject.toml holds it):
 
-    errors <- settings contract <- codec ledger delivery <- tasks amqp <- observe <- client <- worker producer <- scripts
+    errors <- settings contract <- codec ledger delivery <- tasks amqp <- observe <- client
+        <- worker producer <- scripts
 """
 
 from importlib import import_module
