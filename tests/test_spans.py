@@ -104,6 +104,7 @@ BOOM = KeyError("boom")
             FAILED,
             {"outcome": "dead", "reason": "crashed", "dead_letters": "buried"},
         ),
+        (events.Cancelled("by ops: no"), StatusCode.UNSET, {"outcome": "cancelled"}),
         (events.Skipped("done"), StatusCode.UNSET, {"outcome": "skipped", "state": "done"}),
         (events.Delayed("taken", 1.0), StatusCode.UNSET, {"outcome": "delayed", "why": "taken", "again_s": 1.0}),
         (events.LostClaim(1.0), FAILED, {"outcome": "lost_claim"}),
