@@ -84,7 +84,7 @@ async def test_the_whole_way_of_a_task_is_one_trace(fast: Site, broken: Path, co
     error, unset = Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET
     assert [span.status for span in attempts] == [error, error, error, unset]
     assert [span.attributes.get("error.type") for span in attempts] == [
-        "ValueError", "ValueError", "workqueue.errors.GiveUp", None,
+        "ValueError", "ValueError", "workqueue.verdicts.GiveUp", None,
     ]  # fmt: skip
     dead = attempts[2].attributes
     assert (dead["workqueue.reason"], dead["workqueue.dead_letters"]) == ("gave-up", fast.dead_queue)
