@@ -176,13 +176,23 @@ class LedgerUnreachable(WorkQueueError):
         self.url, self.cause = url, cause
 
 
+class LedgerClosed(WorkQueueError):
+    """The ledger was moved to another one, or is being filled from one: nobody may work with it."""
+
+    exit_code = 2
+
+    def __init__(self, place: str, why: str) -> None:
+        super().__init__(f"the ledger {place} {why}")
+        self.place, self.why = place, why
+
+
 class LedgerLost(WorkQueueError):
     """The ledger is not the one any more that this process opened: what it recorded may be gone, so it can't go on."""
 
     exit_code = 3
 
-    def __init__(self, place: str, cause: str) -> None:
-        super().__init__(f"the ledger {place} was lost: {cause}; put back what belongs there, and start again")
+    def __init__(self, place: str, cause: str, way_out: str = "put back what belongs there, and start again") -> None:
+        super().__init__(f"the ledger {place} was lost: {cause}; {way_out}")
         self.place, self.cause = place, cause
 
 

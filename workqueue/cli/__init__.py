@@ -28,6 +28,7 @@ COMMANDS = {
     "send": ("workqueue.cli.send", "one task by hand, checked by the contract"),
     "audit": ("workqueue.cli.audit", "what operators did, when and why"),
     "records": ("workqueue.cli.records", "the JSON Schemas of what -o json writes"),
+    "ledger": ("workqueue.cli.ledger", "move all that is in a ledger to another one"),
     "plan": ("workqueue.cli.plan", "the contract against the live broker: what is missing, or differs"),
     "doctor": ("workqueue.cli.doctor", "what is wrong with this installation, and the way out"),
     "demo": ("workqueue.dev.demo", "the example at work: a private broker, three workers, thousands of tasks"),

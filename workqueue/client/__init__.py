@@ -82,7 +82,7 @@ class Client:
         """Connect, and declare the contract's queues. Nothing, where that is done.
 
         Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
-        LedgerDiffers and SettingInvalid at once.
+        LedgerClosed, LedgerDiffers and SettingInvalid at once.
         """
         if self._given is None:
             for line in misspelt():

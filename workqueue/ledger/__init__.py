@@ -187,6 +187,9 @@ class Ledger(Protocol):
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         """Those of these tasks that are finished, in no order."""
 
+    async def forget(self, task_id: UUID) -> bool:
+        """Forget a task that is finished. False: it is not, or nothing is known of it."""
+
     async def prune(self, older_than_s: float) -> int:
         """Forget tasks that finished, or were last claimed, longer ago than this. The number forgotten."""
 
@@ -194,7 +197,7 @@ class Ledger(Protocol):
 
 
 async def open_ledger(settings: Settings) -> Ledger:
-    """The ledger of LEDGER_URL. Raises LedgerUnreachable, ExtraMissing."""
+    """The ledger of LEDGER_URL. Raises LedgerUnreachable, LedgerClosed, ExtraMissing."""
     # A store is loaded only by those who use it.
     if settings.ledger_url == "none":
         from workqueue.ledger.none import NoLedger

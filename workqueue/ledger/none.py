@@ -74,6 +74,9 @@ class NoLedger:
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         return []
 
+    async def forget(self, task_id: UUID) -> bool:
+        return False
+
     async def prune(self, older_than_s: float) -> int:
         return 0
 

@@ -31,7 +31,7 @@ from workqueue.ledger import (
 )
 from workqueue.ledger.board import SqlBoard
 from workqueue.ledger.postgres_block import Blocks
-from workqueue.ledger.postgres_schema import BOARD, IDENTITY, migrate
+from workqueue.ledger.postgres_schema import BOARD, IDENTITY, closed, migrate
 from workqueue.ledger.postgres_server import Server, answering, cut
 from workqueue.ledger.postgres_sql import (
     BURY,
@@ -41,6 +41,7 @@ from workqueue.ledger.postgres_sql import (
     CLAIM,
     COMPLETE,
     ENTRY,
+    ERASE,
     OUTCOMES,
     PRUNE,
     RECORD,
@@ -81,10 +82,10 @@ class PostgresLedger:
         self._failed_s, self._failure = 0.0, ""
 
     async def set_up(self) -> "PostgresLedger":
-        """Raises LedgerUnreachable."""
+        """Raises LedgerUnreachable, LedgerClosed."""
         try:
             async with await self._server.connect() as connection, answering(connection):
-                self.identity = await migrate(connection)
+                self.identity = await migrate(connection, self.place)
         except (psycopg.Error, OSError) as error:
             raise LedgerUnreachable(self.place, self._server.words(error)) from error
         return self
@@ -187,6 +188,9 @@ class PostgresLedger:
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         return [Outcome(*row) for row in await self._rows(OUTCOMES, (list(ids),))]
 
+    async def forget(self, task_id: UUID) -> bool:
+        return await self._change(ERASE, (task_id,))
+
     async def prune(self, older_than_s: float) -> int:
         return (await self._execute(PRUNE, (older_than_s,))).rowcount
 
@@ -254,6 +258,8 @@ class PostgresLedger:
         try:
             async with answering(connection):
                 found = await (await connection.execute(IDENTITY)).fetchone()
+                if found is not None and int(found[0]) == -self.identity and (why := await closed(connection)):
+                    raise LedgerLost(self.place, *f"it {why}".rsplit("; ", 1))
         except BaseException:
             await connection.close()
             raise

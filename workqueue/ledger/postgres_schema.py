@@ -4,8 +4,10 @@ import secrets
 
 from psycopg import AsyncConnection, errors
 
+from workqueue.errors import LedgerClosed
 from workqueue.ledger import SCHEMA_VERSION
 from workqueue.ledger.board import Statements
+from workqueue.ledger.door import CLOSED, Door
 
 SET_UP_LOCK = 0x776F726B  # "work": two processes that create the same table at once collide
 
@@ -71,14 +73,17 @@ GRANT SELECT ON workqueue_meta TO PUBLIC
 KNOWN = "SELECT 1 FROM pg_class WHERE relname = 'workqueue_meta' AND pg_table_is_visible(oid)"
 VERSION = "SELECT value FROM workqueue_meta WHERE key = 'schema_version'"
 IDENTITY = "SELECT value, pg_backend_pid() FROM workqueue_meta WHERE key = 'identity'"
+DOOR = "SELECT key, value FROM workqueue_meta"
 SAY = "INSERT INTO workqueue_meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 
 
-async def migrate(connection: AsyncConnection) -> int:
+async def migrate(connection: AsyncConnection, place: str) -> int:
     """See that the tables are of this version. The ledger's identity.
 
-    A role that may not create tables can use those that exist. Raises psycopg.Error.
+    A role that may not create tables can use those that exist. Raises psycopg.Error, LedgerClosed.
     """
+    if why := await closed(connection):
+        raise LedgerClosed(place, why)
     if await _minor(connection) < SCHEMA_VERSION[1]:
         async with connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", (SET_UP_LOCK,))
@@ -93,6 +98,14 @@ async def migrate(connection: AsyncConnection) -> int:
     found = await (await connection.execute(IDENTITY)).fetchone()
     assert found is not None
     return int(found[0])
+
+
+async def closed(connection: AsyncConnection) -> str | None:
+    """Why the ledger may not be opened."""
+    if await (await connection.execute(KNOWN)).fetchone() is None:
+        return None
+    meta: dict[str, str] = dict(await (await connection.execute(DOOR)).fetchall())
+    return Door.read(meta).why if meta.get("schema_version", "").startswith(f"{CLOSED}.") else None
 
 
 async def _minor(connection: AsyncConnection) -> int:

@@ -89,3 +89,4 @@ FROM workqueue_task WHERE finished_at IS NOT NULL AND id = ANY(%s)
 PRUNE = """
 DELETE FROM workqueue_task WHERE coalesce(finished_at, lease_until) < clock_timestamp() - %s * interval '1 second'
 """
+ERASE = "DELETE FROM workqueue_task WHERE id = %s AND finished_at IS NOT NULL"

@@ -44,6 +44,7 @@ from workqueue.ledger.sqlite_sql import (
     CANCEL_UNKNOWN,
     COMPLETE,
     ENTRY,
+    ERASE,
     FORGET,
     NEW,
     OUTCOMES,
@@ -212,6 +213,10 @@ class SqliteLedger:
             _, rows = await self._execute(OUTCOMES.format(", ".join("?" * len(some))), some)
             found += [Outcome(UUID(bytes=row[0]), *row[1:]) for row in rows]
         return found
+
+    async def forget(self, task_id: UUID) -> bool:
+        await self._execute("PRAGMA secure_delete = ON", ())  # its bytes do not stay in the file
+        return await self._change(ERASE, (task_id.bytes,))
 
     async def prune(self, older_than_s: float) -> int:
         if not await self._clock_is_right(older_than_s):

@@ -16,10 +16,11 @@ from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from workqueue.errors import LedgerLost, LedgerUnreachable
+from workqueue.errors import LedgerClosed, LedgerLost, LedgerUnreachable
 from workqueue.ledger import SCHEMA_VERSION, LedgerBusy
 from workqueue.ledger.board import Statements
 from workqueue.ledger.clock import LastLook, boot, steady_s
+from workqueue.ledger.door import CLOSED, Door
 
 SET_UP_S = 10.0
 PAGE_BYTES = 1024  # each change writes its whole page, of rows of some 250 bytes: 4096 takes a third longer
@@ -71,7 +72,7 @@ BOARD = Statements(
     resume="DELETE FROM workqueue_pause WHERE queue = ?",
     pauses="SELECT queue, at, who, why FROM workqueue_pause ORDER BY queue",
     note=f"INSERT INTO workqueue_audit VALUES ({NOW}, ?, ?, ?, ?)",
-    notes="SELECT at, who, what, why, told FROM workqueue_audit ORDER BY rowid DESC LIMIT ?",
+    notes="SELECT at, who, what, why, told FROM workqueue_audit ORDER BY at DESC, rowid DESC LIMIT ?",
 )
 
 META = "CREATE TABLE IF NOT EXISTS workqueue_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
@@ -110,17 +111,17 @@ class SqliteFile:
                 self._known: dict[str, tuple[int, int]] = {}
                 for suffix in FILES:
                     self.watch(f"{self.path}{suffix}")
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, LedgerClosed) as error:
             if opened is not None:
                 opened.close()
             self._let_go()
+            if isinstance(error, LedgerClosed):
+                raise
             raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
 
     @property
     def identity(self) -> int:
-        """A copy of the file is another ledger from then on: its number is the same, its place on the disk is not."""
-        place = f"{self._number} {_inode(self.path)}".encode()
-        return 2 + int.from_bytes(blake2b(place, digest_size=8).digest(), "big") % (2**31 - 2)
+        return identity_of(self.path, self._number)
 
     @property
     def holders(self) -> Path:
@@ -167,6 +168,8 @@ class SqliteFile:
             self.look()
         except (LedgerBusy, LedgerLost) as seen:
             return seen
+        if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_TRIGGER:  # that of a ledger which was moved
+            return LedgerLost(self.path, *str(error).rsplit("; ", 1))
         if error.sqlite_errorcode & 0xFF in PASSING and error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
             return LedgerBusy(str(error))
         return LedgerLost(self.path, str(error))
@@ -189,6 +192,8 @@ class SqliteFile:
         db.execute(META)
         found = db.execute("SELECT value FROM workqueue_meta WHERE key = 'schema_version'").fetchone()
         major, minor = map(int, found[0].split(".")) if found else (SCHEMA_VERSION[0], -1)
+        if major == CLOSED and (why := Door.read(dict(db.execute("SELECT key, value FROM workqueue_meta"))).why):
+            raise LedgerClosed(self.path, why)
         if major != SCHEMA_VERSION[0]:
             raise sqlite3.DatabaseError(f"its schema is of version {major}, and this program's of {SCHEMA_VERSION[0]}")
         for statements in MIGRATIONS[minor + 1 :]:
@@ -205,6 +210,12 @@ class SqliteFile:
         db.execute("COMMIT")
         db.execute("PRAGMA busy_timeout = 0")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def identity_of(path: str, number: int) -> int:
+    """A copy of the file is another ledger from then on: its number is the same, its place on the disk is not."""
+    place = f"{number} {_inode(path)}".encode()
+    return 2 + int.from_bytes(blake2b(place, digest_size=8).digest(), "big") % (2**31 - 2)
 
 
 def _inode(path: str) -> tuple[int, int]:

@@ -5,11 +5,38 @@ import os
 import secrets
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from workqueue.ledger import LedgerBusy
 from workqueue.ledger.clock import boot, steady_s
 from workqueue.ledger.sqlite_file import SqliteFile
 from workqueue.process.children import forget, keep_from_children
+
+
+def lives(holder: Path) -> bool:
+    """Whether a process has this file locked. One that nobody has is removed."""
+    try:
+        lock = os.open(holder, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    except OSError:  # another user's: it can't be asked, and has until its lease ends
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    with suppress(FileNotFoundError):
+        holder.unlink()
+    return False
+
+
+def left_s(this_boot: str, holder: str, lease_until: float, ends_at: float | None) -> float:
+    """Of a lease: by the steady clock, where its holder is of this boot and of a version that writes it."""
+    if holder.startswith(this_boot) and ends_at is not None:
+        return ends_at - steady_s()
+    return lease_until - time.time()
 
 
 class Holders:
@@ -34,29 +61,10 @@ class Holders:
         return holder
 
     def alive(self, holder: str) -> bool:
-        if holder == self._own:
-            return True
-        try:
-            lock = os.open(self._file.holders / holder, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        except OSError:  # another user's: it can't be asked, and has until its lease ends
-            return True
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        with suppress(FileNotFoundError):
-            (self._file.holders / holder).unlink()
-        return False
+        return holder == self._own or lives(self._file.holders / holder)
 
     def left_s(self, holder: str, lease_until: float, ends_at: float | None) -> float:
-        """Of a lease: by the steady clock, where its holder is of this boot and of a version that writes it."""
-        if holder.startswith(self.boot) and ends_at is not None:
-            return ends_at - steady_s()
-        return lease_until - time.time()
+        return left_s(self.boot, holder, lease_until, ends_at)
 
     def close(self) -> None:
         """Hold nothing any more."""

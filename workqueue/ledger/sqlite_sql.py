@@ -79,3 +79,4 @@ FROM task WHERE finished_at IS NOT NULL AND id IN ({{}})
 """
 STRETCH_END = f"SELECT max(id) FROM (SELECT id FROM task WHERE id > ? ORDER BY id LIMIT {AT_ONCE})"
 FORGET = "DELETE FROM task WHERE id > ? AND id <= ? AND coalesce(finished_at, lease_until) < ?"
+ERASE = "DELETE FROM task WHERE id = ? AND finished_at IS NOT NULL"
