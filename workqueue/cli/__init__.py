@@ -25,6 +25,7 @@ COMMANDS = {
     "pause": ("workqueue.cli.calling:main_pause", "let no worker take a task from a queue"),
     "resume": ("workqueue.cli.calling:main_resume", "let them again"),
     "purge": ("workqueue.cli.calling:main_purge", "throw away all that waits in a queue"),
+    "forget": ("workqueue.cli.forget", "erase tasks, with all that is kept of them"),
     "send": ("workqueue.cli.send", "one task by hand, checked by the contract"),
     "audit": ("workqueue.cli.audit", "what operators did, when and why"),
     "records": ("workqueue.cli.records", "the JSON Schemas of what -o json writes"),

@@ -56,7 +56,7 @@ def cancel_tasks(
     runs cancels its handler within two seconds; a handler that returns meanwhile has done it. Exit code 1 where one is
     not cancelled: it was done or dead before, or it runs still and is asked to stop.
     """
-    wanted = [_id(id) for given in ids for id in (sys.stdin.read().split() if given == "-" else [given])]
+    wanted = [id_of(id) for given in ids for id in (sys.stdin.read().split() if given == "-" else [given])]
     project = project_of(folder)
 
     async def act() -> list[Cancelled]:
@@ -167,7 +167,8 @@ def _receive(project: Project, queue: str) -> Receive:
     return project.receives[queue]
 
 
-def _id(text: str) -> UUID:
+def id_of(text: str) -> UUID:
+    """Raises UsageInvalid."""
     try:
         return as_uuid(text)
     except IdInvalid as error:
