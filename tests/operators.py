@@ -54,7 +54,7 @@ async def ask(site: Site, *arguments: str) -> Any:
 
 def check(arguments: tuple[str, ...], value: Any) -> None:
     """That a record is what `workqueue records` says it is."""
-    name, whole = " ".join(arguments[: 1 + (arguments[0] == "dead")]), schemas()
+    name, whole = " ".join(arguments[: 1 + (arguments[0] in ("dead", "ledger"))]), schemas()
     Draft202012Validator({**whole["properties"][name], "$defs": closed(whole["$defs"])}).validate(value)
 
 

@@ -37,6 +37,8 @@ SAID: list[tuple[Told, str]] = [
         event(events.Dead("invalid", "no", "q.dead"), kind="message", id=""),
         "dead  message  in q.dead  invalid: no  13 ms",
     ),
+    (event(events.Cancelled("by ops@host: no")), f"cancelled  nap  {ID}  by ops@host: no  13 ms"),
+    (event(events.Skipped("cancelled")), f"cancelled already  nap  {ID}  13 ms"),
     (event(events.Skipped("done")), f"done already  nap  {ID}  13 ms"),
     (event(events.Skipped("dead", buried=True)), f"dead already  nap  {ID}  {BURIED}  13 ms"),
     (event(events.Delayed("taken", 0.5)), f"is taken  nap  {ID}, again in 0.5 s  13 ms"),
@@ -54,6 +56,9 @@ SAID: list[tuple[Told, str]] = [
         events.Ready("w1", {"bills": 2, "mail": 1}, "/l.db"),
         "ready  takes 2 at a time from bills, 1 at a time from mail, ledger /l.db",
     ),
+    (events.Paused("w1", "mail", "ops@host", ""), "paused  takes nothing from mail, by ops@host"),
+    (events.Paused("w1", "mail", "ops@host", "a move"), "paused  takes nothing from mail, by ops@host: a move"),
+    (events.Resumed("w1", "mail"), "resumed  takes tasks from mail again"),
     (events.Stopping("w1", 3), "stops  finishes what it has in hand: 3"),
     (events.Stopped("w1", 7, 1), "stopped  finished 7, handed back 1"),
 ]

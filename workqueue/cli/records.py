@@ -8,7 +8,9 @@ from pydantic import TypeAdapter
 from workqueue.cli.operate import app, call
 from workqueue.ops.audit import Action
 from workqueue.ops.cancelling import Cancelled
+from workqueue.ops.copying import Copied
 from workqueue.ops.doctor import Finding
+from workqueue.ops.forgetting import Forgotten
 from workqueue.ops.letters import Group, Letter, Opened
 from workqueue.ops.pausing import Paused
 from workqueue.ops.plan import Plan
@@ -25,7 +27,9 @@ RECORDS: dict[str, Any] = {
     "cancel": list[Cancelled],
     "pause": Paused,
     "resume": Paused,
+    "forget": list[Forgotten],
     "audit": list[Action],
+    "ledger copy": Copied,
     "doctor": list[Finding],
     "plan": Plan,
 }

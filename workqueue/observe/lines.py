@@ -64,8 +64,8 @@ def _line(told: Told) -> str:
             said = f"failed  {task}  attempt {attempt}, again in {again_s:g} s: {error}"
         case events.Dead(reason, error, queue):
             said = f"dead  {task}  in {queue}  {reason}: {error}"
-        case events.Cancelled(told_):
-            said = f"cancelled  {task}  {told_}"
+        case events.Cancelled(why):
+            said = f"cancelled  {task}  {why}"
         case events.Skipped(state, buried):
             said = f"{state} already  {task}" + (BURIED if buried else "")
         case events.Delayed(why, again_s, count):
