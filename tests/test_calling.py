@@ -1,9 +1,14 @@
 """What is called off, or not to be done now: `workqueue cancel`, `pause`, `resume` and `purge`, on a real broker."""
 
 import asyncio
+import json
+import re
 import signal
+import sqlite3
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,9 +22,9 @@ from tests.operators import Told, ask, workqueue
 from workqueue.client import Client
 from workqueue.dev.node import Node
 from workqueue.errors import TaskCancelled
-from workqueue.ledger import open_ledger
+from workqueue.ledger import Sent, open_ledger
 from workqueue.settings import Settings
-from workqueue.testing import until, vhost
+from workqueue.testing import Worker, until, vhost
 from workqueue.testing.evidence import parse
 
 CALLED_OFF = str(ROOT / "tests" / "workers" / "called_off.py")
@@ -55,12 +60,22 @@ async def working(site: Site) -> Site:
     return site
 
 
+@pytest.fixture
+def alone(own_node: Node, tmp_path: Path) -> Iterator[Site]:
+    """A site on a node of its own."""
+    here = Site(tmp_path, vhost(own_node), environment={"WORKQUEUE_LOG_FORMAT": "json", "WORKQUEUE_DRAIN_S": "1"})
+    yield here
+    here.stop()
+    here.tell()
+
+
 async def test_a_task_that_waits_is_cancelled_and_its_message_is_no_dead_letter(working: Site) -> None:
     assert (await paused(working)).code == 0
     off, on = simulate(2)
     await working.send([off, on])
     told = await workqueue(working, "cancel", off["id"], "--why", "a mistake")
-    assert (told.code, told.err) == (0, "")
+    assert told.code == 0
+    assert "the ledger knew nothing of" in told.err  # nobody has recorded it, and no worker has had it
     assert f"{off['id']}  cancelled" in told.out
     told = await workqueue(working, "task", off["id"])
     assert told.code == 0
@@ -171,8 +186,7 @@ async def test_what_a_worker_has_in_hand_goes_on_while_its_queue_is_paused(worki
     assert whats == ["pause", "pause", "resume"]
 
 
-async def test_a_pause_outlasts_the_restart_of_workers_and_broker(own_node: Node, tmp_path: Path) -> None:
-    alone = Site(tmp_path, vhost(own_node), environment={"WORKQUEUE_LOG_FORMAT": "json"})
+async def test_a_pause_outlasts_the_restart_of_workers_and_broker(alone: Site, own_node: Node) -> None:
     one = await alone.worker("one")
     assert (await paused(alone)).code == 0
     await alone.send(simulate(2))
@@ -186,18 +200,58 @@ async def test_a_pause_outlasts_the_restart_of_workers_and_broker(own_node: Node
     assert told_of(alone, "done") == 0
     assert (await workqueue(alone, "resume", alone.queue)).code == 0
     await until(lambda: told_of(alone, "done") == 2, "both are done")
-    alone.stop()
+
+
+async def test_a_pause_that_comes_while_the_broker_is_away_holds_when_it_is_back(alone: Site, own_node: Node) -> None:
+    worker = await alone.worker("one", WORKQUEUE_HTTP="127.0.0.1:0")
+    address = http_of(worker)
+    own_node.stop()
+    told = await paused(alone)
+    assert (told.code, "whether somebody takes from it still is not known" in told.err) == (1, True)
+    own_node.start()
+    await until(lambda: asyncio.to_thread(is_ready, address), "it is connected again")
+    await alone.send(simulate(3))
+    await asyncio.sleep(3)
+    assert told_of(alone, "done") == 0
+    own_node.stop()  # a worker that is paused notices that, too
+    await until(lambda: asyncio.to_thread(lambda: not is_ready(address)), "it is not connected", within_s=15)
+    own_node.start()
+    await until(lambda: asyncio.to_thread(is_ready, address), "it is connected again")
+    assert (await workqueue(alone, "resume", alone.queue)).code == 0
+    await until(lambda: told_of(alone, "done") == 3, "all are done")
+
+
+async def ignore(message: object) -> None:
+    """It is nobody's."""
+
+
+async def test_of_a_queue_that_somebody_else_takes_from_it_is_said(site: Site) -> None:
+    await site.worker("one")
+    async with site.amqp() as channel:
+        queue = await channel.get_queue(site.queue)
+        await queue.consume(ignore)
+        told = await paused(site)
+    assert told.code == 1
+    assert "1 consumers take from it still, which tell the ledger nothing" in told.err
 
 
 async def test_a_worker_whose_queue_is_paused_is_ready_and_says_so(site: Site) -> None:
     worker = await site.worker("one", WORKQUEUE_HTTP="127.0.0.1:0")
     assert (await paused(site)).code == 0
-    (line,) = [line for line in worker.log.read_text().splitlines() if "http://" in line]
-    address = "http://" + line.partition("http://")[2].strip()
+    address = http_of(worker)
     await asyncio.sleep(1)
     assert await asyncio.to_thread(get, f"{address}/readyz") == (200, "ready\n")
     _, scraped = await asyncio.to_thread(get, f"{address}/metrics")
     assert f'workqueue_paused{{queue="{site.queue}"}} 1.0' in scraped
+
+
+def http_of(worker: Worker) -> str:
+    (found,) = re.findall(r"http://[\d.:]+", worker.log.read_text())
+    return str(found)
+
+
+def is_ready(address: str) -> bool:
+    return get(f"{address}/readyz")[0] == 200
 
 
 def get(url: str) -> tuple[int, str]:
@@ -222,7 +276,7 @@ async def test_all_that_waits_is_thrown_away_and_called_off(working: Site) -> No
     assert (told.code, f"31 wait in {working.queue}\n" in told.err) == (0, True)
     assert await working.depth_is(31)
     told = await workqueue(working, "purge", working.queue, "--yes", "--why", "a flood")
-    assert (told.code, told.out) == (0, "purge: 31 of 31 messages\n")
+    assert (told.code, told.out) == (0, "purge: 31 of 31 messages\n"), told.err
     assert await working.depth_is(0)
     ledger = await open_ledger(Settings(ledger_url=working.ledger_url))
     outcomes = await ledger.outcomes([UUID(one["id"]) for one in tasks])
@@ -233,6 +287,65 @@ async def test_all_that_waits_is_thrown_away_and_called_off(working: Site) -> No
     await until(lambda: told_of(working, "done") == 1, "the one that ran is done")
     await until(lambda: told_of(working, "skipped") == 1, "a copy that comes later is not run")
     assert told_of(working, "done") == 1
+
+
+async def test_the_only_message_of_a_task_that_runs_is_not_thrown_away(alone: Site, own_node: Node) -> None:
+    """After a lost connection it lies in the queue, while the worker goes on. Should that die, it is all there is."""
+    worker = await alone.worker("one", script=CALLED_OFF)
+    (one,) = simulate(1, seconds=30)
+    await alone.send([one])
+    await until(lambda: runs(alone, one), "it runs")
+    assert (await paused(alone)).code == 0
+    own_node.stop()
+    own_node.start()
+    await until(lambda: alone.depth_is(1), "its message is back")
+    told = await workqueue(alone, "purge", alone.queue, "--yes")
+    assert (told.code, told.out) == (1, "purge: 0 of 1 messages\n")
+    assert "1 stay: their tasks run, and go on" in told.err
+    worker.process.kill()
+    await workqueue(alone, "resume", alone.queue)
+    await alone.worker("two", script=CALLED_OFF)
+    await until(lambda: runs(alone, one), "it is not lost")
+
+
+async def test_a_message_with_the_id_of_another_queues_task_does_not_call_that_off(working: Site) -> None:
+    others = next(one for one in working.scripts.operations(working.project).values() if one.receive != working.receive)
+    (one,) = simulate(1)
+    for queue in (working.queue, others.receive.queue.name):
+        assert (await workqueue(working, "pause", queue)).code == 0
+    ledger = await open_ledger(Settings(ledger_url=working.ledger_url))
+    await ledger.record([Sent(UUID(one["id"]), "nap", b"of the errand")])
+    await working.publish(json.dumps({**called("x"), "id": one["id"]}).encode(), others.receive.queue.name)
+    told = await workqueue(working, "purge", others.receive.queue.name, "--yes")
+    assert told.out == "purge: 1 of 1 messages\n"
+    entry = await ledger.entry(UUID(one["id"]))
+    await ledger.close()
+    assert entry is not None
+    assert entry.state == "waiting"
+
+
+async def test_what_comes_back_from_delays_is_purged_too(working: Site) -> None:
+    assert (await paused(working)).code == 0
+    rung = working.receive.rungs[0].queue.name
+    for number, one in enumerate(simulate(600)):
+        await working.publish(json.dumps(one).encode(), rung if number % 3 == 0 else working.queue)
+    told = await workqueue(working, "purge", working.queue, "--yes")
+    assert await working.depth_is(0) or told.code == 1, told.err
+    told = await workqueue(working, "purge", working.queue, "--yes")
+    assert told.code == 0
+    assert await working.depth_is(0)
+    assert await working.depth_is(0, rung)
+
+
+async def test_a_ledger_that_is_busy_for_a_moment_breaks_no_command_off(working: Site) -> None:
+    tasks = simulate(50)
+    with closing(sqlite3.connect(working.ledger_url.removeprefix("sqlite:"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        cancelling = asyncio.ensure_future(workqueue(working, "cancel", *[one["id"] for one in tasks], "-o", "json"))
+        await asyncio.sleep(3)
+        other.execute("ROLLBACK")
+        told = await cancelling
+    assert (told.code, len(told.value)) == (0, 50), told.err
 
 
 @pytest.mark.parametrize(

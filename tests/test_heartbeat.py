@@ -15,6 +15,7 @@ from tests.harness import CHORES, ERRANDS
 from workqueue.contract import Contract
 from workqueue.errors import LedgerLost
 from workqueue.ledger import Claimed, LedgerBusy
+from workqueue.ledger.board import Seen
 from workqueue.ledger.none import NoLedger
 from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.observe.counting import BOUNDS_S, Counting
@@ -196,6 +197,9 @@ class Broken:
 
     async def remove(self, *_: object) -> None:
         raise LedgerBusy("no answer")
+
+    async def seen(self, within_s: float) -> list[Seen]:
+        return []
 
 
 async def test_a_busy_board_is_said_once_and_tried_again(

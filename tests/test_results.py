@@ -192,5 +192,5 @@ async def test_a_task_that_has_no_result_says_why() -> None:
 
 async def test_without_a_ledger_there_is_no_status() -> None:
     handle: Handle[None] = Handle(ID, SEND.operation, b"", None)
-    with pytest.raises(SettingInvalid, match="a status needs a ledger"):
+    with pytest.raises(SettingInvalid, match="need a ledger"):
         await handle.status()

@@ -263,6 +263,7 @@ class TaskCancelled(TaskDead):
 
     def __init__(self, task_id: UUID, error: str, *, worker: str | None, attempts: int) -> None:
         super().__init__(task_id, "cancelled", error, worker=worker, attempts=attempts)
+        self.args = (f"task {task_id} is cancelled, {error}",)
 
 
 class TaskUnfinished(WorkQueueError, TimeoutError):

@@ -37,6 +37,7 @@ nothing; nor does it for a leader that is always that far away. Before a consume
 leader has been elected, if that is what is going on: a consume would block the channel until it is."""
 PROVE_S = 5.0  # so that it is answered soon, unless the node is cut off from its peers
 
+REST_S = 1.0  # between two looks whether the connection of a paused consumer is there
 DRAIN_S = 3.0  # for the broker's word that it delivers no more: if that does not come, closing the channel says it too
 
 HELD_BYTES = 16 << 20
@@ -89,7 +90,7 @@ class Consumer:
 
     @property
     def is_consuming(self) -> bool:
-        """Whether the broker has it as a consumer, as far as the connection tells."""
+        """Whether the broker has it as a consumer, or would but for a pause, as far as the connection tells."""
         session = self._session
         return session is not None and session.lane.is_open
 
@@ -109,13 +110,12 @@ class Consumer:
         try:
             while self._session is not None or not self._draining:
                 if self._session is None and not self._open.is_set():
-                    await self._open.wait()
+                    await self._rest()
                     continue
                 session = self._session or await self._subscribed()
                 message = await self._next(session)
                 if message is None:
-                    await self._open.wait()
-                    await self._leave()
+                    await (self._leave() if self._open.is_set() else self._rest())
                     if not self._draining and time.monotonic() - session.began < BRIEF_S:
                         await asyncio.sleep(BRIEF_PAUSE_S)
                     continue
@@ -156,9 +156,21 @@ class Consumer:
     def resume(self) -> None:
         self._open.set()
 
+    async def _rest(self) -> None:
+        """While it is paused: stay connected, so that a broker that goes is noticed, and a queue keeps its marker."""
+        session = self._session = self._session or Session(await self._link.lane())
+        while not self._open.is_set() and session.lane.is_open:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REST_S):
+                    await self._open.wait()
+        if not self._open.is_set():
+            log.warning("%s  lost its connection: %s", self._tag, session.cause)
+        await self._leave()
+
     async def _take_no_more(self) -> None:
         if self._session is not None:
             session = self._session
+            session.left = True
             with suppress(*GONE):
                 async with asyncio.timeout(DRAIN_S):
                     await session.lane.cancel(self._tag)
@@ -176,8 +188,10 @@ class Consumer:
         while True:
             lane = await self._link.lane()
             try:
-                self._session = await self._consume(lane)
-                return self._session
+                session = self._session = await self._consume(lane)
+                if not self._open.is_set():  # it was paused meanwhile
+                    await self._take_no_more()
+                return session
             except GONE as error:
                 why = words(error)
                 if isinstance(error, TimeoutError):
@@ -218,7 +232,7 @@ class Consumer:
             except TimeoutError:
                 pass
             else:
-                if message is None and not self._draining and self._open.is_set():
+                if message is None and not session.left:
                     log.warning("%s  lost its consumer: %s", self._tag, session.cause)
                 return message
             try:
@@ -248,7 +262,10 @@ class Consumer:
         """Subscribe anew on the same channel: that is answered only by the queue's leader."""
         async with asyncio.timeout(PROVE_S):
             await session.lane.cancel(self._tag)
-            await self._subscribe(session)
+            if not session.left:
+                await self._subscribe(session)
+        if not self._open.is_set():  # it was paused meanwhile
+            await self._take_no_more()
 
     async def _leave(self) -> None:
         """End the session. Closing its channel gives what was delivered and not settled back to the broker."""

@@ -59,6 +59,8 @@ class Session:
     lane: Lane
     inbox: Inbox = field(default_factory=Inbox)
     began: float = field(default_factory=time.monotonic)
+    left: bool = False
+    """Whether it is this side that ends it."""
 
     def settle(self, tag: int, way: Way) -> None:
         """Raises ChannelLost."""

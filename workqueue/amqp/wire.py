@@ -124,9 +124,9 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         return Publisher(link, self._name, topology=self._topology, ours=ours)
 
     def not_consumed(self) -> list[str]:
-        """The queues that some consumer of this process should take messages from, and does not."""
-        idle = {consumer.queue for consumer in self._consumers if not consumer.is_consuming}
-        return sorted(idle - self._paused)
+        """The queues that some consumer of this process should take messages from, or would but for a pause, and is not
+        connected to."""
+        return sorted({consumer.queue for consumer in self._consumers if not consumer.is_consuming})
 
     async def pause(self, queue: str) -> None:
         """Take no message from the queue until `resume`; what is in hand goes on."""

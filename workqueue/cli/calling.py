@@ -28,7 +28,7 @@ from workqueue.cli.operate import (
 )
 from workqueue.client import as_uuid
 from workqueue.contract import Receive
-from workqueue.errors import IdInvalid, UsageInvalid
+from workqueue.errors import IdInvalid, UsageInvalid, WorkQueueError
 from workqueue.ops.cancelling import Cancelled, cancel
 from workqueue.ops.pausing import Paused, pause, resume
 from workqueue.ops.project import Project
@@ -56,47 +56,59 @@ def cancel_tasks(
     runs cancels its handler within two seconds; a handler that returns meanwhile has done it. Exit code 1 where one is
     not cancelled: it was done or dead before, or it runs still and is asked to stop.
     """
-    wanted = [id_of(id) for given in ids for id in (sys.stdin.read().split() if given == "-" else [given])]
-    project = project_of(folder)
+    wanted = ids_of(ids)
+    project, found = project_of(folder), dict[UUID, Cancelled]()
 
-    async def act() -> list[Cancelled]:
+    async def act() -> None:
         async with ledger_of(project, "cancel") as ledger:
-            return await cancel(ledger, wanted, why=why, within_s=within_s)
+            await cancel(ledger, wanted, found, why=why, within_s=within_s)
 
-    found = run(act)
+    try:
+        run(act)
+    except (WorkQueueError, KeyboardInterrupt):
+        if len(found) < len(wanted):
+            say(f"{len(found)} of {len(wanted)} were called off, see below; ask again for the others")
+        _told(list(found.values()), output)
+        raise
+    _told(list(found.values()), output)
+    return 0 if all(one.state == "cancelled" for one in found.values()) else 1
+
+
+def _told(found: list[Cancelled], output: Form) -> None:
     if output is Form.TABLE:
         made = table("task", "state", "kind", "worker")
         for one in found:
             row(made, one.id, one.state, one.kind or "", one.worker or "")
-        display(made if found else "no task was named")
+        display(made)
     else:
         write_json(output, found)
     for one in found:
         if one.state == "asked":
-            say(f"{one.id} runs still on {one.worker}, which was asked to stop it; its log says where it is")
-    return 0 if all(one.state == "cancelled" for one in found) else 1
+            say(f"{one.id} runs still on {one.worker}, which was asked to stop it, and says where one is that stays")
+        elif not one.known:
+            say(f"the ledger knew nothing of {one.id}: it is not run, should it come")
 
 
 @pausing.command()
 def pause_queue(queue: Queue, folder: Folder = HERE, output: Output = Form.TABLE, why: Why = "") -> int:
     """Let no worker take a task from the queue, until `workqueue resume`; what they have in hand goes on.
 
-    It outlasts restarts of workers and of the broker. Tasks are sent, and wait. Exit code 1 where a worker that is seen
-    does not say within some seconds that it has stopped.
+    It outlasts restarts of workers and of the broker. Tasks are sent, and wait. Exit code 1 where somebody takes from
+    it still after some seconds, or the broker can't be asked.
     """
     project = project_of(folder)
     _receive(project, queue)
 
     async def act() -> Paused:
         async with ledger_of(project, "pause") as ledger:
-            return await pause(ledger, queue, why=why)
+            return await pause(project, ledger, queue, f"pause-{os.getpid()}", why=why)
 
     return _shown(run(act), output)
 
 
 @resuming.command()
 def resume_queue(queue: Queue, folder: Folder = HERE, output: Output = Form.TABLE, why: Why = "") -> int:
-    """Let workers take tasks from the queue again. Exit code 1 as for `workqueue pause`."""
+    """Let workers take tasks from the queue again. Exit code 1 where one does not say so within some seconds."""
     project = project_of(folder)
     _receive(project, queue)
 
@@ -117,20 +129,21 @@ def purge_queue(
 ) -> int:
     """Throw away all that waits in the queue, and in its delays; each task is cancelled, as `workqueue task` tells.
 
-    What workers have in hand goes on; dead letters stay, see `workqueue dead drop`. Exit code 1 where something stays.
+    What workers have in hand goes on, and its messages stay; so do dead letters, see `workqueue dead drop`. Exit code 1
+    where something waits there after that.
     """
     can_be_asked(yes or dry_run)
     project = project_of(folder)
-    receive, name = _receive(project, queue), f"purge-{os.getpid()}"
+    receive, name, done = _receive(project, queue), f"purge-{os.getpid()}", Purged(queue)
 
     async def look() -> dict[str, int]:
         async with ledger_of(project, "purge", or_none=True) as ledger:
             return await waiting(project, ledger, receive, name)
 
-    async def act() -> Purged:
+    async def act() -> None:
         async with ledger_of(project, "purge", or_none=True) as ledger:
             with progress("purging") as tell:
-                return await purge(project, ledger, receive, name, why=why, tell=tell)
+                await purge(project, ledger, done, name, why=why, tell=tell)
 
     there = run(look)
     for each, count in there.items():
@@ -139,13 +152,17 @@ def purge_queue(
         return 0
     if any(there.values()) and not (yes or agreed(f"throw {sum(there.values()):,} away?")):
         return 1
-    done = run(act)
-    print(f"purge: {done.purged} of {done.matched} messages")
+    try:
+        run(act)
+    finally:
+        print(f"purge: {done.purged} of {done.matched} messages")
     if done.running:
-        say(f"{done.running} of them were copies of tasks that run, and go on")
+        say(f"{done.running} stay: their tasks run, and go on")
     if done.ended_by is not None:
         raise done.ended_by
-    return 0
+    if done.left > done.running:
+        say(f"{done.left} wait there now: more has come, or came back")
+    return 1 if done.left else 0
 
 
 def _shown(found: Paused, output: Form) -> int:
@@ -156,8 +173,15 @@ def _shown(found: Paused, output: Form) -> int:
     else:
         write_json(output, [found], one=True)
     if found.others:
-        say(f"not yet: {', '.join(found.others)}; a worker of an earlier version does not know of pauses")
-    return 1 if found.others else 0
+        say(f"not yet: {', '.join(found.others)}; one that died just now, or is of an earlier version, does not obey")
+    elif found.paused and found.consumers is None:
+        say("the broker does not answer: whether somebody takes from it still is not known")
+    elif found.paused and found.consumers:
+        say(
+            f"{found.consumers} consumers take from it still, which tell the ledger nothing: workers of an earlier "
+            "version, or without rights on its tables, or somebody else"
+        )
+    return 0 if found.is_so else 1
 
 
 def _receive(project: Project, queue: str) -> Receive:
@@ -165,6 +189,14 @@ def _receive(project: Project, queue: str) -> Receive:
     if queue not in project.receives:
         raise UsageInvalid(f"{queue!r} is no queue of this project's workers: {', '.join(project.receives)}")
     return project.receives[queue]
+
+
+def ids_of(given: list[str]) -> list[UUID]:
+    """Those that are named, and with `-` those on standard input. Raises UsageInvalid."""
+    found = [id_of(id) for word in given for id in (sys.stdin.read().split() if word == "-" else [word])]
+    if not found:
+        raise UsageInvalid("standard input has no id")
+    return list(dict.fromkeys(found))
 
 
 def id_of(text: str) -> UUID:

@@ -1,13 +1,12 @@
 """`workqueue forget ID...`: tasks erased, with all that is kept of them."""
 
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import typer
 
-from workqueue.cli.calling import id_of
+from workqueue.cli.calling import ids_of
 from workqueue.cli.operate import (
     HERE,
     Folder,
@@ -52,7 +51,7 @@ def forget_tasks(
     alone: cancel it first.
     """
     can_be_asked(yes or dry_run)
-    wanted = [id_of(id) for given in ids for id in (sys.stdin.read().split() if given == "-" else [given])]
+    wanted = ids_of(ids)
     project, name = project_of(folder), f"forget-{os.getpid()}"
 
     async def at_the_desk(act: Callable[[Ledger, Desk], Awaitable[list[Forgotten]]]) -> list[Forgotten]:

@@ -32,6 +32,8 @@ def send(
     where it is refused, dies, or is not done in time.
     """
     project = project_of(folder)
+    if wait is not None and not project.has_ledger:
+        raise UsageInvalid("--wait needs a ledger, the one that the workers use, and LEDGER_URL is none")
     package, operation = _operation(project, to)
     payload = dict(map(field_of, fields or ()))
     if kind != "-":

@@ -114,7 +114,7 @@ def rendered(found: Status) -> RenderableType:
     queues = table("queue", "ready:", "in hand:", "delayed:", "dead:", "consumers:", "workers:", "done/s:", "empty in:")
     for queue in found.queues:
         delayed = [count for count in queue.delayed.values() if count is not None]
-        left = "?" if queue.backlog_s is None else span(queue.backlog_s)
+        left = "paused" if queue.paused else "?" if queue.backlog_s is None else span(queue.backlog_s)
         row(
             queues, queue.queue, queue.ready, queue.in_hand, sum(delayed), queue.dead, queue.consumers, queue.workers,
             queue.rate, left,

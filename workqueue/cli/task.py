@@ -73,7 +73,7 @@ def rendered(found: Story) -> RenderableType:
         lines += [("", line) for line in one.traceback.splitlines()]
     lines += [("death", f"{death.at}  {death.worker}  {death.error}") for death in found.deaths]
     if found.finished_at is not None:
-        by = f" by {found.worker}" if found.worker else ""
+        by = f" by {found.worker}" if found.worker and found.state != "cancelled" else ""
         lines.append((found.state, f"{found.finished_at:%Y-%m-%d %H:%M:%S} UTC{by}"))
     if found.result is not None:
         lines.append(("result", json.dumps(found.result, ensure_ascii=False)))

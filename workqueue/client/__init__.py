@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import random
-import socket
 import time
 from collections.abc import Iterable
 from typing import Any, Self
@@ -211,8 +210,7 @@ class Client:
 
         Raises as `status`.
         """
-        told = f"by {self._name}@{socket.gethostname()}{f': {why}' if why else ''}"
-        return await self.results.cancel(as_uuid(id), told)
+        return await self.results.cancel(as_uuid(id), why)
 
     @property
     def sender(self) -> Sender:
@@ -248,7 +246,8 @@ class Client:
         sender = Sender(loaded, package, self._wire, tracer)
         if self._ledger is not None:
             self._recording = Recording(self._ledger, self._name)
-            self._results = Results(self._ledger, {name: each.results for name, each in sender.operations.items()})
+            readers = {name: each.results for name, each in sender.operations.items()}
+            self._results = Results(self._ledger, readers, self._name)
         await sender.open()
         self._sender = sender
 
@@ -284,7 +283,7 @@ def as_uuid(id: UUID | str) -> UUID:
     """An id as a task has it; in a URL, or in somebody's database, it is a text. Raises IdInvalid for another text."""
     try:
         return id if isinstance(id, UUID) else UUID(id)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise IdInvalid(str(id)) from error
 
 

@@ -188,6 +188,10 @@ class SyncHandle(Generic[R]):
         """As `Handle.status`."""
         return self.client.status_of(self.handle)
 
+    def cancel(self, why: str = "") -> Cancelling:
+        """As `Handle.cancel`."""
+        return self.client.cancel(self.id, why)
+
     def result(self, *, timeout_s: float | None = None) -> R:
         """As `Handle.result`."""
         return self.client.result_of(self.handle, timeout_s)

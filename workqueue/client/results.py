@@ -1,6 +1,7 @@
 """What became of tasks that were sent: their statuses, and their results in the models of the contract."""
 
 import asyncio
+import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,15 +22,19 @@ from workqueue.errors import (
 from workqueue.ledger import Cancelling, Ledger, LedgerBusy, Outcome
 from workqueue.tasks.policy import CONFLICT
 
+PATIENCE_S = 10.0  # with a ledger that is busy, where a task is to be cancelled
+AGAIN_S = 0.05
 LOOK_S = 1.0  # at the end of a wait, for the ledger's word on where the task is
 
 R = TypeVar("R")
 
 
 class Results:
-    """Asks a ledger about tasks; `readers` read the results of each send operation's tasks, by its name."""
+    """Asks a ledger about tasks; `readers` read the results of each send operation's tasks, by its name. `who` calls
+    tasks off."""
 
-    def __init__(self, ledger: Ledger, readers: Mapping[str, ResultReader]) -> None:
+    def __init__(self, ledger: Ledger, readers: Mapping[str, ResultReader], who: str = "") -> None:
+        self._who = f"{who}@{socket.gethostname()}"
         self._ledger, self._readers, self._waiting = ledger, readers, Waiting(ledger)
         self._loop, self._closed = asyncio.get_running_loop(), False
 
@@ -64,13 +69,18 @@ class Results:
         readers = self._readers.values() if operation is None else (self._readers[operation],)
         return _read(outcome, readers)
 
-    async def cancel(self, task_id: UUID, told: str) -> Cancelling:
-        """See `Ledger.cancel`. Raises LedgerUnreachable, LedgerLost."""
+    async def cancel(self, task_id: UUID, why: str) -> Cancelling:
+        """See `Client.cancel`. Raises LedgerUnreachable, LedgerLost."""
         self._check()
-        try:
-            return await self._ledger.cancel(task_id, told)
-        except LedgerBusy as error:
-            raise LedgerUnreachable(self._ledger.place, f"it does not answer: {error}") from error
+        told = f"by {self._who}{f': {why}' if why else ''}"
+        until_s = self._loop.time() + PATIENCE_S
+        while True:
+            try:
+                return await self._ledger.cancel(task_id, told)
+            except LedgerBusy as error:  # with the task's own completion, say
+                if self._loop.time() > until_s:
+                    raise LedgerUnreachable(self._ledger.place, f"it does not answer: {error}") from error
+            await asyncio.sleep(AGAIN_S)
 
     async def close(self) -> None:
         self._closed = True
@@ -121,6 +131,10 @@ class Handle(Generic[R]):
         made = await self._known().result(self.id, timeout_s=timeout_s, operation=self.operation, digest=self.digest)
         return cast(R, made)
 
+    async def cancel(self, why: str = "") -> Cancelling:
+        """Call the task off. As `Client.cancel`."""
+        return await self._known().cancel(self.id, why)
+
     def _known(self) -> Results:
         return with_ledger(self.results)
 
@@ -145,7 +159,9 @@ def _conflict(task_id: UUID) -> TaskDead:
 def with_ledger(results: Results | None) -> Results:
     """Raises SettingInvalid where there is no ledger to ask."""
     if results is None:
-        raise SettingInvalid("LEDGER_URL", "none", "a status needs a ledger, the one that the workers use")
+        raise SettingInvalid(
+            "LEDGER_URL", "none", "statuses, results and cancellations need a ledger, the one that the workers use"
+        )
     return results
 
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from getpass import getuser
 from typing import Any
 
-from workqueue.errors import LedgerUnreachable
-from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.ledger import Ledger
+from workqueue.ops.asking import asked
 
 
 @dataclass(frozen=True)
@@ -40,18 +40,12 @@ def as_text(given: str) -> str:
 
 async def note(ledger: Ledger, what: str, why: str, told: Mapping[str, object]) -> None:
     """Keep in the ledger that somebody did this. Raises LedgerUnreachable."""
-    try:
-        await ledger.board.note(operator(), what, as_text(why), json.dumps(told))
-    except LedgerBusy as error:
-        raise LedgerUnreachable(ledger.place, f"its audit can't be written: {error}") from error
+    await asked(ledger, lambda: ledger.board.note(operator(), what, as_text(why), json.dumps(told)))
 
 
 async def actions(ledger: Ledger, newest: int) -> list[Action]:
     """The newest so many, the newest last. Raises LedgerUnreachable."""
-    try:
-        notes = await ledger.board.notes(newest)
-    except LedgerBusy as error:
-        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+    notes = await asked(ledger, lambda: ledger.board.notes(newest))
     return [
         Action(datetime.fromtimestamp(one.at, UTC), one.who, one.what, one.why, json.loads(one.told))
         for one in reversed(notes)

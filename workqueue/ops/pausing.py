@@ -2,11 +2,15 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
-from workqueue.errors import LedgerUnreachable
-from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.amqp.look import look
+from workqueue.errors import BrokerUnreachable
+from workqueue.ledger import Ledger
+from workqueue.ops.asking import asked
 from workqueue.ops.audit import as_text, note, operator
+from workqueue.ops.project import Project
 from workqueue.ops.status import workers
 
 OBEY_S = 6.0  # a worker looks every second, and tells of itself every two
@@ -16,38 +20,62 @@ LOOK_S = 0.3
 @dataclass(frozen=True)
 class Paused:
     """A queue, and its workers: `obey` are those that have stopped taking from it, or have begun again; `others` have
-    not said so yet. `changed`: it was not so before."""
+    not said so yet. `changed`: it was not so before.
+
+    `consumers` still take from it, by what the broker knows, beside those that finish what they have in hand; None: it
+    does not answer.
+    """
 
     queue: str
     paused: bool
     changed: bool
     obey: tuple[str, ...]
     others: tuple[str, ...]
+    consumers: int | None
+
+    @property
+    def is_so(self) -> bool:
+        """Whether all obey. Of one that was resumed, the broker is not asked."""
+        return not self.others and (not self.paused or self.consumers == 0)
 
 
-async def pause(ledger: Ledger, queue: str, *, why: str) -> Paused:
-    """Let no worker take a task from the queue until `resume`, and wait until those that work say so. Raises
-    LedgerUnreachable."""
-    return await _set(ledger, queue, why, paused=True)
+async def pause(project: Project, ledger: Ledger, queue: str, name: str, *, why: str) -> Paused:
+    """Let no worker take a task from the queue until `resume`, and wait some seconds until none does. `name` is this
+    process in the broker's lists. Raises LedgerUnreachable."""
+    await note(ledger, "pause", why, {"queue": queue})
+    changed = await asked(ledger, lambda: ledger.board.pause(queue, operator(), as_text(why)))
+    until_s = time.monotonic() + OBEY_S
+    while True:
+        obey, others, in_hand = await _workers(ledger, queue, project.receives[queue].operation, paused=True)
+        consumers = None
+        with suppress(BrokerUnreachable, KeyError):
+            found = (await look(project.settings, [queue], name))[queue]
+            consumers = max(0, found.consumers - in_hand)  # one that was cancelled counts until its message is acked
+        told = Paused(queue, True, changed, obey, others, consumers)
+        if told.is_so or time.monotonic() > until_s:
+            return told
+        await asyncio.sleep(LOOK_S)
 
 
 async def resume(ledger: Ledger, queue: str, *, why: str) -> Paused:
-    return await _set(ledger, queue, why, paused=False)
-
-
-async def _set(ledger: Ledger, queue: str, why: str, *, paused: bool) -> Paused:
-    await note(ledger, "pause" if paused else "resume", why, {"queue": queue})
-    try:
-        if paused:
-            changed = await ledger.board.pause(queue, operator(), as_text(why))
-        else:
-            changed = await ledger.board.resume(queue)
-    except LedgerBusy as error:
-        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+    """Let workers take tasks from the queue again, and wait some seconds until they say so. Raises
+    LedgerUnreachable."""
+    await note(ledger, "resume", why, {"queue": queue})
+    changed = await asked(ledger, lambda: ledger.board.resume(queue))
     until_s = time.monotonic() + OBEY_S
     while True:
-        here = [one for one in await workers(ledger) if queue in one.queues and one.state in ("working", "waiting")]
-        others = tuple(one.name for one in here if one.queues[queue].paused is not paused)
+        obey, others, _ = await _workers(ledger, queue, "", paused=False)
         if not others or time.monotonic() > until_s:
-            return Paused(queue, paused, changed, tuple(one.name for one in here if one.name not in others), others)
+            return Paused(queue, False, changed, obey, others, None)
         await asyncio.sleep(LOOK_S)
+
+
+async def _workers(
+    ledger: Ledger, queue: str, operation: str, *, paused: bool
+) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """The names of those that say it is so with them, and of the others; how many tasks the former have in hand."""
+    here = [one for one in await workers(ledger) if queue in one.queues and one.state not in ("gone", "stopping")]
+    obey = [one for one in here if one.queues[queue].paused is paused]
+    others = tuple(one.name for one in here if one not in obey)
+    in_hand = sum(task.operation == operation for one in obey for task in one.in_hand)
+    return tuple(one.name for one in obey), others, in_hand

@@ -1,17 +1,20 @@
 """All that waits in a queue, thrown away, and each task of it called off: nobody waits for what never comes."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.held import hold
 from workqueue.amqp.look import look
-from workqueue.codec import ModelCodec, Undecodable
+from workqueue.codec import ModelCodec, Undecodable, digest
 from workqueue.contract import Receive
 from workqueue.errors import LedgerUnreachable, WorkQueueError
-from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.ledger import Ledger
 from workqueue.ledger.none import NoLedger
+from workqueue.ops.asking import asked
 from workqueue.ops.audit import as_text, note, operator
 from workqueue.ops.project import Project, same_ledger
 
@@ -20,61 +23,69 @@ TELL_EVERY = 100
 
 @dataclass
 class Purged:
-    """What was thrown away of `matched` messages. `running`: copies of tasks that run, which go on. `ended_by` is what
-    cut it short: the rest is there still."""
+    """What was thrown away of `matched` messages, and how many are `left`: those of tasks that run, which go on; those
+    that came meanwhile; and, where `ended_by` says what cut it short, the rest. -1: not known."""
 
     queue: str
-    matched: int
+    matched: int = 0
     purged: int = 0
     running: int = 0
+    left: int = -1
     ended_by: WorkQueueError | None = None
 
 
 async def waiting(project: Project, ledger: Ledger, receive: Receive, name: str) -> dict[str, int]:
-    """How much waits for its first attempt, and for its next one, by queue. Raises BrokerUnreachable, LedgerDiffers."""
-    queues = [receive.queue.name, *(rung.queue.name for rung in receive.rungs)]
+    """How much waits for its next attempt, and for its first one, by queue. Raises BrokerUnreachable, LedgerDiffers."""
+    queues = [*(rung.queue.name for rung in receive.rungs), receive.queue.name]
     depths = await look(project.settings, queues, name, *same_ledger(project, ledger, [receive.queue.name], name))
     return {queue: depth.messages for queue, depth in depths.items()}
 
 
 async def purge(
-    project: Project, ledger: Ledger, receive: Receive, name: str, *, why: str, tell: Callable[[int, int], object]
-) -> Purged:
+    project: Project, ledger: Ledger, done: Purged, name: str, *, why: str, tell: Callable[[int, int], object]
+) -> None:
     """Throw away what waits now, and cancel each task of it, so that a copy of it that comes later is not run either.
-    What a worker has in hand goes on. What cuts it short is in the answer; asked for again, it goes on.
+    What a worker has in hand goes on, and messages of it stay: one may be all there is of it.
 
-    Raises LedgerUnreachable and BrokerUnreachable before anything is thrown away.
+    What was done is in `done`, also where it is cut short; asked for again, it goes on. Raises LedgerUnreachable and
+    BrokerUnreachable before anything is thrown away.
     """
+    receive = project.receives[done.queue]
     there = await waiting(project, ledger, receive, name)
-    done, codec = Purged(receive.queue.name, sum(there.values())), project.codec(receive)
+    done.matched = sum(there.values())
     told = f"by {operator()}: purged{f', {as_text(why)}' if why else ''}"
-    await note(ledger, "purge begins", why, {"queue": receive.queue.name, "messages": done.matched})
+    await note(ledger, "purge begins", why, {"queue": done.queue, "messages": done.matched})
+    codec = project.codec(receive)
     try:
-        for queue, count in there.items():
+        for queue, count in there.items():  # the delays first: what they hold comes back to the tasks
             if not count:
                 continue
             async with hold(project.settings, queue, name) as held:
                 async for arrived in held:
-                    done.running += await _call_off(ledger, codec, arrived, told)
+                    if await _runs(ledger, codec, arrived, told):
+                        done.running += 1
+                        continue
                     await held.done(arrived)
                     done.purged += 1
                     if done.purged % TELL_EVERY == 0:
                         tell(done.purged, done.matched)
-    except LedgerBusy as error:
-        done.ended_by = LedgerUnreachable(ledger.place, f"it does not answer: {error}")
+        done.left = sum((await waiting(project, ledger, receive, name)).values())
     except WorkQueueError as error:
         done.ended_by = error
-    await note(ledger, "purge ends", why, {"queue": receive.queue.name, "messages": done.purged})
-    return done
+    finally:
+        with suppress(LedgerUnreachable):
+            await note(ledger, "purge ends", why, {"queue": done.queue, "messages": done.purged})
 
 
-async def _call_off(ledger: Ledger, codec: ModelCodec[Any], arrived: Arrival, told: str) -> bool:
-    """Whether the task runs, and so is left alone."""
+async def _runs(ledger: Ledger, codec: ModelCodec[Any], arrived: Arrival, told: str) -> bool:
+    """Whether the message is of a task that runs. Any other task is called off, unless another payload has its id."""
     task = codec.decode(arrived.body)
     if ledger.identity == NoLedger.identity or isinstance(task, Undecodable):
         return False
-    entry = await ledger.entry(task.id)
+    entry = await asked(ledger, partial(ledger.entry, task.id))
+    if entry is not None and entry.digest and entry.digest != digest(arrived.body):
+        return False
     if entry is not None and entry.held:
         return True
-    await ledger.cancel(task.id, told)
+    await asked(ledger, partial(ledger.cancel, task.id, told))
     return False

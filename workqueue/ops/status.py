@@ -53,14 +53,14 @@ class Work:
 class Worker:
     """A worker that was heard of `seen_s` seconds ago. `ahead_s` is its clock's, of this machine's.
 
-    `waiting`: for its broker, or for a queue. `gone`: it died, or can't reach the ledger, and has in hand what nobody
-    else has taken since.
+    `waiting`: for its broker, or for a queue. `paused`: an operator has paused all its queues. `gone`: it died, or
+    can't reach the ledger, and has in hand what nobody else has taken since.
     """
 
     name: str
     host: str
     pid: int
-    state: Literal["working", "waiting", "stopping", "gone"]
+    state: Literal["working", "waiting", "paused", "stopping", "gone"]
     seen_s: float
     ahead_s: float
     started_at: datetime
@@ -165,7 +165,8 @@ async def _as_left(ledger: Ledger, worker: Worker) -> Worker:
     left = []
     for one in worker.in_hand:
         entry = await ledger.entry(UUID(one.id))
-        if entry is not None and entry.state == "running" and entry.worker == worker.name:
+        is_its = entry is not None and entry.state == "running" and entry.worker == worker.name
+        if is_its and entry is not None and entry.cancel is None:
             left.append(one)
     return replace(worker, in_hand=tuple(left))
 
@@ -219,7 +220,9 @@ def _receiving(
         consumers=None if depth is None else depth.consumers,
         workers=len(here),
         rate=rate,
-        backlog_s=None if ready is None or (ready and not rate) else round(ready / rate if ready else 0.0, 1),
+        backlog_s=None
+        if ready is None or (ready and not rate) or name in pauses
+        else round(ready / rate if ready else 0.0, 1),
         paused=pauses.get(name),
     )
 

@@ -25,7 +25,7 @@ from workqueue.errors import (
     UsageInvalid,
 )
 from workqueue.extras import needed
-from workqueue.ledger import Ledger
+from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.lifecycle import Flags, load_settings, on_signals, prepare, run, say, seconds
 from workqueue.producer.source import lines
 from workqueue.settings import Settings
@@ -139,7 +139,11 @@ async def _produce(
         return BrokerUnreachable.exit_code
     if account.unread:
         return InputInvalid.exit_code
-    return 1 if account.refused or (follower is not None and (follower.dead or follower.unfinished)) else 0
+    return (
+        1
+        if account.refused or (follower is not None and (follower.dead or follower.cancelled or follower.unfinished))
+        else 0
+    )
 
 
 class Sending:
@@ -203,7 +207,13 @@ async def _matter(settings: Settings, ledger: Ledger, sends: list[contract.Send]
     except BrokerUnreachable as error:
         return f"no broker answers: {error.tried}: {error.cause}"
     said = []
+    with suppress(LedgerBusy):
+        for pause in await ledger.board.pauses():
+            if pause.queue in queues:
+                said.append(f"{pause.queue} is paused by {pause.who}{f': {pause.why}' if pause.why else ''}")
     for queue, dead_letters in queues.items():
+        if any(one.startswith(f"{queue} is paused") for one in said):
+            continue
         if queue in seen and not seen[queue].consumers:
             said.append(f"no worker takes from {queue}, where {_many(seen[queue].messages, 'wait')}; start one")
         elif queue in seen and seen[queue].messages:

@@ -58,7 +58,11 @@ class Follower(AbstractContextManager["Follower"]):
             *columns, console=self._console, transient=True, disable=not self._console.is_terminal
         )
         self._bar = self._progress.add_task("", total=0)
-        self.done = self.dead = 0
+        self.done = self.dead = self.cancelled = 0
+
+    @property
+    def _finished(self) -> int:
+        return self.done + self.dead + self.cancelled
 
     @property
     def unfinished(self) -> int:
@@ -106,7 +110,7 @@ class Follower(AbstractContextManager["Follower"]):
     async def _watch(self) -> None:
         turns = Turns(LOOK_AT)
         while True:
-            now_s, before, busy = time.monotonic(), self.done + self.dead, ""
+            now_s, before, busy = time.monotonic(), self._finished, ""
             turn = turns.next(self._pending)
             # Before it is sent, what the ledger knows of an id may be of another payload.
             sent = [task_id for task_id in turn if task_id in self._digests]
@@ -117,7 +121,7 @@ class Follower(AbstractContextManager["Follower"]):
                         self._record(self._own(outcome))
             except LedgerBusy as error:  # it is asked again
                 busy = f"the ledger does not answer: {error}"
-            finished = self.done + self.dead
+            finished = self._finished
             if finished > before or not turn:
                 self._moved_s, self._hint_s = now_s, HINT_S
                 if self._results is not None:
@@ -153,10 +157,13 @@ class Follower(AbstractContextManager["Follower"]):
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _record(self, outcome: Outcome) -> None:
-        done = outcome.state == "done"
-        self.done, self.dead = self.done + done, self.dead + (not done)
-        counts = self._workers.setdefault(outcome.worker, [0, 0])
-        counts[0 if done else 1] += 1
+        if outcome.state == "cancelled":  # by nobody's work
+            self.cancelled += 1
+        else:
+            done = outcome.state == "done"
+            self.done, self.dead = self.done + done, self.dead + (not done)
+            counts = self._workers.setdefault(outcome.worker, [0, 0])
+            counts[0 if done else 1] += 1
         if self._results is not None:
             said, _, _ = (outcome.error or "").partition("\n")  # below it is the traceback
             line = {
@@ -173,8 +180,9 @@ class Follower(AbstractContextManager["Follower"]):
             column.justify = "right"
         for worker, (done, dead) in sorted(self._workers.items()):
             table.add_row(Text(escaped(worker)), str(done), str(dead), f"{(done + dead) / (self.done + self.dead):.0%}")
-        unfinished = f", {self.unfinished} unfinished" * bool(self.unfinished)
-        table.caption = f"{self.done} done, {self.dead} dead{unfinished}, in {elapsed_s:.1f} s"
+        more = f", {self.cancelled} cancelled" * bool(self.cancelled)
+        more += f", {self.unfinished} unfinished" * bool(self.unfinished)
+        table.caption = f"{self.done} done, {self.dead} dead{more}, in {elapsed_s:.1f} s"
         console = Console()
         with console.capture() as printed:  # by itself it ends the process when the reader of its output has gone
             console.print(table)

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 BEAT_S = 2.0
 AGAIN_S = 4.0  # after a failure: a role without the privilege would cost the ledger its connection each time
 END_S = 1.0
+TOLD_AT = 2  # failures in a row: a lock of another process's is not worth a line
+GONE_S = 10.0  # without a word: it has died
+FORGET_S = 3600.0  # after which nobody is told of it
 RATE_S = 60.0  # over which the rate is taken
 COUNTED: dict[type, str] = {Done: "done", Retrying: "failed", Dead: "dead", HandedBack: "handed_back"}
 NOBODY = UUID(int=0)
@@ -50,29 +53,41 @@ class Heartbeat:
     id: UUID = field(default_factory=uuid4)
     _began: float = field(default_factory=time.time)
     _done: deque[tuple[float, Counter[str]]] = field(default_factory=lambda: deque(maxlen=int(RATE_S / BEAT_S) + 1))
-    _said: bool = False
+    _failures: int = 0
 
     async def beat(self, fatal: Callable[[BaseException], object]) -> None:
         """Until it is cancelled. `fatal` is told when the ledger is lost: no task could be claimed either."""
         try:
+            with suppress(LedgerBusy):
+                await self._take_over()
             while True:  # noqa: ASYNC110  # nothing else tells when
                 await asyncio.sleep(BEAT_S if await self._put() else AGAIN_S)
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
             fatal(error)
+
+    async def _take_over(self) -> None:
+        """One of this name that died on this host is replaced by this one, also once that has ended."""
+        for seen in await self.ledger.board.seen(FORGET_S):
+            if (
+                seen.name == self.name
+                and seen.seen_s > GONE_S
+                and json.loads(seen.told)["host"] == socket.gethostname()
+            ):
+                await self.ledger.board.remove(seen.id)
 
     async def _put(self) -> bool:
         try:
             await self.crew.save(self.ledger)
             await self.ledger.board.put(self.id, self.name, json.dumps(self.told()))
         except LedgerBusy as error:
-            if not self._said:
+            self._failures += 1
+            if self._failures == TOLD_AT:
                 log.warning("%s  can't tell the ledger that it works: %s", self.name, error)
-            self._said = True
             with suppress(LedgerBusy):  # it may just be this that is refused; claims need to write, too
                 await self.ledger.renew(NOBODY, 0, AGAIN_S)
                 self.health.ledger_s = time.monotonic()
             return False
-        self._said = False
+        self._failures = 0
         self.health.ledger_s = time.monotonic()
         return True
 
@@ -115,7 +130,9 @@ class Heartbeat:
     def _state(self) -> str:
         if self.crew.draining:
             return "stopping"
-        return "waiting" if not self.health.starting and self.health.not_consumed() else "working"
+        if not self.health.starting and self.health.not_consumed():
+            return "waiting"
+        return "paused" if self.health.paused.issuperset(job.receive.queue.name for job in self.jobs) else "working"
 
     def _counts(self, operation: str) -> dict[str, int]:
         return {word: self.counting.of[operation, what] for what, word in COUNTED.items()}

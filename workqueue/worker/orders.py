@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from workqueue.worker.crew import Crew
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-AGAIN_S = 4.0  # after a failure: a role without the privilege would cost the ledger its connection each time
+AGAIN_S = 4.0  # after a failure with the pauses: each costs the ledger its connection where a role lacks the privilege
 FIRST_S = 2.0  # that a start waits for; a ledger that is silent for longer grants no claims either
 
 
@@ -32,6 +33,8 @@ class Orders:
     health: Health
     tell: Listener
     _said: bool = False
+    _pauses_s: float = 0.0
+    """Not before, pauses are looked for (monotonic)."""
 
     async def first(self) -> None:
         """Before the first message is taken: what is paused stays so when a worker starts."""
@@ -44,22 +47,24 @@ class Orders:
     async def obey(self, fatal: Callable[[BaseException], object]) -> None:
         """Until it is cancelled. `fatal` is told when the ledger is lost."""
         try:
-            while True:  # noqa: ASYNC110  # nothing else tells when
-                await asyncio.sleep(LOOK_S if await self._look() else AGAIN_S)
+            while True:
+                await asyncio.sleep(LOOK_S)
+                await self._look()
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
             fatal(error)
 
-    async def _look(self) -> bool:
+    async def _look(self) -> None:
         try:
             await self._cancel()
-            await self._pause({pause.queue: pause for pause in await self.ledger.board.pauses()})
+            if time.monotonic() >= self._pauses_s:
+                self._pauses_s = time.monotonic() + AGAIN_S
+                await self._pause({pause.queue: pause for pause in await self.ledger.board.pauses()})
+                self._pauses_s = 0.0
+            self._said = False
         except LedgerBusy as error:
             if not self._said:
                 log.warning("%s  can't see what operators ask of it: %s", self.name, error)
             self._said = True
-            return False
-        self._said = False
-        return True
 
     async def _cancel(self) -> None:
         running = {scope.task_id: scope for scope in self.crew.running()}
@@ -72,8 +77,8 @@ class Orders:
         for queue in self.queues:
             pause = wanted.get(queue)
             if pause is not None and queue not in self.health.paused:
-                self.health.paused.add(queue)
                 await self.wire.pause(queue)
+                self.health.paused.add(queue)
                 self.tell(Paused(self.name, queue, pause.who, pause.why))
             elif pause is None and queue in self.health.paused:
                 self.health.paused.discard(queue)
