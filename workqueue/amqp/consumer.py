@@ -150,8 +150,9 @@ class Consumer:
 
     async def pause(self) -> None:
         """Take no message until `resume`. One that was delivered is still handled."""
-        self._open.clear()
-        await self._take_no_more()
+        if not self._draining:
+            self._open.clear()
+            await self._take_no_more()
 
     def resume(self) -> None:
         self._open.set()

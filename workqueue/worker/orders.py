@@ -59,8 +59,7 @@ class Orders:
             if time.monotonic() >= self._pauses_s:
                 self._pauses_s = time.monotonic() + AGAIN_S
                 await self._pause({pause.queue: pause for pause in await self.ledger.board.pauses()})
-                self._pauses_s = 0.0
-            self._said = False
+                self._pauses_s, self._said = 0.0, False
         except LedgerBusy as error:
             if not self._said:
                 log.warning("%s  can't see what operators ask of it: %s", self.name, error)
