@@ -53,6 +53,15 @@ class Message:
     """Of what a handler returns. None if the contract does not say, as it need not to those who only send."""
     result_max_bytes: int | None
 
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The schema of the headers itself, with no reference in its place."""
+        schema: Mapping[str, Any]
+        (schema,) = self.headers_schema["allOf"]
+        while "$ref" in schema:
+            schema = self.headers_schema["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return schema
+
 
 @dataclass(frozen=True)
 class Send:

@@ -15,7 +15,7 @@ from workqueue.amqp.marker import Marked, Marker
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
 from workqueue.codec import Body
-from workqueue.contract import Contract, Message, Send
+from workqueue.contract import Contract, Send
 from workqueue.settings import Settings
 
 
@@ -119,7 +119,7 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         reading from one that publishes when memory or disk run out, and the acks of the consumers must get through
         (https://www.rabbitmq.com/docs/alarms)."""
         receives = self._contract.receives.values()
-        ours = {name for receive in receives for name in declared_headers(receive.message)}
+        ours = {name for receive in receives for name in receive.message.headers.get("properties", {})}
         link = self._link(f"{self._name} publishes", self._topology.declare)
         return Publisher(link, self._name, topology=self._topology, ours=ours)
 
@@ -153,14 +153,6 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         link = Link(self._settings, name, *declares, first=first, connect=self._connect)
         self._links.append(link)
         return link
-
-
-def declared_headers(message: Message) -> set[str]:
-    """The names of the headers that the contract declares for a message."""
-    (schema,) = message.headers_schema["allOf"]
-    while "$ref" in schema:
-        schema = message.headers_schema["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-    return set(schema.get("properties", {}))
 
 
 def _queue_name(params: EndpointParams) -> str:

@@ -1,7 +1,6 @@
 """`workqueue cancel`, `pause`, `resume`, `purge`: what is not to be done, or not now."""
 
 import os
-import sys
 from typing import Annotated
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from workqueue.cli.operate import (
     call,
     can_be_asked,
     display,
+    ids_of,
     ledger_of,
     progress,
     project_of,
@@ -26,9 +26,8 @@ from workqueue.cli.operate import (
     table,
     write_json,
 )
-from workqueue.client import as_uuid
 from workqueue.contract import Receive
-from workqueue.errors import IdInvalid, UsageInvalid, WorkQueueError
+from workqueue.errors import UsageInvalid, WorkQueueError
 from workqueue.ops.cancelling import Cancelled, cancel
 from workqueue.ops.pausing import Paused, pause, resume
 from workqueue.ops.project import Project
@@ -189,22 +188,6 @@ def _receive(project: Project, queue: str) -> Receive:
     if queue not in project.receives:
         raise UsageInvalid(f"{queue!r} is no queue of this project's workers: {', '.join(project.receives)}")
     return project.receives[queue]
-
-
-def ids_of(given: list[str]) -> list[UUID]:
-    """Those that are named, and with `-` those on standard input. Raises UsageInvalid."""
-    found = [id_of(id) for word in given for id in (sys.stdin.read().split() if word == "-" else [word])]
-    if not found:
-        raise UsageInvalid("standard input has no id")
-    return list(dict.fromkeys(found))
-
-
-def id_of(text: str) -> UUID:
-    """Raises UsageInvalid."""
-    try:
-        return as_uuid(text)
-    except IdInvalid as error:
-        raise UsageInvalid(f"{text!r} is no id of a task, which is a UUID") from error
 
 
 def main_cancel(arguments: list[str]) -> int:

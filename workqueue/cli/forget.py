@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from workqueue.cli.calling import ids_of
 from workqueue.cli.operate import (
     HERE,
     Folder,
@@ -17,6 +16,7 @@ from workqueue.cli.operate import (
     call,
     can_be_asked,
     display,
+    ids_of,
     ledger_of,
     progress,
     project_of,

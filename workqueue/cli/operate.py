@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
 import typer
 import uvloop
@@ -22,7 +23,7 @@ from rich.text import Text
 
 from workqueue.dev.broker import find as find_broker
 from workqueue.dev.programs import BrokerError
-from workqueue.errors import OutputFailed, UsageInvalid, WorkerFault, WorkQueueError, escaped
+from workqueue.errors import IdInvalid, OutputFailed, UsageInvalid, WorkerFault, WorkQueueError, escaped
 from workqueue.ledger import Ledger, open_ledger
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.project import Project, find
@@ -266,3 +267,21 @@ def field_of(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def ids_of(given: list[str]) -> list[UUID]:
+    """Those that are named, and with `-` those on standard input. Raises UsageInvalid."""
+    found = [id_of(id) for word in given for id in (sys.stdin.read().split() if word == "-" else [word])]
+    if not found:
+        raise UsageInvalid("standard input has no id")
+    return list(dict.fromkeys(found))
+
+
+def id_of(text: str) -> UUID:
+    """Raises UsageInvalid."""
+    from workqueue.client import as_uuid  # which a command that is given no id starts without
+
+    try:
+        return as_uuid(text)
+    except IdInvalid as error:
+        raise UsageInvalid(f"{text!r} is no id of a task, which is a UUID") from error

@@ -16,14 +16,14 @@ from workqueue.cli.operate import (
     app,
     call,
     display,
+    id_of,
     ledger_of,
     project_of,
     reached,
     run,
     write_json,
 )
-from workqueue.client import as_uuid
-from workqueue.errors import IdInvalid, UsageInvalid, escaped
+from workqueue.errors import escaped
 from workqueue.ops.story import Attempt, Return, Story, story
 
 commands = app()
@@ -41,10 +41,7 @@ def show(
     is forgotten since.
     """
     project = project_of(folder)
-    try:
-        task_id = as_uuid(id)
-    except IdInvalid as error:
-        raise UsageInvalid(f"{id!r} is no id of a task, which is a UUID") from error
+    task_id = id_of(id)
 
     async def ask() -> Story:
         async with ledger_of(project, "task") as ledger:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
+from workqueue.client.asking import asked
 from workqueue.client.status import Status, reason_of, status_of
 from workqueue.client.waiting import Waiting
 from workqueue.codec.results import ResultReader
@@ -22,8 +23,6 @@ from workqueue.errors import (
 from workqueue.ledger import Cancelling, Ledger, LedgerBusy, Outcome
 from workqueue.tasks.policy import CONFLICT
 
-PATIENCE_S = 10.0  # with a ledger that is busy, where a task is to be cancelled
-AGAIN_S = 0.05
 LOOK_S = 1.0  # at the end of a wait, for the ledger's word on where the task is
 
 R = TypeVar("R")
@@ -73,14 +72,7 @@ class Results:
         """See `Client.cancel`. Raises LedgerUnreachable, LedgerLost."""
         self._check()
         told = f"by {self._who}{f': {why}' if why else ''}"
-        until_s = self._loop.time() + PATIENCE_S
-        while True:
-            try:
-                return await self._ledger.cancel(task_id, told)
-            except LedgerBusy as error:  # with the task's own completion, say
-                if self._loop.time() > until_s:
-                    raise LedgerUnreachable(self._ledger.place, f"it does not answer: {error}") from error
-            await asyncio.sleep(AGAIN_S)
+        return await asked(self._ledger, lambda: self._ledger.cancel(task_id, told))
 
     async def close(self) -> None:
         self._closed = True

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
+GONE_S = 10.0  # a process tells every two seconds: one that has not for so long has died, or can't reach the ledger
+RECENT_S = 3600.0  # one that was heard of longer ago is not told any more
+
 
 class Seen(NamedTuple):
     """A process that works with the ledger. `seen_s` seconds ago, by the ledger's clock, it told this (JSON)."""

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from getpass import getuser
 from typing import Any
 
+from workqueue.client.asking import asked
 from workqueue.ledger import Ledger
-from workqueue.ops.asking import asked
 
 
 @dataclass(frozen=True)

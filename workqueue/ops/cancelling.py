@@ -8,9 +8,9 @@ from functools import partial
 from typing import Literal
 from uuid import UUID
 
+from workqueue.client.asking import asked
 from workqueue.client.status import status_of
 from workqueue.ledger import Cancelling, Ledger
-from workqueue.ops.asking import asked
 from workqueue.ops.audit import as_text, note, operator
 
 LOOK_S = 0.2  # between two looks at what is asked to stop

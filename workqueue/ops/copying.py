@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 from workqueue.errors import LedgerClosed, UsageInvalid, WorkQueueError
 from workqueue.ledger import SCHEMA_VERSION, open_ledger
+from workqueue.ledger.board import GONE_S
 from workqueue.ledger.door import Door, Mark
 from workqueue.ledger.whole import Held, Whole, exists, open_whole
 from workqueue.ops.audit import as_text, operator
 from workqueue.settings import Settings, hide_password
 
-GONE_S = 10.0  # after which a worker that does not tell of itself is gone
 END_S = 2.0  # that the connections of one that has just ended may be seen for
 LOOK_S = 0.2
 NOTES = 200  # in a transaction

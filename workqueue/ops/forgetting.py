@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 from uuid import UUID
 
-from workqueue.errors import LedgerUnreachable, WorkQueueError
-from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.client.asking import asked
+from workqueue.errors import WorkQueueError
+from workqueue.ledger import Ledger
 from workqueue.ops.audit import note
 from workqueue.ops.desk import Desk
 from workqueue.ops.letters import Filter, Letter
@@ -63,7 +65,7 @@ async def forget(ledger: Ledger, desk: Desk, ids: Iterable[UUID], *, why: str) -
             raise LettersStay(stay)
     _count(wanted, selection.letters)
     for one in wanted.values():
-        one.row = await _erase(ledger, one.id)
+        one.row = await asked(ledger, partial(ledger.forget, one.id))
         if not one.row and one.state != "unknown":
             one.state = await _state(ledger, one.id)  # it was sent back in between
     # No ids: one that is made of a key says whose task it was, and the audit is kept for good.
@@ -82,15 +84,5 @@ def _of(ids: Iterable[UUID]) -> Filter:
 
 
 async def _state(ledger: Ledger, task_id: UUID) -> State:
-    try:
-        entry = await ledger.entry(task_id)
-    except LedgerBusy as error:
-        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+    entry = await asked(ledger, partial(ledger.entry, task_id))
     return "unknown" if entry is None else entry.state
-
-
-async def _erase(ledger: Ledger, task_id: UUID) -> bool:
-    try:
-        return await ledger.forget(task_id)
-    except LedgerBusy as error:
-        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error

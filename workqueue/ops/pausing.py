@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from workqueue.amqp.look import look
+from workqueue.client.asking import asked
 from workqueue.errors import BrokerUnreachable
 from workqueue.ledger import Ledger
-from workqueue.ops.asking import asked
 from workqueue.ops.audit import as_text, note, operator
 from workqueue.ops.project import Project
 from workqueue.ops.status import workers

@@ -9,12 +9,12 @@ from typing import Any
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.held import hold
 from workqueue.amqp.look import look
+from workqueue.client.asking import asked
 from workqueue.codec import ModelCodec, Undecodable, digest
 from workqueue.contract import Receive
 from workqueue.errors import LedgerUnreachable, WorkQueueError
 from workqueue.ledger import Ledger
 from workqueue.ledger.none import NoLedger
-from workqueue.ops.asking import asked
 from workqueue.ops.audit import as_text, note, operator
 from workqueue.ops.project import Project, same_ledger
 

@@ -13,13 +13,10 @@ from workqueue.amqp.look import look
 from workqueue.contract import Receive, Send
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Ledger, LedgerBusy
-from workqueue.ledger.board import Seen
+from workqueue.ledger.board import GONE_S, RECENT_S, Seen
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.project import Project, same_ledger
 from workqueue.settings import hide_password
-
-RECENT_S = 3600.0  # a worker that was heard of longer ago is not told any more
-GONE_S = 10.0  # it tells every two seconds
 
 
 @dataclass(frozen=True)
@@ -165,8 +162,9 @@ async def _as_left(ledger: Ledger, worker: Worker) -> Worker:
     left = []
     for one in worker.in_hand:
         entry = await ledger.entry(UUID(one.id))
-        is_its = entry is not None and entry.state == "running" and entry.worker == worker.name
-        if is_its and entry is not None and entry.cancel is None:
+        if entry is None or entry.cancel is not None:
+            continue
+        if entry.state == "running" and entry.worker == worker.name:
             left.append(one)
     return replace(worker, in_hand=tuple(left))
 

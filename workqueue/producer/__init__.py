@@ -26,6 +26,7 @@ from workqueue.errors import (
 )
 from workqueue.extras import needed
 from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.ledger.board import Pause
 from workqueue.lifecycle import Flags, load_settings, on_signals, prepare, run, say, seconds
 from workqueue.producer.source import lines
 from workqueue.settings import Settings
@@ -206,13 +207,13 @@ async def _matter(settings: Settings, ledger: Ledger, sends: list[contract.Send]
         seen = await look(settings, [*queues, *filter(None, queues.values())], "looks")
     except BrokerUnreachable as error:
         return f"no broker answers: {error.tried}: {error.cause}"
-    said = []
+    pauses: list[Pause] = []
     with suppress(LedgerBusy):
-        for pause in await ledger.board.pauses():
-            if pause.queue in queues:
-                said.append(f"{pause.queue} is paused by {pause.who}{f': {pause.why}' if pause.why else ''}")
+        pauses = await ledger.board.pauses()
+    paused, said = {one.queue: one for one in pauses}, []
     for queue, dead_letters in queues.items():
-        if any(one.startswith(f"{queue} is paused") for one in said):
+        if pause := paused.get(queue):
+            said.append(f"{queue} is paused by {pause.who}{f': {pause.why}' if pause.why else ''}")
             continue
         if queue in seen and not seen[queue].consumers:
             said.append(f"no worker takes from {queue}, where {_many(seen[queue].messages, 'wait')}; start one")

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 from workqueue.contract import Contract
 from workqueue.errors import LedgerLost
 from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.ledger.board import GONE_S, RECENT_S
 from workqueue.observe.counting import Counting
 from workqueue.observe.health import Health
 from workqueue.tasks.events import Dead, Done, HandedBack, Retrying
@@ -29,8 +30,6 @@ BEAT_S = 2.0
 AGAIN_S = 4.0  # after a failure: a role without the privilege would cost the ledger its connection each time
 END_S = 1.0
 TOLD_AT = 2  # failures in a row: a lock of another process's is not worth a line
-GONE_S = 10.0  # without a word: it has died
-FORGET_S = 3600.0  # after which nobody is told of it
 RATE_S = 60.0  # over which the rate is taken
 COUNTED: dict[type, str] = {Done: "done", Retrying: "failed", Dead: "dead", HandedBack: "handed_back"}
 NOBODY = UUID(int=0)
@@ -67,7 +66,7 @@ class Heartbeat:
 
     async def _take_over(self) -> None:
         """One of this name that died on this host is replaced by this one, also once that has ended."""
-        for seen in await self.ledger.board.seen(FORGET_S):
+        for seen in await self.ledger.board.seen(RECENT_S):
             if (
                 seen.name == self.name
                 and seen.seen_s > GONE_S

@@ -1,4 +1,4 @@
-"""Questions of operators to a ledger that may be busy for a moment: with a task's completion, or a restart."""
+"""Questions to a ledger that may be busy for a moment: with a task's completion, or a restart."""
 
 import asyncio
 import time
