@@ -1,4 +1,4 @@
-"""A lane on aio-pika's own channel, by its public methods alone: what the runtime's is compared with.
+"""Lanes on aio-pika's own channels, by its public methods alone: what the runtime's is compared with.
 
 `tests/test_lane.py` holds both to the same promises, and `bench` measures the one beside the other.
 """
@@ -17,7 +17,7 @@ from yarl import URL
 
 from workqueue.amqp.frames import Arrival, Closed
 from workqueue.amqp.handshake import CLOSED, GONE, GOODBYE_S, lost, words
-from workqueue.amqp.lane import Declaration, Deliver, Depth, Lane, Nacked, Refused, Unroutable
+from workqueue.amqp.lane import Connection, Declaration, Deliver, Depth, Nacked, Refused, Unroutable
 from workqueue.delivery import Properties, Way
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import Settings, hide_password
@@ -31,17 +31,37 @@ CODES = {
 }
 
 
-async def open_plain(uri: str, settings: Settings, name: str, declares: Iterable[Declaration] = ()) -> Lane:
-    """In place of `open_lane`."""
+async def open_plain(uri: str, settings: Settings, name: str, declares: Iterable[Declaration] = ()) -> Connection:
+    """In place of `open_connection`."""
     url = URL(uri).extend_query(heartbeat=max(1, round(settings.heartbeat_s)))
     try:
         connection = await aio_pika.connect(url, timeout=CONNECT_S, client_properties={"connection_name": name})
-        lane = PlainLane(connection, await connection.channel(on_return_raises=True))
+        opened = PlainConnection(connection, await _lane_on(connection))
         for declare in declares:
-            await declare(lane.connection)
+            await declare(opened.first.connection)
     except GONE as error:
         raise BrokerUnreachable(hide_password(uri), words(error)) from error
-    return lane
+    return opened
+
+
+async def _lane_on(connection: AbstractConnection) -> "PlainLane":
+    return PlainLane(connection, await connection.channel(on_return_raises=True))
+
+
+class PlainConnection:
+    """See `Connection`."""
+
+    def __init__(self, connection: AbstractConnection, first: "PlainLane") -> None:
+        self._connection, self.first = connection, first
+
+    async def another(self) -> "PlainLane":
+        return await _lane_on(self._connection)
+
+    async def close(self) -> None:
+        await self.first.done()
+        with suppress(*GONE):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._connection.close(ConnectionError(CLOSED))
 
 
 class PlainLane:
@@ -120,11 +140,15 @@ class PlainLane:
         self._end(cause)
         self._do(self._connection.close(ConnectionError(cause)))
 
-    async def close(self) -> None:
+    async def done(self) -> None:
+        """Return once all that was settled is written."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self.done()
         with suppress(*GONE):
             async with asyncio.timeout(GOODBYE_S):
-                await self._connection.close(ConnectionError(CLOSED))
+                await self._channel.close()
         self._end(CLOSED)
 
     def _check(self) -> None:

@@ -15,7 +15,7 @@ from tests.test_refusals import linked, queue
 from workqueue.amqp import connection
 from workqueue.amqp.connection import STUMBLES, Link, Stumbled, failure
 from workqueue.amqp.frames import Closed
-from workqueue.amqp.lane import Declaration, Depth, Lane
+from workqueue.amqp.lane import Connection, Declaration, Depth, Lane
 from workqueue.amqp.look import look
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import Settings
@@ -24,6 +24,7 @@ from workqueue.testing.given import Broker
 
 NOWHERE = Settings(amqp_uri=("amqp://127.0.0.1:1/",))
 LANE = cast(Lane, SimpleNamespace(is_open=True))
+CONNECTION = cast(Connection, SimpleNamespace(first=LANE))
 
 
 def declared(node: Broker, uri: str) -> list[str]:
@@ -63,14 +64,14 @@ async def test_a_broker_that_stumbles_is_asked_again_and_not_for_ever(
     """RabbitMQ 3.10 closes with 541 when many declare a quorum queue that is just being made."""
     tried = 0
 
-    async def opened(*_: object) -> Lane:
+    async def opened(*_: object) -> Connection:
         nonlocal tried
         tried += 1
         if tried <= failures:
             raise Stumbled("there", "INTERNAL_ERROR")
-        return LANE
+        return CONNECTION
 
-    monkeypatch.setattr(connection, "open_lane", opened)
+    monkeypatch.setattr(connection, "open_connection", opened)
     monkeypatch.setattr(connection, "STUMBLE_S", 0.0)
     link = Link(Settings(), "w")
     if failures < tries:
@@ -90,11 +91,11 @@ def test_only_an_internal_error_of_the_broker_is_a_stumble(closed: int | None, s
 async def test_another_failure_is_not_tried_again_at_the_same_address(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    async def opened(uri: str, settings: Settings, name: str, declares: Iterable[Declaration]) -> Lane:
+    async def opened(uri: str, settings: Settings, name: str, declares: Iterable[Declaration]) -> Connection:
         tried.append(uri)
         raise BrokerUnreachable(uri, "it is down")
 
-    monkeypatch.setattr(connection, "open_lane", opened)
+    monkeypatch.setattr(connection, "open_connection", opened)
     with pytest.raises(BrokerUnreachable):
         await Link(Settings(amqp_uri=("amqp://one/", "amqp://two/")), "w").open()
     assert tried == ["amqp://one/", "amqp://two/"]
@@ -133,8 +134,8 @@ async def test_a_close_that_was_cut_off_goes_on_and_the_next_one_waits_for_it() 
         await asyncio.sleep(0.2)
         closed.set()
 
-    async def opened(*_: object) -> Lane:
-        return cast(Lane, SimpleNamespace(is_open=True, close=close))
+    async def opened(*_: object) -> Connection:
+        return cast(Connection, SimpleNamespace(first=LANE, close=close))
 
     link = Link(Settings(), "w", connect=opened)
     await link.open()

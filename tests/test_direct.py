@@ -36,10 +36,10 @@ class Broker:
             write=self._write,
             writelines=lambda parts: self._write(b"".join(parts)),
             is_closing=lambda: self.aborted,
-            abort=self._abort,
             get_write_buffer_size=lambda: 0,
         )
-        self.tap = SimpleNamespace(attach=lambda receiver, number: None, most_bytes=0)
+        self.tap = SimpleNamespace(attach=lambda receiver, number: None, detach=lambda receiver, number: None)
+        self.cause: str | None = None
         me: Any = self
         self.lane = DirectLane(me, me)
 
@@ -51,8 +51,8 @@ class Broker:
         self.written += data
         self.writes.append(data)
 
-    def _abort(self) -> None:
-        self.aborted = True
+    def abort(self, cause: str) -> None:
+        self.cause, self.aborted = cause, True
 
     def publish(self, message_id: str | None) -> "asyncio.Future[None]":
         properties = Basic.Properties(message_id=message_id)
@@ -298,7 +298,7 @@ async def test_a_worker_that_gets_nothing_but_deliveries_keeps_its_connection(si
     tasks = simulate(450, seconds=0.02)
     await site.send(tasks)
     await site.all_end(tasks)
-    assert not worker.says("lost its consumer")
+    assert not worker.says("lost a consumer")
 
 
 UNREADABLE: dict[str, tuple[dict[str, Any], bytes, bytes]] = {
@@ -323,7 +323,7 @@ async def test_a_message_whose_properties_cannot_be_read_is_dead_lettered_and_co
         letters = await site.dead_letters(len(UNREADABLE))
     assert [str(letter.headers["x-error"]) for letter in letters] == ["its properties can't be read"] * len(UNREADABLE)
     assert all(letter.body == b"{}" for letter in letters)
-    assert not worker.says("lost its consumer")
+    assert not worker.says("lost a consumer")
     tasks = simulate(5)
     await site.send(tasks)
     await site.all_end(tasks)

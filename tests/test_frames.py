@@ -1,7 +1,8 @@
 """What belongs to a lane is taken off a connection as it arrives; everything else passes, byte for byte."""
 
 import asyncio
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -35,14 +36,15 @@ class Sent:
     redelivered: bool
     parts: list[bytes]
     heartbeats: bool
+    channel: int = 1
 
     @property
     def frames(self) -> list[bytes]:
         size = sum(map(len, self.parts))
         frames = [
-            frame.marshal(Basic.Deliver("worker1.1", self.tag, self.redelivered, "", "task-queue"), 1),
-            frame.marshal(ContentHeader(0, size, PROPERTIES), 1),
-            *(frame.marshal(ContentBody(part), 1) for part in self.parts),
+            frame.marshal(Basic.Deliver("worker1.1", self.tag, self.redelivered, "", "task-queue"), self.channel),
+            frame.marshal(ContentHeader(0, size, PROPERTIES), self.channel),
+            *(frame.marshal(ContentBody(part), self.channel) for part in self.parts),
         ]
         return [one for each in frames for one in ([HEARTBEAT, each] if self.heartbeats else [each])]
 
@@ -58,6 +60,8 @@ DELIVERIES = st.builds(
 
 class Taking:
     """In place of a lane: keeps what it gets."""
+
+    most_bytes = 1 << 62
 
     def __init__(self) -> None:
         self.deliveries: list[Arrival] = []
@@ -112,6 +116,49 @@ def test_in_whatever_pieces_they_arrive_deliveries_are_taken_whole_and_the_rest_
     assert all(arrived.properties == READ for arrived in listening.taken.deliveries)
     others = [one for one in frames if one in OTHERS]
     assert listening.passed == b"".join(others)
+
+
+CHANNELS = (1, 2, 7)
+
+
+@given(
+    st.tuples(*(st.lists(DELIVERIES, max_size=4) for _ in CHANNELS)),
+    st.lists(st.sampled_from(CHANNELS), max_size=60),
+    st.lists(st.integers(0, 5000), max_size=8),
+)
+def test_messages_that_arrive_on_several_channels_at_a_time_are_kept_apart(
+    sent: tuple[list[Sent], ...], turns: list[int], cuts: list[int]
+) -> None:
+    """The frames of one may come between those of another, at any place."""
+    waiting = {
+        channel: deque(one for each in deliveries for one in replace(each, channel=channel).frames)
+        for channel, deliveries in zip(CHANNELS, sent, strict=True)
+    }
+    frames = [waiting[channel].popleft() for channel in turns if waiting[channel]]
+    frames += [one for rest in waiting.values() for one in rest]
+    stream = b"".join(frames)
+
+    async def listen() -> list[Taking]:
+        listening, taken = Listening(taking=False), [Taking() for _ in CHANNELS]
+        for channel, receiver in zip(CHANNELS, taken, strict=True):
+            listening.attach(receiver, channel)
+        for start, end in pairwise([0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]):
+            listening.feed_data(stream[start:end])
+        return taken
+
+    for deliveries, taken in zip(sent, asyncio.run(listen()), strict=True):
+        assert [(a.tag, a.redelivered, a.body) for a in taken.deliveries] == [
+            (one.tag, one.redelivered, b"".join(one.parts)) for one in deliveries
+        ]
+
+
+async def test_who_was_attached_before_takes_nothing_of_who_has_the_number_now() -> None:
+    listening, before, now = Listening(taking=False), Taking(), Taking()
+    listening.attach(before, 1)
+    listening.attach(now, 1)
+    listening.detach(before, 1)
+    listening.feed_data(b"".join(Sent(1, False, [b"body"], False).frames))
+    assert (len(before.deliveries), len(now.deliveries)) == (0, 1)
 
 
 def test_before_there_is_a_lane_everything_passes() -> None:
@@ -173,7 +220,7 @@ def test_confirms_and_returns_are_taken_too() -> None:
 def test_of_a_body_that_is_larger_than_is_held_only_the_size_is_told() -> None:
     async def listen() -> list[Arrival]:
         listening = Listening()
-        listening.most_bytes = 10
+        listening.taken.most_bytes = 10
         for parts in ([b"x" * 6, b"y" * 5], [b"x" * 6, b"y" * 4]):
             listening.feed_data(b"".join(Sent(1, False, parts, True).frames))
         return listening.taken.deliveries

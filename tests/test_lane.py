@@ -5,21 +5,22 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import aio_pika
 import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 from yarl import URL
 
 from tests.plain import open_plain
 from tests.test_refusals import user_of
 from tests.test_silent_hosts import RECEIVE, consuming, linked
-from workqueue.amqp import connection, handshake
-from workqueue.amqp.connection import open_lane
+from workqueue.amqp import connection, direct, handshake
+from workqueue.amqp.connection import open_connection
 from workqueue.amqp.frames import BODY, HEADER, START, START_BYTES, Arrival, Tap
 from workqueue.amqp.handshake import connect
-from workqueue.amqp.lane import Depth, Lane, Nacked, Refused, Unroutable
+from workqueue.amqp.lane import Connection, Depth, Lane, Nacked, NoChannelLeft, Refused, Unroutable
 from workqueue.amqp.publisher import Publisher
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
@@ -27,7 +28,7 @@ from workqueue.testing.given import Broker
 from workqueue.testing.proxy import Proxy
 
 Opener = Callable[..., Any]
-KINDS: dict[str, Opener] = {"direct": open_lane, "plain": open_plain}
+KINDS: dict[str, Opener] = {"direct": open_connection, "plain": open_plain}
 MOST_BYTES = 1 << 24
 ID = Basic.Properties(message_id="m")
 
@@ -61,11 +62,17 @@ def opener(request: pytest.FixtureRequest) -> Opener:
 
 @asynccontextmanager
 async def opened(opener: Opener, uri: str) -> AsyncIterator[Lane]:
-    lane = await opener(uri, Settings(amqp_uri=(uri,)), "tested")
+    async with connected(opener, uri) as connection:
+        yield connection.first
+
+
+@asynccontextmanager
+async def connected(opener: Opener, uri: str) -> AsyncIterator[Connection]:
+    connection = await opener(uri, Settings(amqp_uri=(uri,)), "tested")
     try:
-        yield lane
+        yield connection
     finally:
-        await lane.close()
+        await connection.close()
 
 
 @asynccontextmanager
@@ -102,6 +109,12 @@ async def consume(lane: Lane, queue: str, prefetch: int = 10, tag: str = "tested
     inbox = Inbox()
     await lane.consume(queue, tag, prefetch, inbox.put_nowait, MOST_BYTES)
     return inbox
+
+
+async def spoil(lane: Lane) -> None:
+    """Have the broker close this channel."""
+    with pytest.raises(ChannelNotFoundEntity):
+        await lane.look("nowhere")
 
 
 # What is written, and what is read
@@ -360,13 +373,86 @@ async def test_one_that_is_aborted_says_why_it_has_ended(node: Broker, opener: O
             await lane.publish("nowhere", ID, b"", mandatory=False)
 
 
+# Channels
+
+
+async def test_channels_of_one_connection_are_apart_and_one_that_ends_leaves_the_others(
+    node: Broker, opener: Opener
+) -> None:
+    uri = vhost(node)
+    queue = await declare(uri)
+    async with connected(opener, uri) as connection:
+        one, two = await connection.another(), await connection.another()
+        taking = [await consume(lane, queue, 1, tag) for lane, tag in ((one, "one"), (two, "two"))]
+        for number in range(2):
+            await connection.first.publish(queue, Basic.Properties(message_id=str(number)), b"", mandatory=True)
+        (of_one,), (of_two,) = [await inbox.take() for inbox in taking]
+        assert {of_one.properties.message_id, of_two.properties.message_id} == {"0", "1"}
+        await spoil(two)
+        assert await taking[1].take() == [None]
+        assert (two.is_open, one.is_open, connection.first.is_open) == (False, True, True)
+        one.settle(of_one.tag, "ack")
+        (again,) = await taking[0].take()
+        assert (again.redelivered, again.properties.message_id) == (True, of_two.properties.message_id)
+        one.settle(again.tag, "ack")
+        await connection.first.publish(queue, Basic.Properties(message_id="more"), b"", mandatory=True)
+        assert (await taking[0].take())[0].properties.message_id == "more"
+
+
+async def test_a_channel_that_is_closed_gives_back_what_it_has_and_keeps_the_connection(
+    node: Broker, opener: Opener
+) -> None:
+    uri = vhost(node)
+    queue = await declare(uri)
+    async with connected(opener, uri) as connection:
+        lane = await connection.another()
+        inbox = await consume(lane, queue, 5)
+        for number in range(5):
+            await connection.first.publish(queue, Basic.Properties(message_id=str(number)), b"", mandatory=True)
+        arrived = await inbox.take(5)
+        for one in arrived[:3]:
+            lane.settle(one.tag, "ack")
+        await lane.close()
+        assert (lane.is_open, connection.first.is_open) == (False, True)
+        with pytest.raises(ConnectionError):
+            lane.settle(arrived[4].tag, "ack")
+        inbox = await consume(await connection.another(), queue, 5)
+        assert [one.redelivered for one in await inbox.take(2)] == [True, True]
+
+
+async def test_one_channel_that_aborts_ends_all_of_its_connection(node: Broker, opener: Opener) -> None:
+    async with connected(opener, vhost(node)) as connection:
+        others = [connection.first, await connection.another()]
+        (await connection.another()).abort("enough")
+        await until(lambda: not any(lane.is_open for lane in others), "the others have ended")
+        with pytest.raises(ConnectionError):
+            await others[0].publish("nowhere", ID, b"", mandatory=False)
+
+
+async def test_the_numbers_of_channels_are_used_again_and_are_within_the_brokers_limit(
+    node: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(open_connection, vhost(node)) as connection:
+        most = connection.first.connection.connection_tune.channel_max
+        monkeypatch.setattr(direct, "SPARE_CHANNELS", most - 4)
+        lanes = [await connection.another() for _ in range(3)]
+        with pytest.raises(NoChannelLeft, match="no more than 4 channels"):
+            await connection.another()
+        for _ in range(5):
+            await lanes[1].close()
+            lanes[1] = await connection.another()
+        used = [cast(direct.DirectLane, lane).channel.number for lane in (connection.first, *lanes)]
+        assert sorted(used) == [1, 2, 3, 4]
+        await connection.first.publish("nowhere", ID, b"", mandatory=False)
+
+
 # The runtime
 
 
 async def test_the_runtime_sends_and_takes_on_either_and_comes_back(
     node: Broker, opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "open_lane", opener)
+    monkeypatch.setattr(connection, "open_connection", opener)
     uri = vhost(node)
     async with linked((uri,)) as out, linked((uri,)) as link:
         publisher = Publisher(out, "tested")

@@ -28,7 +28,7 @@ from workqueue.errors import ContractInvalid, HandlersDiffer, LifespanFailed, No
 from workqueue.tasks.events import Done, Event, HandedBack, Retrying, Told, What
 from workqueue.testing import MemoryQueue, memory, run_task
 from workqueue.testing.memory.broker import Broker, Message, Taker
-from workqueue.testing.memory.lane import MemoryLane
+from workqueue.testing.memory.lane import MemoryConnection
 
 WAIT_S = 20.0
 TO: Final = "send_errand"
@@ -341,7 +341,7 @@ async def test_what_is_rejected_is_a_dead_letter() -> None:
 
 
 async def test_what_no_queue_takes_comes_back() -> None:
-    lane = MemoryLane(broker_with(TASKS))
+    lane = MemoryConnection(broker_with(TASKS)).first
     with pytest.raises(Unroutable):
         await lane.publish("nowhere", Basic.Properties(), b"", mandatory=True)
 

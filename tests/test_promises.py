@@ -25,7 +25,7 @@ from tests.harness import QUEUE, RECEIVE, ROOT, Site, task
 from tests.workers import promises
 from workqueue import NotSent, Settings, TaskContext, TaskDead
 from workqueue.testing import MemoryQueue, until
-from workqueue.testing.memory.lane import MemoryLane
+from workqueue.testing.memory.lane import MemoryConnection
 
 WAIT_S = 60.0
 TO: Final = "send_errand"
@@ -88,7 +88,7 @@ async def in_memory(concurrency: int = 1) -> AsyncIterator[Place]:
         return result
 
     async def publish(body: bytes, **properties: Any) -> None:
-        await MemoryLane(queue.broker).publish(QUEUE, Basic.Properties(**properties), body, mandatory=True)
+        await MemoryConnection(queue.broker).first.publish(QUEUE, Basic.Properties(**properties), body, mandatory=True)
 
     async def letters(count: int) -> list[Letter]:
         nonlocal taken

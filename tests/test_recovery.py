@@ -16,6 +16,7 @@ from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
 from workqueue.amqp.direct import DirectLane
 from workqueue.amqp.lane import Lane
+from workqueue.amqp.links import Links
 from workqueue.amqp.topology import Topology
 from workqueue.contract import load
 from workqueue.dev.node import Node
@@ -103,8 +104,8 @@ async def test_connections_that_an_operator_closes_are_opened_again(alone: Site,
 
 async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site: Site) -> None:
     class Losing(Link):
-        async def open(self) -> Lane:
-            lane = await super().open()
+        async def another(self) -> Lane:
+            lane = await super().another()
             if not opened:
                 assert isinstance(lane, DirectLane)
                 await lane.channel.close()
@@ -114,7 +115,9 @@ async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site
     loaded, settings = load("tests.generated.worker"), Settings(amqp_uri=(site.uri,))
     opened, ended = list[Lane](), list[WorkQueueError]()
     link = Losing(settings, "starting", Topology(loaded.queues, "starting").declare)
-    consumer = Consumer(link, loaded.receives[QUEUE], "starting", settings, ended.append)
+    consumer = Consumer(
+        Links("starting", QUEUE, lambda: link), loaded.receives[QUEUE], "starting", settings, ended.append
+    )
     await consumer.start()
     (task,) = simulate(1)
     await site.publish(json.dumps(task).encode(), message_id=task["id"])
@@ -129,7 +132,7 @@ async def test_a_queue_that_is_deleted_is_declared_again_and_consumed(site: Site
     worker = await site.worker()
     async with site.amqp() as channel:
         await channel.queue_delete(QUEUE)
-    await until(lambda: worker.says("lost its consumer"), "the worker notices")
+    await until(lambda: worker.says("lost a consumer"), "the worker notices")
     await until(lambda: site.depth_is(0), "the queue is there again", BACK_S)
     tasks = simulate(10)
     await site.send(tasks)
@@ -325,5 +328,5 @@ async def test_a_blocking_handler_leaves_heartbeats_and_signals_alone(site: Site
     worker.signal(signal.SIGTERM)
     assert await worker.ended() == 0
     assert "finished 1, handed back 0" in worker.text()
-    assert not worker.says("lost its consumer")
+    assert not worker.says("lost a consumer")
     await site.all_end(tasks)

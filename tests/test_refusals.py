@@ -28,7 +28,7 @@ from workqueue.dev.node import Node
 from workqueue.errors import BrokerRefused, BrokerUnreachable, NotSent
 from workqueue.settings import Settings
 from workqueue.testing import WAIT_S, until, vhost
-from workqueue.testing.given import Broker, given_broker
+from workqueue.testing.given import Broker, version_of
 
 RETRY_QUEUE = RECEIVE.rungs[0].queue.name
 FAILS = {"kind": "nap", "seconds": 0, "failures": 1}
@@ -334,7 +334,7 @@ async def test_foreign_headers_that_do_not_fit_give_way_and_stop_no_worker(fast:
         await channel.default_exchange.publish(message, routing_key=QUEUE)
     await until(lambda: worker.says("done"), "it is done at its second attempt")
     assert len([line for line in worker.text().splitlines() if "does without its headers big" in line]) == 4
-    assert not worker.says("lost its consumer")
+    assert not worker.says("lost a consumer")
 
 
 def frame_of(headers: dict[str, Any]) -> int:
@@ -397,7 +397,7 @@ async def test_a_copy_on_a_delay_queue_says_its_type_and_is_returned_when_there_
 
 
 async def test_a_body_far_larger_than_the_contracts_costs_no_memory_and_is_dead_lettered(site: Site) -> None:
-    if given_broker():
+    if int((await version_of(site.uri)).partition(".")[0]) >= 4:
         pytest.skip("RabbitMQ 4 takes no body larger than 16 MiB, and such a one is held")
     worker = await site.worker()
 

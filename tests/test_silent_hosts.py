@@ -17,6 +17,7 @@ from workqueue.amqp import connection, consumer, watch
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer, Incoming
 from workqueue.amqp.lane import Lane
+from workqueue.amqp.links import Links
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
 from workqueue.amqp.watch import Patience
@@ -63,11 +64,15 @@ async def linked(uris: tuple[str, ...], kind: type[Link] = Link, **settings: flo
         await link.close()
 
 
+def links(link: Link) -> Links:
+    return Links("tested", RECEIVE.queue.name, lambda: link)
+
+
 @asynccontextmanager
 async def consuming(link: Link, **settings: float) -> AsyncIterator[tuple[Consumer, "asyncio.Queue[Incoming]"]]:
     """A consumer of the task queue that acks what it gets, and what that is."""
     failed: list[WorkQueueError] = []
-    one = Consumer(link, RECEIVE, "tested", Settings(**settings), failed.append)  # type: ignore[arg-type]
+    one = Consumer(links(link), RECEIVE, "tested", Settings(**settings), failed.append)  # type: ignore[arg-type]
     got: asyncio.Queue[Incoming] = asyncio.Queue()
 
     async def take() -> None:
@@ -116,16 +121,15 @@ async def test_after_a_connection_was_lost_the_next_one_is_to_the_next_address(w
             await until(lambda: not lane.is_open, "the loss is noticed")  # noqa: B023
 
 
-@pytest.mark.parametrize("workers", [3, 1], ids=["three workers", "one worker that takes three"])
-async def test_those_who_consume_begin_at_different_addresses(node: Broker, tmp_path: Path, workers: int) -> None:
+async def test_workers_begin_at_different_addresses(node: Broker, tmp_path: Path) -> None:
     """So that not all of them are at the node whose loss is the worst."""
     uri, port = vhost(node), f":{node.port}/"
     async with Proxy(node.port) as one, Proxy(node.port) as two, Proxy(node.port) as three:
         proxies = one, two, three
         site = Site(tmp_path, ",".join(uri.replace(port, f":{proxy.port}/") for proxy in proxies))
         try:
-            for _ in range(workers):
-                await site.worker("", "--concurrency", str(3 // workers))
+            for _ in range(3):
+                await site.worker("", "--concurrency", "5")
             assert [len(proxy.flows) for proxy in proxies] == [2, 2, 2]  # of two operations
         finally:
             site.stop()
@@ -271,9 +275,10 @@ async def test_a_consumer_that_the_broker_has_forgotten_is_found_out_while_nothi
     ways: Ways, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(consumer, "UNKNOWN_S", 1.0)
-    async with linked(ways.uris) as link, consuming(link, check_s=0.2) as (_, got):
+    async with linked(ways.uris) as link, consuming(link, check_s=0.2) as (one, got):
         lane = await link.lane()
-        await lane.cancel("tested")
+        assert one._session is not None
+        await one._session.lane.cancel("tested")
 
         async def consumers() -> int:
             return (await lane.look(RECEIVE.queue.name)).consumers
@@ -287,9 +292,9 @@ async def test_a_consumer_that_the_broker_has_forgotten_is_found_out_while_nothi
 async def test_a_consumer_that_gets_nothing_although_messages_wait_moves_to_the_next_address(
     ways: Ways, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with linked(ways.uris) as link, consuming(link, check_s=0.3) as (_, got):
-        lane = await link.lane()
-        await lane.cancel("tested")
+    async with linked(ways.uris) as link, consuming(link, check_s=0.3) as (one, got):
+        assert one._session is not None
+        await one._session.lane.cancel("tested")
         await publish(ways.uris[1], count=2)
         for _ in range(2):
             await asyncio.wait_for(got.get(), 10)
@@ -350,7 +355,7 @@ async def test_what_a_drained_consumer_has_is_still_yielded_and_with_the_broker_
 ) -> None:
     receive = dataclasses.replace(RECEIVE, prefetch=3)
     async with linked(ways.uris) as link:
-        one = Consumer(link, receive, "tested", Settings(), lambda error: None)
+        one = Consumer(links(link), receive, "tested", Settings(), lambda error: None)
         await one.start()
         await publish(ways.uris[1], count=3)
         messages = one.recv()

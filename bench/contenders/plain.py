@@ -4,7 +4,7 @@ from bench.contenders.ours import main
 from tests.plain import open_plain
 from workqueue.amqp import connection
 
-vars(connection)["open_lane"] = open_plain  # what Link calls
+vars(connection)["open_connection"] = open_plain  # what Link calls
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""One named connection with one channel, opened anew when it goes."""
+"""One named connection, opened anew when it goes, and the channels on it."""
 
 import asyncio
 import logging
@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from itertools import count
 
-from aiormq import Channel
 from yarl import URL
 
-from workqueue.amqp.direct import DirectLane
+from workqueue.amqp.direct import DirectConnection
 from workqueue.amqp.frames import Closed
 from workqueue.amqp.handshake import CLOSED, GONE, connect, lost, refused, silent, words
-from workqueue.amqp.lane import Declaration, Lane
+from workqueue.amqp.lane import Connection, Declaration, Lane
 from workqueue.amqp.watch import Patience, Watch
 from workqueue.errors import BrokerRefused, BrokerUnreachable
 from workqueue.settings import Settings, hide_password
@@ -37,8 +36,10 @@ class Stumbled(BrokerUnreachable):
     being made."""
 
 
-async def open_lane(uri: str, settings: Settings, name: str, declares: Iterable[Declaration] = ()) -> Lane:
-    """Open a connection of this name, and declare on it what is to be declared before its channel is used.
+async def open_connection(
+    uri: str, settings: Settings, name: str, declares: Iterable[Declaration] = ()
+) -> DirectConnection:
+    """Open a connection of this name, and declare on it what is to be declared before its channels are used.
 
     Raises BrokerUnreachable, and as `declares`.
     """
@@ -50,24 +51,23 @@ async def open_lane(uri: str, settings: Settings, name: str, declares: Iterable[
             with lost():
                 for declare in declares:
                     await declare(connection)
-                channel = await connection.channel()
+            opened = await DirectConnection.on(connection, socket)
     except BaseException as error:
         socket.abort()
         if isinstance(error, GONE):
             raise failure(url, socket.tap.closed, error) from error
         raise
-    assert isinstance(channel, Channel)  # the abstract class lacks `wait`
-    lane = DirectLane(socket, channel)
-    Watch(lane, name, f"{url.host}:{url.port}", settings.heartbeat_s)
-    return lane
+    Watch(opened.first, name, f"{url.host}:{url.port}", settings.heartbeat_s)
+    return opened
 
 
-Connect = Callable[[str, Settings, str, Iterable[Declaration]], Awaitable[Lane]]
-"""What takes the place of `open_lane`, in tests."""
+Connect = Callable[[str, Settings, str, Iterable[Declaration]], Awaitable[Connection]]
+"""What takes the place of `open_connection`, in tests."""
 
 
 class Link:
-    """One named connection with one channel, to a broker of AMQP_URI, at first to the one with the number `first`.
+    """One named connection to a broker of AMQP_URI, at first to the one with the number `first`. It has one channel for
+    all who publish or look, `lane`, and further ones for those who need one of their own.
 
     Opening it declares nothing but what is in `declares`: on each new connection, so also on those that follow one
     that was lost.
@@ -82,17 +82,17 @@ class Link:
     ) -> None:
         self._settings, self._name, self._declares, self._connect = settings, name, declares, connect
         self.failure: BrokerUnreachable | None = None
-        self._lane: Lane | None = None
+        self._connection: Connection | None = None
         self._closing: asyncio.Future[None] | None = None
         self._at, self._began = first % len(settings.amqp_uri), False
         self._opening, self._ended = asyncio.Lock(), asyncio.Event()
 
     @property
     def is_open(self) -> bool:
-        return self._lane is not None and self._lane.is_open
+        return self._connection is not None and self._connection.first.is_open
 
     async def open(self) -> Lane:
-        """Open the channel, trying each broker once. Raises BrokerUnreachable, and as what it declares."""
+        """Open the connection, trying each broker once. Raises BrokerUnreachable, and as what it declares."""
         failures = []
         others = [number for number in range(len(self._settings.amqp_uri)) if number != self._at]
         random.shuffle(others)
@@ -102,24 +102,36 @@ class Link:
             await self._drop()
             try:
                 with silent():  # whoever uses a connection tells its loss, in words that say what follows from it
-                    self._lane = await self._open_anyway(self._settings.amqp_uri[self._at])
+                    self._connection = await self._open_anyway(self._settings.amqp_uri[self._at])
             except BrokerUnreachable as error:
                 failures.append(error)
             else:
-                return self._lane
+                return self._connection.first
         self.failure = _together(failures)
         raise self.failure
 
     async def lane(self) -> Lane:
-        """The open channel's, or a new one's: waits, with growing delays, for at most `reconnect_s`.
+        """The channel that all share, or that of a new connection: waits, with growing delays, for at most
+        `reconnect_s`.
 
         Raises as `open`; BrokerUnreachable once it was ended, also to who waits already.
         """
-        if self._lane is not None and self._lane.is_open:
-            return self._lane
+        return (await self._opened()).first
+
+    async def another(self) -> Lane:
+        """A further channel, for its owner to close; waits as `lane` does. Raises as that, NoChannelLeft, and what a
+        lost connection raises."""
+        connection = await self._opened()
+        with silent():
+            async with asyncio.timeout(CALL_S):
+                return await connection.another()
+
+    async def _opened(self) -> Connection:
+        if self._connection is not None and self._connection.first.is_open:
+            return self._connection
         async with self._opening:
             patience, failures = Patience(), 0
-            while self._lane is None or not self._lane.is_open:
+            while self._connection is None or not self._connection.first.is_open:
                 if self._ended.is_set():
                     raise BrokerUnreachable(hide_password(self._settings.amqp_uri[self._at]), CLOSED, "open a new one")
                 try:
@@ -135,7 +147,7 @@ class Link:
                             await self._ended.wait()
             if failures:
                 log.warning("%s  is connected again", self._name)
-            return self._lane
+            return self._connection
 
     async def declare(self, declare: Declaration) -> None:
         """Declare something once more. Raises as `open`, as that, and what a lost connection raises."""
@@ -154,11 +166,11 @@ class Link:
         self._ended.set()
         await self.close()
 
-    async def _open_anyway(self, uri: str) -> Lane:
+    async def _open_anyway(self, uri: str) -> Connection:
         """Open it, although the broker may stumble."""
         for stumbles in count(1):
             try:
-                return await (self._connect or open_lane)(uri, self._settings, self._name, self._declares)
+                return await (self._connect or open_connection)(uri, self._settings, self._name, self._declares)
             except Stumbled:
                 if stumbles > STUMBLES:
                     raise
@@ -166,9 +178,9 @@ class Link:
         raise AssertionError
 
     async def _drop(self) -> None:
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            self._closing = asyncio.ensure_future(lane.close())
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._closing = asyncio.ensure_future(connection.close())
         if self._closing is not None:  # goes on when its caller is cut off: until its end the last acks are under way
             await asyncio.shield(self._closing)
 

@@ -6,20 +6,19 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from aiormq.exceptions import ChannelAccessRefused
 
 from workqueue import delivery
-from workqueue.amqp.connection import CALL_S, Link, reconnect_delay_s
+from workqueue.amqp.connection import CALL_S, reconnect_delay_s
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.handshake import GONE, words
-from workqueue.amqp.lane import Lane
+from workqueue.amqp.links import Links
 from workqueue.amqp.session import Session
 from workqueue.amqp.watch import Patience
 from workqueue.contract import Receive
-from workqueue.delivery import NO_PROPERTIES, Delivery
+from workqueue.delivery import Delivery
 from workqueue.errors import BrokerRefused, BrokerUnreachable, WorkerFault, WorkQueueError
 from workqueue.settings import Settings
 
@@ -76,9 +75,9 @@ class Consumer:
     """
 
     def __init__(
-        self, link: Link, receive: Receive, tag: str, settings: Settings, fatal: Fatal, *, joins: bool = False
+        self, links: Links, receive: Receive, tag: str, settings: Settings, fatal: Fatal, *, joins: bool = False
     ) -> None:
-        self._link, self._receive, self._tag, self._settings, self._fatal = link, receive, tag, settings, fatal
+        self._links, self._receive, self._tag, self._settings, self._fatal = links, receive, tag, settings, fatal
         self._joins = joins
         self._session: Session | None = None
         self._draining, self._open = False, asyncio.Event()
@@ -98,7 +97,7 @@ class Consumer:
         """Consume. Raises as `Link.open` when there is no broker to start with, or none that lets this user read the
         queue; one that goes later is waited for."""
         if not self._joins:
-            await self._link.open()
+            await self._links.open()
         if self._open.is_set():
             await self._subscribed(starting=True)
 
@@ -119,9 +118,13 @@ class Consumer:
                     if not self._draining and time.monotonic() - session.began < BRIEF_S:
                         await asyncio.sleep(BRIEF_PAUSE_S)
                     continue
-                arrived = self._delivery(session, message)
+                arrived = session.delivery(message, self._receive.queue)
                 delivery.current.set(arrived)
-                yield Incoming(arrived)
+                self._links.in_hand += 1
+                try:
+                    yield Incoming(arrived)
+                finally:
+                    self._links.in_hand -= 1
         except WorkQueueError as error:
             self._fatal(error)
 
@@ -159,13 +162,13 @@ class Consumer:
 
     async def _rest(self) -> None:
         """While it is paused: stay connected, so that a broker that goes is noticed, and a queue keeps its marker."""
-        session = self._session = self._session or Session(await self._link.lane())
+        session = self._session = self._session or Session(*await self._links.channel())
         while not self._open.is_set() and session.lane.is_open:
             with suppress(TimeoutError):
                 async with asyncio.timeout(REST_S):
                     await self._open.wait()
         if not self._open.is_set():
-            log.warning("%s  lost its connection: %s", self._tag, session.cause)
+            self._links.say(f"lost its connection: {session.cause}")
         await self._leave()
 
     async def _take_no_more(self) -> None:
@@ -187,9 +190,11 @@ class Consumer:
         """A new session, on as many connections as it takes. Raises as `Link.lane`."""
         patience, failures = Patience(), 0
         while True:
-            lane = await self._link.lane()
+            session = None
             try:
-                session = self._session = await self._consume(lane)
+                session = Session(*await self._links.channel())
+                await self._consume(session)
+                self._session = session
                 if not self._open.is_set():  # it was paused meanwhile
                     await self._take_no_more()
                 return session
@@ -197,13 +202,14 @@ class Consumer:
                 why = words(error)
                 if isinstance(error, TimeoutError):
                     why = f"no answer within {CALL_S:g} s; the node may not reach the queue's leader"
-                lane.abort(why)
+                if session is not None:
+                    session.lane.abort(why)
                 if patience.waited_s > self._settings.reconnect_s or (
                     starting and isinstance(error, ChannelAccessRefused)
                 ):
                     raise self._unusable(error, why) from error
                 if patience.due():
-                    log.warning("%s  can't consume: %s", self._tag, why)
+                    self._links.say(f"can't consume: {why}")
                 failures += 1
                 await asyncio.sleep(reconnect_delay_s(failures, random.random))
 
@@ -213,11 +219,9 @@ class Consumer:
             return BrokerRefused(what, 403, why, "let the user read it: rabbitmqctl set_permissions")
         return BrokerUnreachable(what, why, "see the broker's log")
 
-    async def _consume(self, lane: Lane) -> Session:
-        session = Session(lane)
+    async def _consume(self, session: Session) -> None:
         async with asyncio.timeout(CALL_S):
             await self._subscribe(session)
-        return session
 
     async def _subscribe(self, session: Session) -> None:
         receive = self._receive
@@ -234,7 +238,7 @@ class Consumer:
                 pass
             else:
                 if message is None and not session.left:
-                    log.warning("%s  lost its consumer: %s", self._tag, session.cause)
+                    self._lost(session)
                 return message
             try:
                 messages, consumers = await self._look(session)
@@ -245,50 +249,49 @@ class Consumer:
                     unknown_s = 0.0
             except GONE as error:
                 why = "its node does not answer" if isinstance(error, TimeoutError) else words(error)
-                log.warning("%s  lost its queue: %s", self._tag, why)
+                self._links.say(f"lost its queue {self.queue}: {why}")
                 session.lane.abort(why)
                 return None
             if starved == AGREE:
-                log.warning("%s  idle although messages are ready; re-subscribing", self._tag)
-                session.lane.abort("idle although messages are ready")
+                await self._starved(session)
                 return None
             within_s = min(SOON_S, self._settings.check_s) if starved or unknown_s else self._settings.check_s
+
+    def _lost(self, session: Session) -> None:
+        self._links.say(f"lost a consumer of {self.queue}: {session.cause}")
+        if session.lane.is_open:  # its queue is gone, and is declared again with a new connection
+            session.lane.abort(session.cause)
+
+    async def _starved(self, session: Session) -> None:
+        """Where others are at work on the connection, it is this consumer that was forgotten, and not the node that is
+        of no use."""
+        why = "idle although messages are ready"
+        log.warning("%s  %s; re-subscribing", self._tag, why)
+        if self._links.in_hand:
+            await session.lane.close()
+        else:
+            session.lane.abort(why)
 
     async def _look(self, session: Session) -> tuple[int, int]:
         """How many messages wait in the queue, and how many consumers it has, as far as the node knows."""
         async with asyncio.timeout(LOOK_S):
-            return await session.lane.look(self._receive.queue.name)
+            return await self._links.look(session.link)
 
     async def _prove(self, session: Session) -> None:
-        """Subscribe anew on the same channel: that is answered only by the queue's leader."""
-        async with asyncio.timeout(PROVE_S):
-            await session.lane.cancel(self._tag)
-            if not session.left:
-                await self._subscribe(session)
+        """Subscribe anew on the same channel: that is answered only by the queue's leader. One does it for all."""
+        async with self._links.proving:
+            if time.monotonic() - self._links.proved_s < UNKNOWN_S:
+                return
+            async with asyncio.timeout(PROVE_S):
+                await session.lane.cancel(self._tag)
+                if not session.left:
+                    await self._subscribe(session)
+            self._links.proved_s = time.monotonic()
         if not self._open.is_set():  # it was paused meanwhile
             await self._take_no_more()
 
     async def _leave(self) -> None:
         """End the session. Closing its channel gives what was delivered and not settled back to the broker."""
-        self._session = None
-        await self._link.close()
-
-    def _delivery(self, session: Session, arrived: Arrival) -> Delivery:
-        properties = arrived.properties or NO_PROPERTIES
-        # The broker's own only where it counts, and from the second delivery on: a message that was copied from a
-        # queue to this one with all its headers, as dead letters are sent back, has brought the other queue's.
-        counts = arrived.redelivered and self._receive.queue.arguments.get("x-queue-type") == "quorum"
-        count = properties.headers.get("x-delivery-count", 0) if counts else 0
-        return Delivery(
-            body=arrived.body,
-            queue=self._receive.queue.name,
-            message_id=properties.message_id,
-            content_type=properties.content_type,
-            headers=properties.headers,
-            readable=arrived.properties is not None,
-            redelivered=arrived.redelivered,
-            delivery_count=count if isinstance(count, int) else 0,
-            _settle=partial(session.settle, arrived.tag),
-            properties=properties,
-            oversized_bytes=arrived.oversized_bytes,
-        )
+        session, self._session = self._session, None
+        if session is not None:
+            await session.lane.close()

@@ -11,10 +11,10 @@ flight already, by a token in a header of its own.
 
 import asyncio
 import secrets
-from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
+import aiormq
 from aiormq import Channel
 from aiormq.abc import AbstractConnection, DeliveredMessage
 from pamqp.commands import Basic
@@ -34,14 +34,16 @@ from workqueue.amqp.frames import (
     frame_of,
     publish_frame,
 )
-from workqueue.amqp.handshake import CLOSED, Socket, disconnect, lost
-from workqueue.amqp.lane import Deliver, Depth, HeaderTooLarge, Nacked, Refused, Unroutable
+from workqueue.amqp.handshake import CLOSED, GONE, GOODBYE_S, Socket, disconnect, lost, words
+from workqueue.amqp.lane import Deliver, Depth, HeaderTooLarge, Nacked, NoChannelLeft, Refused, Unroutable
 from workqueue.amqp.properties import write_properties
 from workqueue.delivery import Way
 
 TOKEN = "x-publish"
 TOKEN_BYTES = 64  # with its name
 FRAME_BYTES = 131_072  # RabbitMQ's own default, where the broker sets no limit
+MOST_CHANNELS = 65_535  # of a connection, by the protocol
+SPARE_CHANNELS = 2  # for who declares, and holds a marker, on channels of the library's own choice
 TOGETHER_BYTES = 65_536  # the most to be held back for one write: with more, it is not the call that takes the time
 
 SETTLING: dict[Way, tuple[bytes, int]] = {"ack": (ACK, 0), "requeue": (NACK, 2), "reject": (REJECT, 0)}
@@ -51,8 +53,10 @@ SETTLING: dict[Way, tuple[bytes, int]] = {"ack": (ACK, 0), "requeue": (NACK, 2),
 class DirectLane:
     """See `Lane`. `deliver` gets each message that is delivered.
 
-    `answered` is set with every confirm, for a watch to reset. What is in `on_end` is called when the lane has ended.
+    `answered` is set with every confirm, for a watch to reset.
     """
+
+    most_bytes = 1 << 62
 
     def __init__(self, socket: Socket, channel: Channel) -> None:
         self.channel, self.socket, self._loop = channel, socket, asyncio.get_running_loop()
@@ -70,7 +74,6 @@ class DirectLane:
         self._token = secrets.token_hex(6)  # a copy may carry the token of an older publish
         self._returned: set[int] = set()
         self.cause: str | None = None
-        self.on_end: list[Callable[[], object]] = []
         channel.closing.add_done_callback(self._lost)
         socket.tap.attach(self, channel.number)
 
@@ -118,7 +121,7 @@ class DirectLane:
         await confirmed
 
     async def consume(self, queue: str, tag: str, prefetch: int, deliver: Deliver, most_bytes: int) -> None:
-        self.deliver, self.socket.tap.most_bytes = deliver, most_bytes
+        self.deliver, self.most_bytes = deliver, most_bytes
         self.channel.on_consumer_cancel_callbacks.add(self._cancelled)
         with lost():
             await self.channel.basic_qos(prefetch_count=prefetch)
@@ -171,19 +174,26 @@ class DirectLane:
 
     def abort(self, cause: str) -> None:
         self._end(cause, ConnectionError(cause))
-        self._transport.abort()
+        self.socket.abort(cause)
 
     async def close(self) -> None:
-        await disconnect(self.channel.connection, self.socket, goodbye=self.is_open)
-        self.abort(CLOSED)
+        if self.is_open:
+            try:
+                with lost():
+                    async with asyncio.timeout(GOODBYE_S):
+                        await self.channel.close(ConnectionError(CLOSED))
+            except GONE as error:
+                self.abort(f"it does not close a channel: {words(error)}")
+        self._end(CLOSED, ConnectionError(CLOSED))
 
     def _cancelled(self, _: object) -> None:
         self.deliver(None)
 
     def _lost(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
-        cause = " ".join(str(error or "").split()) or "the connection was lost"
+        cause = self.socket.cause or " ".join(str(error or "").split()) or "the connection was lost"
         self._end(cause, ConnectionError(cause))
+        self.socket.tap.detach(self, self.channel.number)
 
     def _end(self, cause: str, error: Exception) -> None:
         self.cause = self.cause or cause
@@ -194,9 +204,6 @@ class DirectLane:
                 confirmed.set_exception(error)
         deliver, self.deliver = self.deliver, _nobody
         deliver(None)
-        ended, self.on_end = self.on_end, []
-        for tell in ended:
-            tell()
 
     def _check(self) -> None:
         if not self.is_open:
@@ -214,6 +221,37 @@ class DirectLane:
         messages, self._unwritten, self._unwritten_bytes = self._unwritten, [], 0
         if messages and self.is_open:  # else who waits for a confirm is told
             self._transport.writelines(messages)
+
+
+class DirectConnection:
+    """See `Connection`."""
+
+    def __init__(self, connection: aiormq.Connection, socket: Socket, first: DirectLane) -> None:
+        self._connection, self._socket, self.first = connection, socket, first
+
+    @classmethod
+    async def on(cls, connection: aiormq.Connection, socket: Socket) -> "DirectConnection":
+        """With its first channel. Raises what a lost connection raises."""
+        return cls(connection, socket, await _lane_on(connection, socket))
+
+    async def another(self) -> DirectLane:
+        return await _lane_on(self._connection, self._socket)
+
+    async def close(self) -> None:
+        await disconnect(self._connection, self._socket, goodbye=not self._connection.is_closed)
+        self.first.abort(CLOSED)
+
+
+async def _lane_on(connection: aiormq.Connection, socket: Socket) -> DirectLane:
+    """On the lowest number that is free: the library takes the one after the highest, whatever the broker's limit."""
+    most = (connection.connection_tune.channel_max or MOST_CHANNELS) - SPARE_CHANNELS
+    number = next((one for one in range(1, most + 1) if one not in connection.channels), None)
+    if number is None:
+        raise NoChannelLeft(most)
+    with lost():
+        channel = await connection.channel(number)
+    assert isinstance(channel, Channel)  # the abstract class lacks `wait`
+    return DirectLane(socket, channel)
 
 
 def _nobody(arrived: Arrival | None) -> None:

@@ -62,7 +62,9 @@ class Arrival:
 
 
 class Receiver(Protocol):
-    """What gets that part of the stream which aiormq does not."""
+    """What gets that part of a channel's stream which aiormq does not. Of a body, `most_bytes` are held."""
+
+    most_bytes: int
 
     def deliver(self, arrived: Arrival) -> object: ...
     def returned(self, arrived: Arrival) -> object: ...
@@ -70,69 +72,20 @@ class Receiver(Protocol):
     def closed(self, why: Closed) -> object: ...
 
 
-class Tap(asyncio.StreamReader):
-    """Read side of a connection. Deliveries, confirms and returns of the channel `number` go to `receiver`; all other
-    frames to aiormq.
+class Content:
+    """What arrives on one channel for its receiver, frame by frame: a method, a header, and the body in pieces. Frames
+    of other channels may come in between."""
 
-    `heard` is set with everything that arrives, for a watch to reset. `blocked` is the broker's reason for as long as
-    it reads nothing that is published here, `closed` its last word. `first` is how the peer began.
-    """
+    __slots__ = ("_arriving", "_got_bytes", "_parts", "receiver")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.receiver: Receiver | None = None
-        self.number = -1
-        self.most_bytes = 1 << 62
-        self.heard, self.first = False, b""
-        self.blocked: str | None = None
-        self.closed: Closed | None = None
-        self._rest = b""
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
         self._arriving: Arrival | None = None
         self._parts: list[bytes] = []
         self._got_bytes = 0
-        self._time_s = asyncio.get_running_loop().time
-        self._shown_s = 0.0
 
-    def attach(self, receiver: Receiver, number: int) -> None:
-        self.receiver, self.number = receiver, number
-
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # it is what a transport gives
-        self.heard = True
-        if self.receiver is None and len(self.first) < FIRST_BYTES:
-            self.first += data[:FIRST_BYTES]
-        data = self._rest + data if self._rest else bytes(data)
-        at = kept = 0  # where the next frame begins; up to where all is handed over
-        while len(data) - at > START_BYTES:
-            kind, number, size = START.unpack_from(data, at)
-            start = at + START_BYTES
-            end = start + size
-            if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
-                end = len(data) - 1  # not a broker: aiormq passes it on, `first` has it
-            if end >= len(data):
-                break
-            if number == self.number:
-                taken = data[end] == END and self._take(kind, data[start:end])
-            else:
-                taken = number == 0 and kind == METHOD and self._note(data[start:end])
-            if taken:
-                if kept < at:
-                    super().feed_data(data[kept:at])
-                kept = end + 1
-            at = end + 1
-        if kept < at:
-            super().feed_data(data[kept:at])
-        self._rest = data[at:]
-        if kept:
-            self._show()
-
-    def feed_eof(self) -> None:
-        if self._rest:
-            super().feed_data(self._rest)
-        super().feed_eof()
-
-    def _take(self, kind: int, content: bytes) -> bool:
+    def take(self, kind: int, content: bytes) -> bool:
         """Whether it belonged to the receiver."""
-        assert self.receiver is not None
         if kind == METHOD:
             method = content[:4]
             if method == DELIVER:
@@ -154,7 +107,7 @@ class Tap(asyncio.StreamReader):
         if kind == HEADER:
             size = self._arriving.size = int.from_bytes(content[4:12], "big")
             self._arriving.properties = read_properties(content)
-            self._arriving.oversized_bytes = size if size > self.most_bytes else None
+            self._arriving.oversized_bytes = size if size > self.receiver.most_bytes else None
         else:
             self._got_bytes += len(content)
             if self._arriving.oversized_bytes is None:
@@ -165,6 +118,68 @@ class Tap(asyncio.StreamReader):
             (self.receiver.deliver if arrived.tag else self.receiver.returned)(arrived)
         return True
 
+
+class Tap(asyncio.StreamReader):
+    """Read side of a connection. Deliveries, confirms and returns of a channel go to who is attached to its number; all
+    other frames to aiormq.
+
+    `heard` is set with everything that arrives, for a watch to reset. `blocked` is the broker's reason for as long as
+    it reads nothing that is published here, `closed` its last word. `first` is how the peer began.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard, self.first = False, b""
+        self.blocked: str | None = None
+        self.closed: Closed | None = None
+        self._contents: dict[int, Content] = {}
+        self._rest = b""
+        self._time_s = asyncio.get_running_loop().time
+        self._shown_s = 0.0
+
+    def attach(self, receiver: Receiver, number: int) -> None:
+        self._contents[number] = Content(receiver)
+
+    def detach(self, receiver: Receiver, number: int) -> None:
+        """Its channel has ended. The number may be another's by now."""
+        if number in self._contents and self._contents[number].receiver is receiver:
+            del self._contents[number]
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # it is what a transport gives
+        self.heard = True
+        if len(self.first) < FIRST_BYTES:
+            self.first += data[: FIRST_BYTES - len(self.first)]
+        data = self._rest + data if self._rest else bytes(data)
+        at = kept = 0  # where the next frame begins; up to where all is handed over
+        while len(data) - at > START_BYTES:
+            kind, number, size = START.unpack_from(data, at)
+            start = at + START_BYTES
+            end = start + size
+            if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
+                end = len(data) - 1  # not a broker: aiormq passes it on, `first` has it
+            if end >= len(data):
+                break
+            contents = self._contents.get(number)
+            if contents is not None:
+                taken = data[end] == END and contents.take(kind, data[start:end])
+            else:
+                taken = number == 0 and kind == METHOD and self._note(data[start:end])
+            if taken:
+                if kept < at:
+                    super().feed_data(data[kept:at])
+                kept = end + 1
+            at = end + 1
+        if kept < at:
+            super().feed_data(data[kept:at])
+        self._rest = data[at:]
+        if kept:
+            self._show()
+
+    def feed_eof(self) -> None:
+        if self._rest:
+            super().feed_data(self._rest)
+        super().feed_eof()
+
     def _note(self, content: bytes) -> bool:
         """Note what the broker says of the connection itself. It goes to aiormq all the same."""
         method = content[:4]
@@ -174,8 +189,8 @@ class Tap(asyncio.StreamReader):
             self.blocked = None
         elif method == CONNECTION_CLOSE:
             self.closed = said(content)
-            if self.receiver is not None:
-                self.receiver.closed(self.closed)
+            for each in list(self._contents.values()):
+                each.receiver.closed(self.closed)
         return False
 
     def _show(self) -> None:

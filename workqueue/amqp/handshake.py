@@ -61,10 +61,11 @@ def lost() -> Iterator[None]:
 
 
 class Socket(TransportFactory):
-    """Opens the socket of one connection; `tap` and `transport` are its two ends."""
+    """Opens the socket of one connection; `tap` and `transport` are its two ends. `cause` is why it was aborted."""
 
     tap: Tap
     transport: asyncio.Transport | None = None
+    cause: str | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         contexts: SSLContextProvider = kwargs.pop("ssl_context_provider")
@@ -77,7 +78,12 @@ class Socket(TransportFactory):
         keep_from_children(self.transport.get_extra_info("socket").fileno())
         return self.tap, asyncio.StreamWriter(self.transport, protocol, self.tap, loop)
 
-    def abort(self) -> None:
+    @property
+    def is_closing(self) -> bool:
+        return self.transport is None or self.transport.is_closing()
+
+    def abort(self, cause: str | None = None) -> None:
+        self.cause = self.cause or cause
         if self.transport is not None:
             self.transport.abort()
 
@@ -104,8 +110,9 @@ async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connect
 
 async def disconnect(connection: AbstractConnection, socket: Socket, *, goodbye: bool) -> None:
     """Close a connection, without the closing handshake unless `goodbye`; aiormq puts itself away once it is gone."""
+    socket.cause = socket.cause or CLOSED
     with suppress(*GONE):
-        if goodbye:
+        if goodbye and not socket.is_closing:
             async with asyncio.timeout(GOODBYE_S):
                 await connection.close(ConnectionError(CLOSED))
     socket.abort()

@@ -149,7 +149,7 @@ class Held:
             raise self._lost() from error
 
     async def _ask(self) -> None:
-        tag, most_bytes = f"{self._queue}.desk.{self._asked}", self._lane.socket.tap.most_bytes
+        tag, most_bytes = f"{self._queue}.desk.{self._asked}", self._lane.most_bytes
         self._asked += self._step
         try:
             await self._lane.consume(self._queue, tag, min(self._step, MOST), self.deliver, most_bytes)

@@ -1,4 +1,4 @@
-"""What the runtime asks of a channel in confirm mode, and of the connection below it. `direct` is what it runs on."""
+"""What the runtime asks of a connection, and of channels in confirm mode on it. `direct` is what it runs on."""
 
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
@@ -50,8 +50,16 @@ class Refused(Exception):
         self.why, self.alone = why, alone
 
 
+class NoChannelLeft(Exception):
+    """The connection has as many channels as the broker allows."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"a connection has no more than {most} channels here")
+        self.most = most
+
+
 class Lane(Protocol):
-    """A channel in confirm mode, alone on its connection. What is awaited raises what a lost connection raises."""
+    """A channel in confirm mode. What is awaited raises what a lost connection raises."""
 
     cause: str | None
     """Why it has ended, in words."""
@@ -86,7 +94,20 @@ class Lane(Protocol):
         """Ends the channel if there is no such queue."""
 
     def abort(self, cause: str) -> None:
-        """End the connection at once, without the handshake that a dead peer never answers."""
+        """End the connection at once, and so all its channels, without the handshake that a dead peer never answers."""
 
     async def close(self) -> None:
-        """End the connection, in good order if it is open."""
+        """End the channel, in good order if it is open: what was delivered and is not settled goes back."""
+
+
+class Connection(Protocol):
+    """An open connection to a broker, of use for as long as its `first` channel is open."""
+
+    @property
+    def first(self) -> Lane: ...
+
+    async def another(self) -> Lane:
+        """A further channel. Raises NoChannelLeft, and what a lost connection raises."""
+
+    async def close(self) -> None:
+        """End it, in good order if it is open."""

@@ -4,11 +4,14 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 
+from workqueue.amqp.connection import Link
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.handshake import GONE
 from workqueue.amqp.lane import Lane
-from workqueue.delivery import ChannelLost, Way
+from workqueue.contract import Queue
+from workqueue.delivery import NO_PROPERTIES, ChannelLost, Delivery, Way
 
 
 class Inbox:
@@ -54,8 +57,10 @@ class Inbox:
 
 @dataclass
 class Session:
-    """One life of a consumer: from basic.consume until its channel, or the broker's wish to deliver to it, ends."""
+    """One life of a consumer, on a channel of its own: from basic.consume until the channel, or the broker's wish to
+    deliver to it, ends."""
 
+    link: Link
     lane: Lane
     inbox: Inbox = field(default_factory=Inbox)
     began: float = field(default_factory=time.monotonic)
@@ -73,3 +78,23 @@ class Session:
     def cause(self) -> str:
         """Why it is over, in words."""
         return self.lane.cause or "the broker cancelled the consumer"
+
+    def delivery(self, arrived: Arrival, queue: Queue) -> Delivery:
+        properties = arrived.properties or NO_PROPERTIES
+        # The broker's own only where it counts, and from the second delivery on: a message that was copied from a
+        # queue to this one with all its headers, as dead letters are sent back, has brought the other queue's.
+        counts = arrived.redelivered and queue.arguments.get("x-queue-type") == "quorum"
+        count = properties.headers.get("x-delivery-count", 0) if counts else 0
+        return Delivery(
+            body=arrived.body,
+            queue=queue.name,
+            message_id=properties.message_id,
+            content_type=properties.content_type,
+            headers=properties.headers,
+            readable=arrived.properties is not None,
+            redelivered=arrived.redelivered,
+            delivery_count=count if isinstance(count, int) else 0,
+            _settle=partial(self.settle, arrived.tag),
+            properties=properties,
+            oversized_bytes=arrived.oversized_bytes,
+        )

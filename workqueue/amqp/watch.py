@@ -48,14 +48,12 @@ class Watch:
         self._buffered_bytes = 0
         self._blocked: Patience | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(TICK_S, self._tick)
-        lane.on_end.append(self.stop)
-
-    def stop(self) -> None:
-        self._timer.cancel()
+        self._loop.call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_S, self._tick)
+        if self._lane.socket.is_closing:
+            return
+        self._loop.call_later(TICK_S, self._tick)
         lane, tap = self._lane, self._lane.socket.tap
         self._silent_s = 0.0 if tap.heard else self._silent_s + TICK_S
         before, self._buffered_bytes = self._buffered_bytes, lane.buffered_bytes

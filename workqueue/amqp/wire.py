@@ -11,6 +11,7 @@ from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
 from workqueue.amqp.connection import Connect, Link
 from workqueue.amqp.consumer import Consumer, Fatal, Incoming
 from workqueue.amqp.lane import Declaration
+from workqueue.amqp.links import Links
 from workqueue.amqp.marker import Marked, Marker
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
@@ -91,13 +92,14 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         self._links: list[Link] = []
         self._producing: tuple[Link, Publisher] | None = None
         self._consumers: list[Consumer] = []
+        self._consuming: dict[str, Links] = {}
         self._paused = set[str]()
 
     async def create_consumer(self, **params: Unpack[EndpointParams]) -> Consumer:
         tag = f"{self._name}.{len(self._consumers) + 1}"
         receive = self._contract.receives[_queue_name(params)]
-        link = self._link(tag, self._topology.declare, *self._marker(receive.queue.name, tag, hold=True))
-        consumer = Consumer(link, receive, tag, self._settings, self._fatal, joins=bool(self._consumers))
+        links, joins = self._links_to(receive.queue.name), bool(self._consumers)
+        consumer = Consumer(links, receive, tag, self._settings, self._fatal, joins=joins)
         if receive.queue.name in self._paused:
             await consumer.pause()
         self._consumers.append(consumer)
@@ -144,6 +146,16 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
 
     async def close(self) -> None:
         await asyncio.gather(*(link.end() for link in self._links))
+
+    def _links_to(self, queue: str) -> Links:
+        name = f"{self._name} consumes {queue}"
+
+        def make() -> Link:
+            return self._link(name, self._topology.declare, *self._marker(queue, self._name, hold=True))
+
+        if queue not in self._consuming:
+            self._consuming[queue] = Links(self._name, queue, make)
+        return self._consuming[queue]
 
     def _marker(self, queue: str, name: str, *, hold: bool) -> list[Declaration]:
         return [] if self._ledger is None else [Marker(queue, self._ledger, name, hold=hold).check]

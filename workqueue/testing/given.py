@@ -9,7 +9,9 @@ the broker is touched.
 import os
 import re
 import shlex
+from typing import Any
 
+import aio_pika
 from yarl import URL
 
 from workqueue.dev.node import Node
@@ -64,3 +66,11 @@ def given_broker() -> Given | None:
     if not re.match("amqps?://", uri) or not command:
         raise BrokerError("a broker is given to tests by both, TEST_AMQP_URI and TEST_RABBITMQCTL")
     return Given(uri, command)
+
+
+async def version_of(uri: str) -> str:
+    """That of the broker there."""
+    async with await aio_pika.connect(uri) as connection:
+        underlay: Any = connection.transport
+        broker = underlay.connection.server_properties["version"]
+    return broker.decode() if isinstance(broker, bytes) else str(broker)

@@ -37,17 +37,19 @@ class Crew:
         self._guards: list[Guard[Any]] = []
         self.draining = False
 
-    def consumers(self, application: type[Any], jobs: Collection[Job], runtime: Runtime, wire: Wire) -> list[Any]:
-        """Competing consumers, as many as the jobs say: each handles a message at a time."""
-        consumers = []
+    def consumers(self, application: type[Any], jobs: Collection[Job], runtime: Runtime, wire: Wire) -> list[list[Any]]:
+        """Competing consumers of each job, as many as it says: each handles a message at a time."""
+        crews = []
         for job in jobs:
             guard = Guard[Any](job.handler, job.receive, runtime)
             self._guards.append(guard)
-            for _ in range(job.concurrency):
-                consumer = operation_of(application(wire).consumer, job.receive.operation)
+            consumers = [
+                operation_of(application(wire).consumer, job.receive.operation) for _ in range(job.concurrency)
+            ]
+            for consumer in consumers:
                 consumer(guard.take)
-                consumers.append(consumer)
-        return consumers
+            crews.append(consumers)
+        return crews
 
     def running(self) -> list[Scope]:
         """For any thread: a set is copied in one step."""
@@ -88,15 +90,23 @@ class Crew:
         return Stopped(name, finished, sum(guard.settling.handed_back for guard in self._guards) + more)
 
 
-async def start(consumers: list[Any]) -> bool:
-    for consumer in consumers:  # one after the other: each declares the queues
-        await consumer.start()
+async def start(crews: list[list[Any]]) -> bool:
+    """Have all of them consume. The first of each queue connects, and declares, one after the other: a broker may
+    stumble over who declares a queue that another is just making."""
+    for first, *_ in crews:
+        await first.start()
+    starting = [asyncio.ensure_future(consumer.start()) for _, *others in crews for consumer in others]
+    try:
+        await asyncio.gather(*starting)
+    finally:
+        for one in starting:
+            one.cancel()
     return True
 
 
-async def stop(consumers: list[Any], within_s: float | None = None) -> None:
+async def stop(crews: list[list[Any]], within_s: float | None = None) -> None:
     """Cancel what the consumers still do. A handler may not let itself be cancelled."""
-    stopping = [asyncio.ensure_future(consumer.stop()) for consumer in consumers]
+    stopping = [asyncio.ensure_future(consumer.stop()) for consumer in chain.from_iterable(crews)]
     stopped, _ = await asyncio.wait(stopping, timeout=within_s)
     for consumer in stopped:
         if not consumer.cancelled() and (error := consumer.exception()) is not None:

@@ -79,8 +79,8 @@ class Serving:
                 self._name, self._loaded, ledger, wire.publisher(), self._settings, self._tell, self._ending.set,
                 resources.value, single=sum(job.concurrency for job in jobs) == 1,
             )  # fmt: skip
-            consumers = self._crew.consumers(self._application, jobs, runtime, wire)
-            closing.push_async_callback(stop, consumers)
+            crews = self._crew.consumers(self._application, jobs, runtime, wire)
+            closing.push_async_callback(stop, crews)
             ready = Ready(self._name, {job.receive.queue.name: job.concurrency for job in jobs}, ledger.place)
             self._health.not_consumed = wire.not_consumed
             orders = Orders(self._name, ready.queues, ledger, self._crew, wire, self._health, self._tell)
@@ -89,9 +89,9 @@ class Serving:
             closing.callback(obeying.cancel)
             beating = asyncio.ensure_future(heartbeat.beat(self._ending.set))
             closing.callback(beating.cancel)
-            code, drained = await self._until_told(consumers, wire, ready)
+            code, drained = await self._until_told(crews, wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
-                await stop(consumers, within_s=CLOSE_S / 4)
+                await stop(crews, within_s=CLOSE_S / 4)
                 await self._abandon(ledger, code)
             self._watchdog.end_by(2 * CLOSE_S, code, "it has stopped")  # a lifespan may not end
         for told in self._crew.unrecorded():
@@ -132,12 +132,12 @@ class Serving:
         self._watchdog.end_by(2 * CLOSE_S, 0, "it was told to end")  # a lifespan may not let itself be cancelled
         return None
 
-    async def _until_told(self, consumers: list[Any], wire: Wire, ready: Ready) -> tuple[int, bool]:
+    async def _until_told(self, crews: list[list[Any]], wire: Wire, ready: Ready) -> tuple[int, bool]:
         """Consume until the worker is told to end, then drain. The exit code, and whether nothing is in hand."""
         spare_s = self._settings.drain_s + CUT_OFF_S + CLOSE_S
         on_signals(self._ending.set, at_once=lambda: self._watchdog.end_by(spare_s, 0, "the drain is over"))
         try:
-            if await self._ending.unless(start(consumers)):
+            if await self._ending.unless(start(crews)):
                 self._tell(ready)
                 self._health.starting = False
             await self._ending.wait()

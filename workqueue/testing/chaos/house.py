@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
 
-import aio_pika
 import psycopg
 from aio_pika.exceptions import ChannelNotFoundEntity
 
@@ -19,6 +17,7 @@ from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
 from workqueue.testing.chaos.book import Book
 from workqueue.testing.chaos.settings import EXAMPLES_NAP, RunSettings
+from workqueue.testing.given import version_of
 from workqueue.testing.proxy import Proxy
 from workqueue.testing.scripts import Operation
 from workqueue.testing.site import Site
@@ -52,7 +51,7 @@ class House:
         self._make_sites(environment)
         for site in self.sites:
             closing.callback(site.stop)
-        self.versions = f"RabbitMQ {await self._broker_version()}, Python {sys.version.split()[0]}, "
+        self.versions = f"RabbitMQ {await version_of(self.node.uri)}, Python {sys.version.split()[0]}, "
         self.versions += f"aio-pika {version('aio-pika')}, {self._ledger_version()}"
 
     async def _open_ledger(self, closing: AsyncExitStack) -> dict[str, str]:
@@ -81,12 +80,6 @@ class House:
             places = ("workqueue/testing/recorder.py", "tests/recording_worker.py")
             recorder = next(str(settings.old / place) for place in places if (settings.old / place).exists())
             self.sites.append(replace(self.site, project=settings.old, recorder=recorder, workers=[]))
-
-    async def _broker_version(self) -> str:
-        async with await aio_pika.connect(self.node.uri) as connection:
-            underlay: Any = connection.transport
-            broker = underlay.connection.server_properties["version"]
-        return broker.decode() if isinstance(broker, bytes) else str(broker)
 
     def _ledger_version(self) -> str:
         if self.postgres is not None:

@@ -176,7 +176,7 @@ class MemoryQueue(Generic[C]):
             WORKER, self._contract, self.ledger, wire.publisher(), self.settings, self.events.append, self._fatal,
             resources, single=len(jobs) * self._concurrency == 1,
         )  # fmt: skip
-        consumers = crew.consumers(self._application, jobs, runtime, wire)
+        crews = crew.consumers(self._application, jobs, runtime, wire)
 
         async def end() -> None:
             crew.drain()
@@ -184,7 +184,7 @@ class MemoryQueue(Generic[C]):
             await crew.idle(FINISH_S)
             crew.end()
             await crew.idle(FINISH_S)
-            await stop(consumers, FINISH_S)
+            await stop(crews, FINISH_S)
             await wire.close()
 
         stack.push_async_callback(end)
@@ -192,7 +192,7 @@ class MemoryQueue(Generic[C]):
         orders = Orders(WORKER, queues, self.ledger, crew, wire, Health(), self.events.append)
         obeying = asyncio.ensure_future(orders.obey(self._fatal))
         stack.callback(obeying.cancel)
-        await start(consumers)
+        await start(crews)
 
     async def _open_client(self) -> None:
         await self._close_client()  # one that was open is connected to something else

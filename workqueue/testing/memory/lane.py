@@ -1,7 +1,7 @@
-"""A channel of a broker in memory: what lies above it is the runtime's own, connection, publisher, consumer and all."""
+"""A connection to a broker in memory: what lies above it is the runtime's own, publisher, consumer and all."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from aiormq.abc import AbstractConnection
@@ -10,7 +10,7 @@ from pamqp.commands import Basic
 from workqueue.amqp.direct import FRAME_BYTES, TOKEN_BYTES
 from workqueue.amqp.frames import START_BYTES
 from workqueue.amqp.handshake import CLOSED
-from workqueue.amqp.lane import Declaration, Deliver, Depth, HeaderTooLarge, Lane, Unroutable
+from workqueue.amqp.lane import Declaration, Deliver, Depth, HeaderTooLarge, Unroutable
 from workqueue.amqp.properties import read_properties, write_properties
 from workqueue.contract import Queue
 from workqueue.delivery import Way
@@ -21,21 +21,44 @@ from workqueue.testing.memory.broker import Broker, Message, Taker
 
 async def open_memory(
     broker: Broker, uri: str, settings: Settings, name: str, declares: Iterable[Declaration] = ()
-) -> Lane:
-    """In place of `open_lane`. May be used from another loop than the broker's, to publish."""
+) -> "MemoryConnection":
+    """In place of `open_connection`. May be used from another loop than the broker's, to publish."""
     if broker.is_closed:
         raise BrokerUnreachable("the one in memory", "its test is over", "open another one")
-    lane = MemoryLane(broker)
+    opened = MemoryConnection(broker)
     for declare in declares:
-        await declare(lane.connection)
-    return lane
+        await declare(opened.first.connection)
+    return opened
+
+
+class MemoryConnection:
+    """See `Connection`."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker, self._lanes = broker, list["MemoryLane"]()
+        self.first = self._lane()
+
+    async def another(self) -> "MemoryLane":
+        return self._lane()
+
+    async def close(self) -> None:
+        self._abort(CLOSED)
+
+    def _lane(self) -> "MemoryLane":
+        self._lanes.append(MemoryLane(self._broker, self._abort))
+        return self._lanes[-1]
+
+    def _abort(self, cause: str) -> None:
+        for lane in self._lanes:
+            lane.end(cause)
 
 
 class MemoryLane:
     """See `Lane`."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker, self._taker = broker, cast("Taker | None", None)
+    def __init__(self, broker: Broker, abort: Callable[[str], None]) -> None:
+        self._broker, self.abort = broker, abort
+        self._taker: Taker | None = None
         self._deliver: Deliver = lambda arrived: None
         self.cause: str | None = None
         self.connection = cast(AbstractConnection, Declaring(broker))
@@ -73,7 +96,7 @@ class MemoryLane:
     async def look(self, queue: str) -> Depth:
         return Depth(len(self._broker.messages(queue)), 1)
 
-    def abort(self, cause: str) -> None:
+    def end(self, cause: str) -> None:
         if self.cause is None:
             self.cause = cause
             if self._taker is not None:
@@ -81,7 +104,7 @@ class MemoryLane:
             self._deliver(None)
 
     async def close(self) -> None:
-        self.abort(CLOSED)
+        self.end(CLOSED)
 
 
 class Declaring:

@@ -1,0 +1,216 @@
+"""Many consumers of one queue on one connection."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from tests.harness import QUEUE, Site, simulate
+from tests.test_silent_hosts import LOADED, RECEIVE, publish, warned
+from workqueue.amqp import consumer, direct
+from workqueue.amqp.connection import Link
+from workqueue.amqp.consumer import Consumer
+from workqueue.amqp.lane import Depth, Lane
+from workqueue.amqp.links import Links
+from workqueue.amqp.topology import Topology
+from workqueue.delivery import Delivery, current
+from workqueue.errors import WorkQueueError
+from workqueue.settings import Settings
+from workqueue.testing import until, vhost
+from workqueue.testing.given import Broker
+
+MANY = 10
+
+
+@dataclass
+class Group:
+    """Consumers of the task queue. What one gets it keeps until `free` is set, and then acks."""
+
+    uri: str
+    links: list[Link]
+    shared: Links
+    consumers: list[Consumer]
+    free: asyncio.Event = field(default_factory=asyncio.Event)
+    held: dict[int, Delivery] = field(default_factory=dict)
+    taken: list[tuple[int, str]] = field(default_factory=list)
+    failed: list[WorkQueueError] = field(default_factory=list)
+
+    def lane(self, number: int) -> Lane:
+        session = self.consumers[number]._session
+        assert session is not None
+        return session.lane
+
+    def lanes(self) -> list[Lane]:
+        return [self.lane(number) for number in range(len(self.consumers))]
+
+    async def take(self, number: int) -> None:
+        async for _ in self.consumers[number].recv():
+            arrived = self.held[number] = current.get()
+            await self.free.wait()
+            del self.held[number]
+            self.taken.append((number, arrived.message_id or ""))
+            arrived.ack()
+
+
+@asynccontextmanager
+async def group(uri: str, count: int = MANY, **settings: Any) -> AsyncIterator[Group]:
+    links = list[Link]()
+
+    def make() -> Link:
+        links.append(Link(Settings(amqp_uri=(uri,)), "tested", Topology(LOADED.queues, "tested").declare))
+        return links[-1]
+
+    shared = Links("tested", QUEUE, make)
+    made = Group(uri, links, shared, [])
+    async with AsyncExitStack() as closing:
+        for number in range(count):
+            one = Consumer(
+                shared, RECEIVE, f"tested.{number}", Settings(**settings), made.failed.append, joins=number > 0
+            )
+            made.consumers.append(one)
+            await one.start()
+        taking = [asyncio.ensure_future(made.take(number)) for number in range(count)]
+        try:
+            yield made
+        finally:
+            made.free.set()
+            await asyncio.gather(*(one.drain() for one in made.consumers))
+            await asyncio.gather(*taking)
+            for link in links:
+                closing.push_async_callback(link.end)
+            assert made.failed == []
+
+
+async def end_channel(lane: Lane) -> None:
+    """Have the broker close it."""
+    with pytest.raises(ChannelNotFoundEntity):
+        await lane.look("nowhere")
+
+
+async def test_a_channel_that_is_closed_among_many_leaves_the_others_at_work_and_is_opened_again(
+    node: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with group(vhost(node)) as many:
+        await publish(many.uri, MANY)
+        await until(lambda: len(many.held) == MANY, "each has one")
+        before, lanes = dict(many.held), many.lanes()
+        await end_channel(lanes[3])
+        many.free.set()
+        await until(lambda: len(many.taken) > MANY, "the one that went back was taken again")
+        assert {one for _, one in many.taken} == {held.message_id for held in before.values()}
+        await until(lambda: many.consumers[3].is_consuming, "it consumes again")
+        assert [now is then for now, then in zip(many.lanes(), lanes, strict=True)] == [
+            number != 3 for number in range(MANY)
+        ]
+        assert len(many.links) == 1
+    assert sum("lost a consumer of" in line for line in warned(caplog)) == 1
+
+
+async def test_a_connection_that_is_lost_is_told_once_and_all_come_back(
+    node: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with group(vhost(node)) as many:
+        (link,) = many.links
+        (await link.lane()).abort("cut")
+        many.free.set()
+        await publish(many.uri, 3 * MANY)
+        await until(lambda: len(many.taken) == 3 * MANY, "all is taken")
+        await until(lambda: all(one.is_consuming for one in many.consumers), "all consume again")
+    assert [line for line in warned(caplog) if "lost" in line] == [f"tested  lost a consumer of {QUEUE}: cut"]
+
+
+async def test_beyond_the_brokers_limit_of_channels_there_is_a_further_connection(
+    node: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "MOST_CHANNELS", 6)
+    tuned = direct.DirectLane.__init__
+
+    def limited(self: direct.DirectLane, socket: Any, channel: Any) -> None:
+        tuned(self, socket, channel)
+        channel.connection.connection_tune.channel_max = 0  # no limit but the protocol's
+
+    monkeypatch.setattr(direct.DirectLane, "__init__", limited)
+    async with group(vhost(node), count=7) as many:
+        assert len(many.links) == 3  # of three consumers each, beside the channel of all
+        many.free.set()
+        await publish(many.uri, 50)
+        await until(lambda: len(many.taken) == 50, "all is taken")
+        await end_channel(many.lane(0))
+        await until(lambda: many.consumers[0].is_consuming, "it comes back")
+        assert len(many.links) == 3
+
+
+async def looks_of(many: Group, monkeypatch: pytest.MonkeyPatch, found: Callable[[], Depth]) -> list[str]:
+    lane, looked = await many.links[0].lane(), list[str]()
+
+    async def look(queue: str) -> Depth:
+        looked.append(queue)
+        return found()
+
+    monkeypatch.setattr(lane, "look", look)
+    return looked
+
+
+async def test_a_look_is_made_for_all_who_ask_at_a_time(node: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with group(vhost(node), check_s=1.0) as many:
+        looked = await looks_of(many, monkeypatch, lambda: Depth(0, MANY))
+        await asyncio.sleep(3.5)
+        assert 1 <= len(looked) <= 4  # of ten consumers, every second
+
+
+async def test_one_consumer_that_was_forgotten_leaves_alone_those_that_are_at_work(
+    node: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with group(vhost(node), check_s=0.3) as many:
+        lanes = many.lanes()
+        await lanes[0].cancel("tested.0")
+        await publish(many.uri, MANY)
+        await until(lambda: len(many.held) == MANY, "it has found out, and has the last one", 20)
+        assert [now is then for now, then in zip(many.lanes(), lanes, strict=True)] == [False] + [True] * (MANY - 1)
+        many.free.set()
+        await until(lambda: len(many.taken) == MANY, "each was taken once")
+    assert sum("idle although messages are ready" in line for line in warned(caplog)) == 1
+
+
+async def test_one_consumer_proves_for_all_that_the_queue_answers(
+    node: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "UNKNOWN_S", 2.0)
+    subscribed = 0
+    subscribe = Consumer._subscribe
+
+    async def counted(self: Consumer, session: Any) -> None:
+        nonlocal subscribed
+        subscribed += 1
+        await subscribe(self, session)
+
+    async with group(vhost(node), check_s=0.5) as many:
+        monkeypatch.setattr(Consumer, "_subscribe", counted)
+        await looks_of(many, monkeypatch, lambda: Depth(0, 0))
+        await until(lambda: subscribed, "one of them proves it", 10)
+        await asyncio.sleep(1.0)
+        assert subscribed == 1
+        many.free.set()
+        await publish(many.uri, 5)
+        await until(lambda: len(many.taken) == 5, "what comes is taken")
+
+
+async def test_a_worker_of_many_has_a_connection_that_consumes_and_one_that_publishes(site: Site, node: Broker) -> None:
+    await site.worker("", "--concurrency", "40")
+    tasks = simulate(100, seconds=0.05) + simulate(1, failures=1)
+    await site.send(tasks)
+    await site.all_end(tasks)
+    listed = [
+        line.split("\t")
+        for line in node.ctl("list_connections", "vhost", "channels", "client_properties").splitlines()
+        if line.startswith(site.uri.rpartition("/")[2])
+    ]
+    named = {line[2].partition('"connection_name","')[2].partition('"')[0]: int(line[1]) for line in listed}
+    consuming = {name: channels for name, channels in named.items() if " consumes " in name}
+    assert len(consuming) == len(LOADED.receives)
+    assert all(channels >= 41 for channels in consuming.values()), named
+    assert sum(" publishes" in name for name in named) == 1
