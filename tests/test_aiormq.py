@@ -355,6 +355,46 @@ async def test_what_waits_on_a_channel_that_goes_without_a_reason_raises_a_bare_
         raise caught.value
 
 
+async def test_what_waits_on_a_connection_that_is_closed_without_a_reason_looks_as_if_it_were_cancelled(
+    node: Broker,
+) -> None:
+    """As one is that aiormq takes for dead: after the process stood still, for one."""
+    async with Proxy(node.port) as proxy:
+        uri = vhost(node).replace(f":{node.port}/", f":{proxy.port}/")
+        async with connected(uri) as (connection, _):
+            channel = await connection.channel()
+            proxy.stall()
+
+            async def look() -> None:
+                with lost():
+                    await channel.queue_declare("there", passive=True)
+
+            waiting = [
+                asyncio.ensure_future(channel.queue_declare("there", passive=True)),
+                asyncio.ensure_future(look()),
+            ]
+            await asyncio.sleep(0.2)
+            closing = asyncio.ensure_future(channel.close())
+            ends = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(end) for end in ends] == [asyncio.CancelledError, ConnectionError]
+            closing.cancel()
+
+
+async def test_a_cancellation_that_somebody_asked_for_passes() -> None:
+    async def wait() -> None:
+        with lost():
+            await asyncio.sleep(60)
+
+    waiting = asyncio.ensure_future(wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await wait()
+
+
 # aio-pika
 
 

@@ -169,9 +169,12 @@ async def test_a_channel_that_closes_ends_every_publish_and_takes_no_other() -> 
 TOO_LARGE = Closed(406, "PRECONDITION_FAILED - message size 9 is larger than configured max size 8")
 
 
-async def test_a_call_on_a_channel_that_goes_without_a_reason_is_a_lost_connection_and_no_fault_of_ours() -> None:
+@pytest.mark.parametrize("raised", [Exception, asyncio.CancelledError])  # as aiormq does
+async def test_a_call_on_a_channel_that_goes_without_a_reason_is_a_lost_connection_and_no_fault_of_ours(
+    raised: type[BaseException],
+) -> None:
     async def gone(*_: Any, **__: Any) -> Any:
-        raise Exception  # as aiormq does
+        raise raised
 
     broker: Any = Broker()
     broker.basic_qos = broker.basic_cancel = broker.queue_declare = gone

@@ -50,10 +50,14 @@ def _is_heard(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def lost() -> Iterator[None]:
-    """Makes a ConnectionError of the bare Exception that aiormq raises in what waits on a channel which goes without a
-    reason; any other exception passes."""
+    """Makes a ConnectionError of what aiormq raises in what waits on a channel which goes without a reason: a bare
+    Exception, or a CancelledError that nobody asked for. Any other exception passes."""
     try:
         yield
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        raise ConnectionError("the channel was lost") from error
     except Exception as error:
         if type(error) is not Exception:
             raise

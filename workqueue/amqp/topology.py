@@ -15,7 +15,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
-from workqueue.amqp.handshake import words
+from workqueue.amqp.handshake import lost, words
 from workqueue.amqp.lane import Depth
 from workqueue.contract import Queue
 from workqueue.errors import BrokerRefused, ContractInvalid
@@ -133,13 +133,14 @@ class Asking:
             await self._channel.close()
 
     async def _ask(self, name: str, **how: Any) -> Any:
-        if self._channel is None:
-            self._channel = await self._connection.channel(publisher_confirms=False)
-        try:
-            told = await self._channel.queue_declare(name, **how)
-        except ChannelClosed:
-            self._channel = None
-            raise
+        with lost():
+            if self._channel is None:
+                self._channel = await self._connection.channel(publisher_confirms=False)
+            try:
+                told = await self._channel.queue_declare(name, **how)
+            except ChannelClosed:
+                self._channel = None
+                raise
         return told
 
 
