@@ -335,7 +335,8 @@ async def test_a_consume_that_is_not_answered_is_tried_at_the_next_address(
     ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a node that is cut off from its peers: declaring works there, consuming hangs."""
-    monkeypatch.setattr(consumer, "CALL_S", 1.0)
+    for module in (connection, consumer):
+        monkeypatch.setattr(module, "CALL_S", 1.0)
 
     class CutOff(Link):
         async def open(self) -> Lane:
