@@ -1,6 +1,7 @@
 """`workqueue forget`: tasks erased from the ledger and from the dead letters, on a real broker and on every store."""
 
 import asyncio
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ async def test_the_ledger_knows_a_task_until_its_letters_are_gone(ledger: Ledger
     assert (note.what, note.why, note.told) == ("forget", "request 7", '{"tasks": 3, "rows": 3, "letters": 1}')
 
 
+async def test_what_a_killed_worker_told_of_the_task_is_erased_too(ledger: Ledger) -> None:
+    """Its id, and what its handler said of its progress; the next row of a worker that lives replaces its last."""
+    made = await ended(ledger)
+    for name, held in (("killed", [made["cancelled"]]), ("other", [uuid4()]), ("idle", [])):
+        told = {"in_hand": [{"id": str(id), "text": SECRET} for id in held]}
+        await ledger.board.put(uuid4(), name, json.dumps(told))
+    await erase(ledger, FakeDesk([]), [made["done"]])
+    assert len(await ledger.board.seen(9.0)) == 3
+    await ledger.forget(made["cancelled"])  # and then it was killed
+    await erase(ledger, FakeDesk([]), [made["cancelled"]])
+    assert [seen.name for seen in await ledger.board.seen(9.0)] == ["idle", "other"]
+
+
 async def test_a_letter_that_was_left_when_its_task_was_forgotten_goes_at_the_next_time(ledger: Ledger) -> None:
     desk = FakeDesk([uuid4()])
     (found,) = await erase(ledger, desk, list(desk.ids))
@@ -182,6 +196,20 @@ async def test_one_that_runs_or_waits_is_left_alone(site: Site) -> None:
         assert (told.code, problem in told.err) == (2, True), told.err
     told = await workqueue(site, "forget", done["id"], "--yes", LEDGER_URL="none")
     assert (told.code, "needs a ledger" in told.err) == (2, True)
+
+
+async def test_an_id_in_capitals_is_the_same_id(fast: Site) -> None:
+    """Of a body that no worker could take, as its sender has written it."""
+    await fast.worker("one", script=MOODY)
+    id = str(uuid4())
+    await fast.publish(json.dumps({"id": id.upper(), "payload": {}}).encode())
+    await until(lambda: fast.depth_is(1, fast.dead_queue), "it is a dead letter")
+    (letter,) = await ask(fast, "dead", "list", "--id", id.upper())
+    assert letter["id"] == id
+    assert (await workqueue(fast, "dead", "show", id.upper())).code == 0
+    told = await workqueue(fast, "forget", id.upper(), "--yes")
+    assert (told.code, told.out.split()[-3:]) == (0, [id, "unknown", "1"])
+    assert await fast.depth_is(0, fast.dead_queue)
 
 
 async def state_is(site: Site, one: dict[str, Any], state: str) -> bool:

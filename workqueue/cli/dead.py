@@ -33,7 +33,7 @@ from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops import letters
 from workqueue.ops.desk import Desk, Selection
 from workqueue.ops.editing import carry_out, edit
-from workqueue.ops.letters import REASONS, Filter, Letter, Opened
+from workqueue.ops.letters import REASONS, Filter, Letter, Opened, plain_id
 from workqueue.ops.moving import Action, Moved
 from workqueue.ops.project import Project
 
@@ -200,7 +200,7 @@ def mend(
 
 
 async def _find(desk: Desk, id: str) -> list[Opened]:
-    return await desk.open(Filter(names=frozenset({id})))
+    return await desk.open(Filter(names=frozenset({plain_id(id)})))
 
 
 def _check(project: Project, wanted: Filter) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 from workqueue.cli.operate import row, say, table
 from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops.desk import Selection
-from workqueue.ops.letters import Filter, Letter, Opened
+from workqueue.ops.letters import Filter, Letter, Opened, plain_id
 
 SAMPLES = 3
 UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
@@ -88,7 +88,7 @@ def _ids(given: list[str] | None) -> list[str]:
         found += sys.stdin.read().split() if id == "-" else [id]
     if given and not found:
         raise UsageInvalid("--id -: standard input has no id")
-    return found
+    return [plain_id(id) for id in found]
 
 
 def _when(flag: str, text: str | None) -> datetime | None:

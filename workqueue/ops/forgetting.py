@@ -1,6 +1,7 @@
 """Tasks that are erased on request: what the ledger keeps of them, and their dead letters."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,6 +15,9 @@ from workqueue.ops.desk import Desk
 from workqueue.ops.letters import Filter, Letter
 
 State = Literal["waiting", "running", "done", "dead", "cancelled", "unknown"]
+
+
+EVER_S = 1e9  # longer than anything is kept
 
 
 class LettersStay(WorkQueueError):
@@ -68,10 +72,19 @@ async def forget(ledger: Ledger, desk: Desk, ids: Iterable[UUID], *, why: str) -
         one.row = await asked(ledger, partial(ledger.forget, one.id))
         if not one.row and one.state != "unknown":
             one.state = await _state(ledger, one.id)  # it was sent back in between
+    await _untell(ledger, {str(one.id) for one in wanted.values() if one.row or one.state == "unknown"})
     # No ids: one that is made of a key says whose task it was, and the audit is kept for good.
     rows = sum(one.row for one in wanted.values())
     await note(ledger, "forget", why, {"tasks": len(wanted), "rows": rows, "letters": len(selection.letters)})
     return list(found.values())
+
+
+async def _untell(ledger: Ledger, ids: Collection[str]) -> None:
+    """Remove what workers told while they had one of these in hand. A worker that lives tells anew within seconds, of
+    what it has in hand by then; the row of one that was killed would stay."""
+    for seen in await asked(ledger, partial(ledger.board.seen, EVER_S)):
+        if any(held["id"] in ids for held in json.loads(seen.told).get("in_hand", ())):
+            await asked(ledger, partial(ledger.board.remove, seen.id))
 
 
 def _count(found: Mapping[UUID, Forgotten], letters: Iterable[Letter]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
+from uuid import UUID
 
 from pydantic_core import from_json
 
@@ -80,6 +81,7 @@ class Reader:
             kind, task_id = _guess(body, receive.tag, kind, task_id)
         else:
             kind, task_id = receive.kind_of(task.payload) or "task", str(task.id)
+        task_id = plain_id(task_id)
         told = _attempts(headers)
         burial = headers.get("x-burial")
         return Letter(
@@ -107,6 +109,14 @@ class Reader:
     def _operation(self, arrived: Arrival) -> tuple[Receive, ModelCodec[Any]]:
         known = self._operations.get(_text(properties_of(arrived).headers, "x-queue"))
         return known or next(iter(self._operations.values()))
+
+
+def plain_id(text: str) -> str:
+    """A task's id, which senders may write in capitals, in the one form that is compared; another text as it is."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        return text
 
 
 def key_of(arrived: Arrival) -> str:
