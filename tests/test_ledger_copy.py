@@ -25,9 +25,9 @@ from workqueue.errors import LedgerClosed, LedgerLost, LedgerUnreachable, Settin
 from workqueue.ledger import Claimed, Conflict, Entry, Finished, Ledger, LedgerBusy, Sent, Taken
 from workqueue.ledger.postgres_whole import PostgresWhole
 from workqueue.ledger.sqlite_whole import SqliteWhole
-from workqueue.ledger.whole import AT_ONCE
+from workqueue.ledger.whole import AT_ONCE, Row, Whole, exists
 from workqueue.ops import copying
-from workqueue.ops.copying import Copied, LedgerInUse, NotToBeCopied, copy, reopen
+from workqueue.ops.copying import Copied, CutShort, LedgerInUse, NotToBeCopied, copy, reopen, reopen_lost
 from workqueue.testing import until
 
 __all__ = ["store"]  # a fixture
@@ -604,6 +604,58 @@ async def test_it_is_not_undone_once_the_other_ledger_was_worked_with(pair: Pair
     assert (await is_open(pair.source), await is_open(pair.target)) == (False, True)
     async with opened(pair.target) as ledger:
         await claimed(ledger, made["released"])
+
+
+async def test_a_copy_whose_target_is_lost_makes_no_other_one_and_can_be_undone(pair: Pair) -> None:
+    """Its disk was full, say, and somebody has deleted the half of it."""
+    async with opened(pair.source) as ledger:
+        made = await every_state(ledger)
+    await pair.copy()
+    with pytest.raises(NotToBeCopied, match="is not lost"):
+        await reopen_lost(pair.source.url, pair.target.url, why=WHY)
+    lose(pair.target)
+    with pytest.raises(
+        NotToBeCopied, match="that is not there any more; if it is lost, workqueue ledger reopen --lost"
+    ):
+        await pair.copy()
+    assert not await exists(pair.target.url)  # an empty one, open, would have all tasks done again
+    told = await command("reopen", pair.source.url, pair.target.url)
+    assert (told.code, "that is not there any more" in told.err, "--lost" in told.err) == (2, True, True)
+    async with opened(pair.target):
+        pass  # somebody has made it anew
+    with pytest.raises(NotToBeCopied, match="--lost opens"):
+        await pair.copy()
+    told = await command("reopen", "--lost", pair.source.url, pair.target.url, "--why", WHY)
+    assert (told.code, "is open again" in told.out, "may be done again" in told.err) == (0, True, True)
+    async with opened(pair.source) as ledger:
+        await claimed(ledger, made["sent"])
+    with pytest.raises(NotToBeCopied, match="was not moved"):
+        await reopen_lost(pair.source.url, pair.target.url, why=WHY)
+
+
+def lose(store: Store) -> None:
+    if store.table == "task":
+        for end in ("", "-wal", "-shm"):
+            Path(store.url.removeprefix("sqlite:") + end).unlink(missing_ok=True)
+        return
+    for table in ("task", "pause", "worker", "audit", "meta"):
+        store.run(f"DROP TABLE workqueue_{table} CASCADE")
+
+
+async def test_a_target_that_is_full_is_said_with_what_is_closed_by_now(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(self: Whole, rows: Sequence[Row]) -> tuple[int, int]:
+        raise LedgerUnreachable("there", "database or disk is full")
+
+    async with opened(pair.source) as ledger:
+        await every_state(ledger)
+    with monkeypatch.context() as patched:
+        patched.setattr(Whole, "put", full)
+        with pytest.raises(CutShort, match=r"disk is full\. .* is closed, and not all of it is copied: run the same"):
+            await pair.copy()
+    assert (await is_open(pair.source), await is_open(pair.target)) == (False, False)
+    await pair.copy()
 
 
 async def test_nor_is_a_copy_that_was_cut_off_and_stays_closed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from workqueue.cli.operate import Form, Output, app, call, display, progress, run, say, write_json
-from workqueue.ops.copying import Copied, copy, reopen
+from workqueue.ops.copying import Copied, copy, reopen, reopen_lost
 
 commands = app()
 
@@ -45,15 +45,26 @@ def copy_ledger(
 
 
 @commands.command("reopen")
-def reopen_ledger(source: Source, target: Target, why: Why = "", force: Force = False) -> int:
+def reopen_ledger(
+    source: Source,
+    target: Target,
+    why: Why = "",
+    force: Force = False,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="TO exists no more, and nobody can say what was done in it")
+    ] = False,
+) -> int:
     """Undo a copy of FROM to TO, complete or not, before any task was claimed in TO.
 
     TO is closed for good, so that a copy begins with another one. Exit code 1 while somebody works with TO, 2 where
     tasks were claimed or ended in it.
     """
-    opened, closed = run(lambda: reopen(source, target, why=why, force=force))
+    undo = reopen_lost(source, target, why=why) if lost else reopen(source, target, why=why, force=force)
+    opened, closed = run(lambda: undo)
     display(f"{opened} is open again")
     say(f"{closed} is not to be used any more")
+    if lost:
+        say("a task that was done there since may be done again")
     return 0
 
 

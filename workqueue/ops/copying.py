@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from workqueue.errors import LedgerClosed, UsageInvalid, WorkQueueError
+from workqueue.errors import LedgerClosed, LedgerUnreachable, UsageInvalid, WorkQueueError
 from workqueue.ledger import SCHEMA_VERSION, open_ledger
 from workqueue.ledger.board import GONE_S
 from workqueue.ledger.door import Door, Mark
@@ -42,6 +42,17 @@ class NotToBeCopied(WorkQueueError):
     exit_code = 2
 
 
+class CutShort(WorkQueueError):
+    """A copy did not come to its end, and the source is closed by now."""
+
+    exit_code = 3
+
+    def __init__(self, place: str, cause: str) -> None:
+        way_out = "run the same command again, or undo it by workqueue ledger reopen"
+        super().__init__(f"{cause}. {place} is closed, and not all of it is copied: {way_out}")
+        self.place, self.cause = place, cause
+
+
 @dataclass
 class Copied:
     """What became of the tasks of `source`: those that `target` did not know were copied; of those that it knew it kept
@@ -65,51 +76,72 @@ async def copy(
     """Close the one, copy all that is in it to the other, and open that. Killed anywhere, and called again, it ends
     right. `force`: close it also under those who have it open, as long as none has told of itself or has a claim.
 
-    Raises LedgerInUse, NotToBeCopied; LedgerUnreachable, SettingInvalid, UsageInvalid.
+    Raises LedgerInUse, NotToBeCopied, CutShort; LedgerUnreachable, SettingInvalid, UsageInvalid.
     """
     source_url, target_url = url_of(source_url), url_of(target_url)
-    async with _whole(source_url, make=False) as source, _whole(target_url, make=True) as target:
-        door = await source.door()
-        _check_source(source, target, door)
-        done = Copied(source.place, target.place, again=door.moved_to is not None)
-        theirs = await target.door()
-        if theirs.moved_to is not None:
-            raise NotToBeCopied(f"{target.place} {theirs.why}; copy to a new one")
-        if theirs.filled_from is not None and theirs.filled_from.identity != source.identity:
-            raise NotToBeCopied(f"{target.place} {theirs.why} from there, or begin with a new one")
-        if not done.again:
-            await _nobody_works(source, force)
-            at = await target.now()
-            await target.fill(Mark(source.identity, at, source.place))
+    async with _whole(source_url, make=False) as source:
+        await _check_there(source, target_url)
+        async with _whole(target_url, make=True) as target:
+            done = await _closed(source, target, force)
             try:
-                await source.close_to(Mark(target.identity, at, target.place))
-            except Held as error:
-                if theirs.filled_from is None:
-                    await target.filled()
-                raise LedgerInUse(source.place, f"claims are held by {error}; try again when they have ended") from None
-        elif theirs.filled_from is None:
-            await target.fill(Mark(source.identity, await target.now(), source.place))
-        await _tasks(source, target, done, tell)
-        await _beside(source, target, done)
-        told = {"from": done.source, "copied": done.copied, "kept": done.kept, "replaced": done.replaced}
-        await target.board.note(operator(), "ledger copy", as_text(why), json.dumps(told))
-        await target.filled()
-        return done
+                await _tasks(source, target, done, tell)
+                await _beside(source, target, done)
+                told = {"from": done.source, "copied": done.copied, "kept": done.kept, "replaced": done.replaced}
+                await target.board.note(operator(), "ledger copy", as_text(why), json.dumps(told))
+                await target.filled()
+            except LedgerUnreachable as error:
+                raise CutShort(source.place, f"{error.url}: {error.cause}") from error
+            return done
+
+
+async def _closed(source: Whole, target: Whole, force: bool) -> Copied:
+    """Close both: the target until it is whole, the source for good."""
+    door = await source.door()
+    _check_source(source, target, door)
+    done = Copied(source.place, target.place, again=door.moved_to is not None)
+    theirs = await target.door()
+    if theirs.moved_to is not None:
+        raise NotToBeCopied(f"{target.place} {theirs.why}; copy to a new one")
+    if theirs.filled_from is not None and theirs.filled_from.identity != source.identity:
+        raise NotToBeCopied(f"{target.place} {theirs.why} from there, or begin with a new one")
+    if not done.again:
+        await _nobody_works(source, force)
+        at = await target.now()
+        await target.fill(Mark(source.identity, at, source.place))
+        try:
+            await source.close_to(Mark(target.identity, at, target.place))
+        except Held as error:
+            if theirs.filled_from is None:
+                await target.filled()
+            raise LedgerInUse(source.place, f"claims are held by {error}; try again when they have ended") from None
+    elif theirs.filled_from is None:
+        await target.fill(Mark(source.identity, await target.now(), source.place))
+    return done
 
 
 def _check_source(source: Whole, target: Whole, door: Door) -> None:
     if source.identity == target.identity:
         raise NotToBeCopied(f"{source.place} and {target.place} are the same ledger")
     if door.moved_to is not None and door.moved_to.identity != target.identity:
-        raise _elsewhere(source, target, door.moved_to)
+        raise _elsewhere(source, target.place, door.moved_to)
     if door.moved_to is None and door.why is not None:
         raise NotToBeCopied(f"{source.place} {door.why} first")
     if door.minor > SCHEMA_VERSION[1]:
         raise NotToBeCopied(f"{source.place} has a schema of a later version: copy it with that")
 
 
-def _elsewhere(source: Whole, target: Whole, to: Mark) -> NotToBeCopied:
-    return NotToBeCopied(f"{source.place} was moved to {to.place} on {to.day}, and not to {target.place}")
+async def _check_there(source: Whole, target_url: str) -> None:
+    """Where an earlier copy has begun, its target is there: one that was made anew, empty and open, would have all
+    tasks done again."""
+    to = (await source.door()).moved_to
+    if to is not None and not await exists(target_url):
+        raise _elsewhere(source, hide_password(target_url), to)
+
+
+def _elsewhere(source: Whole, place: str, to: Mark) -> NotToBeCopied:
+    there = f"not to {place}" if place != to.place else "that is not there any more"
+    way_out = f"if it is lost, workqueue ledger reopen --lost opens {source.place} again"
+    return NotToBeCopied(f"{source.place} was moved to {to.place} on {to.day}, and {there}; {way_out}")
 
 
 async def _tasks(source: Whole, target: Whole, done: Copied, tell: Callable[[int, int], object]) -> None:
@@ -137,29 +169,63 @@ async def reopen(source_url: str, target_url: str, *, why: str, force: bool) -> 
     Raises LedgerInUse, NotToBeCopied; LedgerUnreachable, SettingInvalid, UsageInvalid.
     """
     source_url, target_url = url_of(source_url), url_of(target_url)
-    async with _whole(source_url, make=False) as source, _whole(target_url, make=False) as target:
-        ours, theirs = (await source.door()).moved_to, await target.door()
-        if ours is None:
-            if theirs.filled_from is None or theirs.filled_from.identity != source.identity:
-                raise NotToBeCopied(f"{source.place} was not moved: it is open")
-            await target.filled()  # nothing was copied
-            return source.place, target.place
-        if ours.identity != target.identity:
-            raise _elsewhere(source, target, ours)
-        if theirs.moved_to is None:
-            await _nobody_works(target, force)
-            try:
-                await target.close_to(Mark(source.identity, await source.now(), source.place))
-            except Held as error:
-                raise LedgerInUse(target.place, f"claims are held by {error}") from None
-        elif theirs.moved_to.identity != source.identity:
-            raise NotToBeCopied(f"{target.place} {theirs.why}")
-        if await target.used(ours.at):
-            await target.open_again()
-            raise NotToBeCopied(f"{target.place} was worked with: tasks were claimed or ended there since {ours.day}")
-        await source.board.note(operator(), "ledger reopen", as_text(why), json.dumps({"not": target.place}))
-        await source.open_again()
+    async with _whole(source_url, make=False) as source:
+        await _check_there(source, target_url)
+        async with _whole(target_url, make=False) as target:
+            return await _undone(source, target, why, force)
+
+
+async def _undone(source: Whole, target: Whole, why: str, force: bool) -> tuple[str, str]:
+    ours, theirs = (await source.door()).moved_to, await target.door()
+    if ours is None:
+        if theirs.filled_from is None or theirs.filled_from.identity != source.identity:
+            raise NotToBeCopied(f"{source.place} was not moved: it is open")
+        await target.filled()  # nothing was copied
         return source.place, target.place
+    if ours.identity != target.identity:
+        raise _elsewhere(source, target.place, ours)
+    if theirs.moved_to is None:
+        await _nobody_works(target, force)
+        try:
+            await target.close_to(Mark(source.identity, await source.now(), source.place))
+        except Held as error:
+            raise LedgerInUse(target.place, f"claims are held by {error}") from None
+    elif theirs.moved_to.identity != source.identity:
+        raise NotToBeCopied(f"{target.place} {theirs.why}")
+    if await target.used(ours.at):
+        await target.open_again()
+        raise NotToBeCopied(f"{target.place} was worked with: tasks were claimed or ended there since {ours.day}")
+    await source.board.note(operator(), "ledger reopen", as_text(why), json.dumps({"not": target.place}))
+    await source.open_again()
+    return source.place, target.place
+
+
+async def reopen_lost(source_url: str, target_url: str, *, why: str) -> tuple[str, str]:
+    """Undo a copy whose target exists no more. What was done by way of it since is not known, and done again.
+
+    Raises as `reopen`, and NotToBeCopied where the target is there."""
+    source_url, target_url = url_of(source_url), url_of(target_url)
+    place = hide_password(target_url)
+    async with _whole(source_url, make=False) as source:
+        ours = (await source.door()).moved_to
+        if ours is None:
+            raise NotToBeCopied(f"{source.place} was not moved: it is open")
+        if ours.place != place:
+            raise _elsewhere(source, place, ours)
+        if await _identity(target_url) == ours.identity:
+            raise NotToBeCopied(f"{place} is not lost, it is there: leave out --lost")
+        await source.board.note(operator(), "ledger reopen", as_text(why), json.dumps({"lost": place}))
+        await source.open_again()
+        return source.place, place
+
+
+async def _identity(url: str) -> int | None:
+    """Of the ledger that is there; None: there is none, or nobody answers."""
+    with suppress(LedgerUnreachable):
+        if await exists(url):
+            async with _whole(url, make=False) as there:
+                return there.identity
+    return None
 
 
 def url_of(text: str) -> str:
