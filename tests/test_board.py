@@ -10,6 +10,7 @@ from tests.test_ledger import ASKED, LONG_S, Store, ledger, store
 from workqueue.ledger import Claimed, Ledger
 from workqueue.ledger.none import NoLedger
 from workqueue.ledger.texts import STORY_LENGTH
+from workqueue.ops.deaths import by_reason
 
 __all__ = ["ledger", "store"]  # fixtures
 
@@ -139,3 +140,21 @@ async def test_without_a_ledger_nothing_is_known_and_nothing_kept() -> None:
     await board.remove(uuid4())
     assert (await board.seen(LONG_S), await board.notes(9), await board.forget(0.0)) == ([], [], 0)
     assert (await board.pause("q", WHO, ""), await board.resume("q"), await board.pauses()) == (False, False, [])
+
+
+async def test_what_tasks_died_of_is_counted_by_kind_and_reason(ledger: Ledger, store: Store) -> None:
+    old = [("nap", "failed: no\nTraceback: it has colons"), ("nap", "gave-up: no"), ("mail", "crashed: 3 workers died")]
+    for kind, error in [*old, *old[:1], ("nap", "an error: of a version that kept no reason")]:
+        task_id = uuid4()
+        claim = await ledger.claim(task_id, "w1", LONG_S, **{**ASKED, "kind": kind})
+        assert isinstance(claim, Claimed)
+        assert await ledger.bury(task_id, claim.fence, 1, error)
+    await ledger.cancel(uuid4(), "cancelled: by ops")
+    found = by_reason(await ledger.board.deaths())
+    assert [(one.reason, one.kind, one.count, one.hour) for one in found] == [
+        ("failed", "nap", 3, 3), ("crashed", "mail", 1, 1), ("gave-up", "nap", 1, 1),
+    ]  # fmt: skip
+    assert all(abs(one.newest.timestamp() - time.time()) < 10 for one in found)
+    past = "finished_at - 7200" if store.mark == "?" else "finished_at - interval '2 hours'"
+    store.run(f"UPDATE {store.table} SET finished_at = {past}")
+    assert [(one.count, one.hour) for one in by_reason(await ledger.board.deaths())] == [(3, 0), (1, 0), (1, 0)]

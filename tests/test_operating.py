@@ -83,6 +83,18 @@ async def test_status_says_what_waits_who_works_and_what_each_has_in_hand(site: 
     assert await ask(site, "workers") == []
 
 
+async def test_status_says_what_tasks_died_of_and_takes_no_letter_for_it(fast: Site, broken: Path) -> None:
+    await fast.worker("one", script=MOODY)
+    await buried(fast, 2)
+    (died,) = (await ask(fast, "status"))["deaths"]
+    assert (died["reason"], died["kind"], died["count"], died["hour"]) == ("failed", "nap", 2, 2)
+    told = (await workqueue(fast, "status")).out.splitlines()
+    assert any(columns(line)[:4] == ["failed", "nap", "2", "2"] for line in told), told
+    assert not any(letter.redelivered for letter in await fast.dead_letters(2))
+    assert (await workqueue(fast, "dead", "drop", "--all", "--yes")).code == 0
+    assert "died of" not in (await workqueue(fast, "status")).out
+
+
 async def holds(site: Site, count: int) -> bool:
     workers = await ask(site, "workers")
     return sum(len(worker["in_hand"]) for worker in workers) == count

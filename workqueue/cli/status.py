@@ -120,7 +120,16 @@ def rendered(found: Status) -> RenderableType:
             queue.rate, left,
         )  # fmt: skip
     notes = [Text(f"! {escaped(note)}", style="yellow") for note in found.notes]
-    return Group(queues, *_workers(found.workers), *_in_hand(found.workers), *notes)
+    return Group(queues, *_deaths(found), *_workers(found.workers), *_in_hand(found.workers), *notes)
+
+
+def _deaths(found: Status) -> list[RenderableType]:
+    if not found.deaths:
+        return []
+    made = table("died of", "kind", "tasks:", "last hour:", "newest")
+    for one in found.deaths:
+        row(made, one.reason, one.kind, one.count, one.hour, one.newest)
+    return [made]
 
 
 def _workers(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:

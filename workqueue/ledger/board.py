@@ -1,4 +1,5 @@
-"""What lies in a ledger beside its tasks: who works, and what operators did. Nothing of it is on a task's way."""
+"""What a ledger tells operators beside single tasks: who works, what they did, and what tasks died of. Nothing of it is
+on a task's way."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,17 @@ class Pause(NamedTuple):
     why: str
 
 
+class Deaths(NamedTuple):
+    """Dead tasks of one kind (empty: not known) whose errors begin with the same word, which is the reason: how many,
+    how many of them within the last hour, and the newest (Unix time)."""
+
+    kind: str
+    word: str
+    tasks: int
+    hour: int
+    newest: float
+
+
 class Board(Protocol):
     """Each method is atomic, durable when it returns, and may be repeated. Raises LedgerBusy and LedgerLost, as the
     methods of a ledger do."""
@@ -68,6 +80,10 @@ class Board(Protocol):
     async def notes(self, newest: int) -> list[Note]:
         """The newest so many, the newest first."""
 
+    async def deaths(self) -> list[Deaths]:
+        """All that the ledger remembers; a task that was cancelled has not died. Reads every row: a million of them in
+        0.2 s on PostgreSQL, 1.5 s on SQLite."""
+
 
 @dataclass(frozen=True)
 class Statements:
@@ -83,6 +99,7 @@ class Statements:
     pauses: str
     note: str
     notes: str
+    deaths: str
 
 
 Run = Callable[[str, Sequence[Any]], Awaitable[tuple[int, list[Any]]]]
@@ -125,6 +142,10 @@ class SqlBoard:
         _, rows = await self._run(self._sql.notes, (newest,))
         return [Note(*row) for row in rows]
 
+    async def deaths(self) -> list[Deaths]:
+        _, rows = await self._run(self._sql.deaths, ())
+        return [Deaths(*row) for row in rows]
+
 
 class NoBoard:
     """See `Board`: where there is no ledger, nothing is known, and nothing kept."""
@@ -154,4 +175,7 @@ class NoBoard:
         pass
 
     async def notes(self, newest: int) -> list[Note]:
+        return []
+
+    async def deaths(self) -> list[Deaths]:
         return []

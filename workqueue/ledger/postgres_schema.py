@@ -63,6 +63,12 @@ BOARD = Statements(
     notes="""
         SELECT extract(epoch FROM at)::float8, who, what, why, told FROM workqueue_audit ORDER BY at DESC LIMIT %s
     """,
+    deaths="""
+        SELECT coalesce(kind, ''), split_part(left(error, 16), ': ', 1), count(*),
+            count(*) FILTER (WHERE finished_at > clock_timestamp() - interval '1 hour'),
+            extract(epoch FROM max(finished_at))::float8
+        FROM workqueue_task WHERE state = 'dead' AND error IS DISTINCT FROM cancel GROUP BY 1, 2
+    """,
 )
 
 META = """

@@ -73,6 +73,12 @@ BOARD = Statements(
     pauses="SELECT queue, at, who, why FROM workqueue_pause ORDER BY queue",
     note=f"INSERT INTO workqueue_audit VALUES ({NOW}, ?, ?, ?, ?)",
     notes="SELECT at, who, what, why, told FROM workqueue_audit ORDER BY at DESC, rowid DESC LIMIT ?",
+    # The word before the colon of an error that may be 100 kB long.
+    deaths=f"""
+        SELECT coalesce(kind, ''), substr(substr(error, 1, 16), 1, max(0, instr(substr(error, 1, 16), ': ') - 1)),
+            count(*), sum(finished_at > {NOW} - 3600), max(finished_at)
+        FROM task WHERE state = 'dead' AND error IS NOT cancel GROUP BY 1, 2
+    """,
 )
 
 META = "CREATE TABLE IF NOT EXISTS workqueue_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"

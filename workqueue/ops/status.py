@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ledger.board import GONE_S, RECENT_S, Seen
 from workqueue.ledger.none import NoLedger
+from workqueue.ops.deaths import Deaths, by_reason
 from workqueue.ops.project import Project, same_ledger
 from workqueue.settings import hide_password
 
@@ -101,7 +103,8 @@ class Queue:
 
 @dataclass(frozen=True)
 class Status:
-    """How it stands. `notes` are what should not be so, in words."""
+    """How it stands. `notes` are what should not be so, in words; `deaths` are by reason and kind, the
+    most first; none where no dead letters lie."""
 
     at: datetime
     broker: str
@@ -109,6 +112,7 @@ class Status:
     queues: tuple[Queue, ...]
     workers: tuple[Worker, ...]
     notes: tuple[str, ...]
+    deaths: tuple[Deaths, ...] = ()
 
 
 async def status(project: Project, ledger: Ledger, name: str) -> Status:
@@ -127,9 +131,12 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
     queues = [_receiving(receive, depths, seen, pauses) for receive in project.receives.values()]
     only_sent = [send for name, send in project.sends.items() if name not in project.receives]
     queues += [_sending(send, depths) for send in only_sent]
+    deaths: tuple[Deaths, ...] = ()
+    if any(queue.dead for queue in queues) and not more:  # a million tasks are read in a second
+        deaths = await _deaths(ledger)
     broker = ", ".join(map(hide_password, settings.amqp_uri))
     notes = (*more, *_notes(project, ledger, queues, seen))
-    return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes)
+    return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes, deaths)
 
 
 async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
@@ -149,6 +156,13 @@ async def _pauses(ledger: Ledger) -> dict[str, Pause]:
         return {one.queue: Pause(_time(one.at), one.who, one.why) for one in await ledger.board.pauses()}
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+
+
+async def _deaths(ledger: Ledger) -> tuple[Deaths, ...]:
+    """None where the ledger is too busy to tell."""
+    with suppress(LedgerBusy):
+        return tuple(by_reason(await ledger.board.deaths()))
+    return ()
 
 
 async def in_hand(ledger: Ledger, task_id: UUID, worker: str, attempt: int) -> InHand | None:
