@@ -79,7 +79,11 @@ class SqliteWhole(Whole):
         self.place = f"sqlite:{self._path}"
         self._db = self._connect()
         self.board = SqlBoard(BOARD, self.run)
-        self.identity = identity_of(self._path, self._execute("PRAGMA application_id").fetchone()[0])
+        try:
+            self.identity = identity_of(self._path, self._execute("PRAGMA application_id").fetchone()[0])
+        except BaseException:
+            self._db.close()
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         try:
