@@ -114,9 +114,9 @@ async def test_a_wait_for_a_silent_server_can_be_cancelled_and_blocks_nobody(
 async def test_the_client_and_the_server_look_after_their_connections(ledger: PostgresLedger, url: str) -> None:
     task_id = uuid4()
     claim = await claimed(ledger, task_id)
-    assert ledger._connection is not None
-    assert ledger._connection.prepare_threshold == 5
-    with socket.socket(fileno=os.dup(ledger._connection.fileno())) as wire:
+    (session,) = ledger._pool._sessions
+    assert session.prepares
+    with socket.socket(fileno=os.dup(session._socket)) as wire:
         assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         if sys.platform == "linux":
             assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
@@ -433,6 +433,7 @@ async def test_a_ledger_behind_pgbouncer_in_transaction_mode_does_all_that_one_b
         for _ in range(5):
             assert other.execute("SHOW tcp_user_timeout").fetchone() != ("25000",)
     for ledger in opened:
-        assert ledger._connection is not None
-        assert ledger._connection.prepare_threshold is None  # a prepared one belongs to a session, and sessions change
+        assert ledger._pool._sessions
+        for session in ledger._pool._sessions:
+            assert not session.prepares  # a prepared one belongs to a session of the server, and these change
         await ledger.close()

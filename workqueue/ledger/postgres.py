@@ -1,18 +1,17 @@
 """The ledger in a PostgreSQL database: workers on any number of machines. Leases are measured by its clock alone.
 
-Each statement is its own transaction. A connection that fails is dropped, and the next statement makes a new one: a
-statement that got no answer may have been carried out, and all of them may be repeated.
+Each statement is its own transaction. Claims and completions, which are most of what is asked, go together: those that
+arrive while one statement is under way are the next one.
 """
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection
 
 from workqueue.errors import LedgerLost, LedgerUnreachable
 from workqueue.ledger import (
@@ -22,24 +21,27 @@ from workqueue.ledger import (
     Conflict,
     Entry,
     Finished,
-    LedgerBusy,
     Outcome,
     Sent,
     Taken,
     Transaction,
-    postgres_server,
 )
 from workqueue.ledger.board import SqlBoard
+from workqueue.ledger.postgres_batch import Batch
 from workqueue.ledger.postgres_block import Blocks
+from workqueue.ledger.postgres_pool import Locked, Pool
 from workqueue.ledger.postgres_schema import BOARD, IDENTITY, closed, migrate
-from workqueue.ledger.postgres_server import Server, answering, cut
+from workqueue.ledger.postgres_server import Server, answering
+from workqueue.ledger.postgres_session import PREPARE_AFTER
 from workqueue.ledger.postgres_sql import (
     BURY,
     CANCEL,
     CANCEL_ENDED,
     CANCEL_UNKNOWN,
     CLAIM,
+    CLAIM_MANY,
     COMPLETE,
+    COMPLETE_MANY,
     ENTRY,
     ERASE,
     OUTCOMES,
@@ -56,16 +58,11 @@ from workqueue.ledger.postgres_sql import (
 )
 from workqueue.ledger.texts import text_of
 
-# Executions after which a statement is prepared. Only where the server itself answers: PgBouncer, which shows a process
-# number of its own, may give the next statement to another session, where the same name means another statement.
-PREPARE_AFTER = 5
-
-
 LOCK_S = 1.0
-
-
-class Locked(LedgerBusy):
-    """Another transaction has the row, and does not end."""
+# A host that died inside a task's completion holds the row until the server misses that host: no statement waits for
+# that. A prepared statement may keep the plan that was best for an empty table, which is to read all of it. Pruning has
+# to, and PostgreSQL would think that compiling it pays.
+FOR_STATEMENTS = f"SET lock_timeout = '{LOCK_S}s'; SET enable_seqscan = off; SET jit = off"
 
 
 class PostgresLedger:
@@ -76,10 +73,10 @@ class PostgresLedger:
     def __init__(self, url: str) -> None:
         self._server = Server(url)
         self.place = self._server.place
-        self._connection: AsyncConnection | None = None
-        self._blocks = Blocks(self._connect)
-        self._lock, self.board = asyncio.Lock(), SqlBoard(BOARD, self._run)
-        self._failed_s, self._failure = 0.0, ""
+        self._pool, self._blocks = Pool(self._connect_for_statements, self._server.words), Blocks(self._connect)
+        self._claims = Batch(self._pool, CLAIM, CLAIM_MANY)
+        self._completions = Batch(self._pool, COMPLETE, COMPLETE_MANY)
+        self.board = SqlBoard(BOARD, partial(self._pool.execute, is_urgent=False))
 
     async def set_up(self) -> "PostgresLedger":
         """Raises LedgerUnreachable, LedgerClosed."""
@@ -93,17 +90,14 @@ class PostgresLedger:
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
     ) -> Claimed | Taken | Finished | Conflict:
-        claim = {
-            "id": task_id, "worker": text_of(worker), "lease": lease_s, "kind": text_of(kind),
-            "digest": digest or None, "alone": alone,
-        }  # fmt: skip
+        claim = (task_id, text_of(worker), lease_s, text_of(kind), digest or None, alone)
         while True:
             try:
-                rows = await self._rows(CLAIM, claim)
+                claimed = await self._claims.ask(task_id, claim)
             except Locked:
                 return Taken(LOCK_S)
-            for row in rows:
-                return Claimed.read(*row)
+            if claimed is not None:
+                return Claimed.read(*claimed[1:])
             for state, fence, left_s, waits, known, attempts, cancel in await self._rows(SEEK, (task_id,)):
                 if known is not None and digest and known != digest:
                     return Conflict()
@@ -128,7 +122,7 @@ class PostgresLedger:
             return connection.execute(RENEW, (lease_s, task_id, fence)).rowcount == 1
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        return await self._change(COMPLETE, (attempts, result, task_id, fence))
+        return await self._completions.ask(task_id, (attempts, result, task_id, fence)) is not None
 
     @asynccontextmanager
     async def completion(
@@ -174,12 +168,12 @@ class PostgresLedger:
             # It was pruned, or revived, in between.
 
     async def to_cancel(self, ids: Sequence[UUID]) -> dict[UUID, str]:
-        return dict(await self._rows(TO_CANCEL, (list(ids),)))
+        return dict((await self._pool.execute(TO_CANCEL, (list(ids),), is_urgent=False))[1])
 
     async def record(self, sent: Sequence[Sent]) -> None:
         # In order, so that two who record the same tasks never wait for each other in a circle.
         ids, kinds, digests = zip(*sorted(sent), strict=True)
-        await self._execute(RECORD, (list(ids), [text_of(kind) for kind in kinds], list(digests)))
+        await self._pool.execute(RECORD, (list(ids), [text_of(kind) for kind in kinds], list(digests)))
 
     async def entry(self, task_id: UUID) -> Entry | None:
         rows = await self._rows(ENTRY, (task_id,))
@@ -192,61 +186,24 @@ class PostgresLedger:
         return await self._change(ERASE, (task_id,))
 
     async def prune(self, older_than_s: float) -> int:
-        return (await self._execute(PRUNE, (older_than_s,))).rowcount
+        return (await self._pool.execute(PRUNE, (older_than_s,)))[0]
 
     async def close(self) -> None:
         await self._blocks.close()
-        await self._drop()
+        await self._pool.close()
 
     async def _rows(self, statement: str, values: Any) -> list[tuple[Any, ...]]:
-        return await (await self._execute(statement, values)).fetchall()
-
-    async def _run(self, statement: str, values: Sequence[Any]) -> tuple[int, list[Any]]:
-        cursor = await self._execute(statement, values)
-        return cursor.rowcount, [] if cursor.description is None else await cursor.fetchall()
+        return (await self._pool.execute(statement, values))[1]
 
     async def _change(self, statement: str, values: Any) -> bool:
-        return (await self._execute(statement, values)).rowcount == 1
+        return (await self._pool.execute(statement, values))[0] == 1
 
-    async def _execute(self, statement: str, values: Any) -> psycopg.AsyncCursor[tuple[Any, ...]]:
-        asked_s = time.monotonic()
-        await self._turn()
-        try:
-            if self._failed_s > asked_s:  # while this statement waited for its turn: it would find the same
-                raise LedgerBusy(self._failure)
-            connection = self._connection = self._connection or await self._connect_impatient()
-            timer = asyncio.get_running_loop().call_later(postgres_server.ANSWER_S, cut, connection)
-            try:
-                return await connection.execute(statement, values)
-            finally:
-                timer.cancel()
-        except errors.LockNotAvailable as error:
-            raise Locked(self._server.words(error)) from error
-        except (psycopg.Error, OSError) as error:
-            self._failed_s, self._failure = time.monotonic(), self._server.words(error)
-            await self._drop()
-            raise LedgerBusy(self._failure) from error
-        finally:
-            self._lock.release()
-
-    async def _turn(self) -> None:
-        if not self._lock.locked():
-            await self._lock.acquire()
-            return
-        try:
-            async with asyncio.timeout(postgres_server.ANSWER_S):
-                await self._lock.acquire()
-        except TimeoutError:
-            raise LedgerBusy(f"no answer for {postgres_server.ANSWER_S:g} s, to others either") from None
-
-    async def _connect_impatient(self) -> AsyncConnection:
-        """One on which no statement waits for long for a lock: the transaction of a host that died inside its
-        completion holds its row until the server misses that host."""
+    async def _connect_for_statements(self) -> AsyncConnection:
         connection = await self._connect()
         if connection.prepare_threshold is not None:  # through PgBouncer, a setting may reach another session
             try:
                 async with answering(connection):
-                    await connection.execute(f"SET lock_timeout = '{LOCK_S}s'")
+                    await connection.execute(FOR_STATEMENTS)
             except BaseException:
                 await connection.close()
                 raise
@@ -270,8 +227,3 @@ class PostgresLedger:
         if backend_pid == connection.info.backend_pid:
             connection.prepare_threshold = PREPARE_AFTER
         return connection
-
-    async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()

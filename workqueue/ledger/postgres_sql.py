@@ -2,11 +2,17 @@
 
 from workqueue.ledger.texts import STORY_LENGTH
 
-CLAIM = """
+MANY_LOCK_S = 0.02  # how long a statement for many tasks waits for the lock of one of them
+# In the order of ids, so that no two statements wait for each other in a circle. The setting ends with the transaction,
+# which is this statement, and is made before a row is locked.
+MANY = f"""
+WITH impatient AS MATERIALIZED (SELECT set_config('lock_timeout', '{MANY_LOCK_S * 1000:.0f}ms', true)),
+asked AS MATERIALIZED (SELECT asked.* FROM impatient, unnest({{}}) AS asked ({{}}) ORDER BY id)
+"""
+CLAIMING = """
 INSERT INTO workqueue_task AS task
     (id, state, fence, worker, lease_until, kind, digest, alone, created_at)
-VALUES (%(id)s, 'running', 1, %(worker)s, clock_timestamp() + %(lease)s * interval '1 second',
-    %(kind)s, %(digest)s, CASE WHEN %(alone)s THEN 1 END, clock_timestamp())
+{}
 ON CONFLICT (id) DO UPDATE SET state = 'running', fence = task.fence + 1,
     crashes = task.crashes || CASE WHEN task.state = 'running' THEN
         to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' ' || task.worker
@@ -21,8 +27,19 @@ WHERE task.cancel IS NULL
     WHEN 'running' THEN task.lease_until < clock_timestamp()
     WHEN 'waiting' THEN task.next_at IS DISTINCT FROM task.lease_until OR task.lease_until < clock_timestamp()
 END
-RETURNING fence, crashes, attempts, checkpoint
+RETURNING id, fence, crashes, attempts, checkpoint
 """
+CLAIM = CLAIMING.format(
+    "VALUES (%s, 'running', 1, %s, clock_timestamp() + %s * interval '1 second', %s, %s, CASE WHEN %s THEN 1 END,"
+    " clock_timestamp())"
+)
+CLAIM_MANY = MANY.format(
+    "%s::uuid[], %s::text[], %s::float8[], %s::text[], %s::bytea[], %s::boolean[]",
+    "id, worker, lease_s, kind, digest, alone",
+) + CLAIMING.format(
+    "SELECT id, 'running', 1, worker, clock_timestamp() + lease_s * interval '1 second', kind, digest,"
+    " CASE WHEN alone THEN 1 END, clock_timestamp() FROM asked"
+)
 STATE = "CASE WHEN error = cancel THEN 'cancelled' ELSE state END"
 SEEK = f"""
 SELECT {STATE}, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest,
@@ -30,8 +47,14 @@ SELECT {STATE}, fence, extract(epoch FROM lease_until - clock_timestamp())::floa
 FROM workqueue_task WHERE id = %s
 """
 CHANGE = "UPDATE workqueue_task SET {} WHERE id = %s AND fence = %s AND state = 'running'"
-COMPLETE = CHANGE.format(
-    "state = 'done', attempts = %s, result = %s, checkpoint = NULL, finished_at = clock_timestamp()"
+COMPLETED = "state = 'done', attempts = {}, result = {}, checkpoint = NULL, finished_at = clock_timestamp()"
+COMPLETE = CHANGE.format(COMPLETED.format("%s", "%s")) + " RETURNING id"
+COMPLETE_MANY = (
+    MANY.format("%s::integer[], %s::text[], %s::uuid[], %s::bigint[]", "attempts, result, id, fence")
+    + f"""
+UPDATE workqueue_task AS task SET {COMPLETED.format("asked.attempts", "asked.result")} FROM asked
+WHERE task.id = asked.id AND task.fence = asked.fence AND task.state = 'running' RETURNING task.id
+"""
 )
 STORY = f"story = nullif(right(coalesce(story, '') || %s, {STORY_LENGTH}), '')"
 BURY = CHANGE.format(f"state = 'dead', attempts = %s, error = %s, {STORY}, finished_at = clock_timestamp()")

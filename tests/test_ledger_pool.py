@@ -1,0 +1,357 @@
+"""Many statements at once on a PostgreSQL ledger: each gets its own answer, and none waits for another's lock."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests.test_ledger_postgres import ASKED, LONG_S, claimed, end_sessions, port_of, role, run, url
+from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken
+from workqueue.ledger.postgres import PostgresLedger
+from workqueue.ledger.postgres_pool import AT_MOST
+from workqueue.ledger.postgres_session import numbered
+from workqueue.testing import until
+from workqueue.testing.proxy import Proxy
+
+__all__ = ["role", "url"]  # fixtures
+
+OURS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'workqueue'"
+
+
+@pytest.fixture
+async def ledger(url: str) -> AsyncIterator[PostgresLedger]:
+    opened = await PostgresLedger(url).set_up()
+    yield opened
+    await opened.close()
+
+
+def connections(url: str) -> int:
+    count: int = run(url, OURS)[0][0]
+    return count
+
+
+@contextmanager
+def locked(url: str, *ids: UUID) -> Iterator[None]:
+    """Somebody else's transaction has these tasks' rows, and does not end; those that do not exist it has inserted."""
+    with psycopg.connect(url, application_name="foreign") as foreign:
+        for task_id in ids:
+            foreign.execute(
+                "INSERT INTO workqueue_task (id, state, fence, worker, lease_until) VALUES (%s, 'done', 1, '', now())"
+                " ON CONFLICT (id) DO UPDATE SET worker = 'foreign'",
+                (task_id,),
+            )
+        yield
+        foreign.rollback()
+
+
+async def timed(work: Awaitable[Any]) -> float:
+    began = time.monotonic()
+    await work
+    return time.monotonic() - began
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_each_of_many_at_once_gets_its_own_answer(ledger: PostgresLedger) -> None:
+    """Each task has a number in all that is known of it, so that two answers that are mixed up show."""
+    ids = [uuid4() for _ in range(120)]
+    fences = {}
+    for number, task_id in enumerate(ids):
+        for _ in range(number % 3):
+            claim = await claimed(ledger, task_id, digest=str(number).encode())
+            assert await ledger.save(task_id, claim.fence, str(number))
+            assert await ledger.release(task_id, claim.fence, attempts=number)
+    busy = ids[::10]
+    for task_id in busy:
+        fences[task_id] = (await claimed(ledger, task_id, digest=str(ids.index(task_id)).encode())).fence
+
+    async def work(number: int, task_id: UUID) -> None:
+        claim = await ledger.claim(task_id, f"w{number}", LONG_S, kind="k", digest=str(number).encode(), alone=False)
+        if task_id in busy:
+            assert isinstance(claim, Taken), claim
+            assert claim.attempts == (number if number % 3 else 0)
+        else:
+            assert isinstance(claim, Claimed), claim
+            fences[task_id] = claim.fence
+            assert claim.fence == number % 3 + 1
+            assert (claim.attempts, claim.checkpoint) == ((number, str(number)) if number % 3 else (0, None))
+        entry = await ledger.entry(task_id)
+        assert entry is not None
+        assert (entry.id, entry.digest, entry.worker) == (
+            task_id,
+            str(number).encode(),
+            "w" if task_id in busy else f"w{number}",
+        )
+        wrong = number % 7 == 0
+        assert await ledger.renew(task_id, fences[task_id] + wrong, LONG_S) is not wrong
+        assert await ledger.complete(task_id, fences[task_id] + wrong, number, f"result {number}") is not wrong
+
+    await asyncio.gather(*(work(number, task_id) for number, task_id in enumerate(ids)))
+    done = {outcome.id: outcome for outcome in await ledger.outcomes(ids)}
+    assert done.keys() == {task_id for number, task_id in enumerate(ids) if number % 7}
+    for number, task_id in enumerate(ids):
+        if number % 7:
+            assert (done[task_id].attempts, done[task_id].result) == (number, f"result {number}")
+            assert await ledger.claim(task_id, "w", LONG_S, kind="k", digest=str(number).encode(), alone=False) == (
+                Finished("done", fences[task_id])
+            )
+
+
+async def test_one_of_many_who_claim_the_same_task_at_once_gets_it(ledger: PostgresLedger) -> None:
+    for _ in range(5):
+        task_id, others = uuid4(), [uuid4() for _ in range(20)]
+        answers = await asyncio.gather(
+            *(
+                ledger.claim(one, "w", LONG_S, **ASKED)
+                for pair in zip([task_id] * 20, others, strict=True)
+                for one in pair
+            )
+        )
+        assert sorted(type(answer).__name__ for answer in answers[::2]) == ["Claimed"] + ["Taken"] * 19
+        assert all(isinstance(answer, Claimed) for answer in answers[1::2])
+        assert sum(await asyncio.gather(*(ledger.complete(task_id, 1, 1, "r") for _ in range(20)))) == 1
+
+
+async def test_an_answer_and_a_value_may_be_larger_than_what_a_socket_takes(ledger: PostgresLedger) -> None:
+    ids, large = [uuid4() for _ in range(3)], "x" * 20_000_000
+    for task_id in ids:
+        await claimed(ledger, task_id)
+    assert all(await asyncio.gather(*(ledger.complete(task_id, 1, 1, large) for task_id in ids)))
+    assert [outcome.result == large for outcome in await ledger.outcomes(ids)] == [True] * 3
+
+
+async def test_a_value_that_the_server_refuses_fails_its_own_task_only(ledger: PostgresLedger) -> None:
+    ids = [uuid4() for _ in range(20)]
+    await asyncio.gather(*(claimed(ledger, task_id) for task_id in ids))
+    attempts = [2**40 if number == 10 else number for number in range(20)]
+    tasks = zip(ids, attempts, strict=True)
+    answers = await asyncio.gather(
+        *(ledger.complete(task_id, 1, count, None) for task_id, count in tasks), return_exceptions=True
+    )
+    assert isinstance(answers.pop(10), LedgerBusy)
+    assert answers == [True] * 19
+
+
+def test_values_are_numbered_by_place_or_by_name() -> None:
+    assert numbered("SELECT %s, %s::uuid[]")[0] == b"SELECT $1, $2::uuid[]"
+    assert numbered("SELECT %(a)s, %(b)s, %(a)s") == (b"SELECT $1, $2, $1", ["a", "b"])
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 15], ids=["the first", "one of a batch"])
+@pytest.mark.parametrize("exists", [True, False], ids=["changed", "inserted"])
+async def test_a_row_that_somebody_has_locked_delays_no_other_claim(
+    ledger: PostgresLedger, url: str, place: int, exists: bool
+) -> None:
+    async def slowest() -> float:
+        """How long the slowest other one took."""
+        ids = [uuid4() for _ in range(30)]
+        if exists:
+            await ledger.release(ids[place], (await claimed(ledger, ids[place])).fence)
+        with locked(url, ids[place]):
+            waits = [asyncio.ensure_future(timed(ledger.claim(task_id, "w", LONG_S, **ASKED))) for task_id in ids]
+            held = waits.pop(place)
+            took_s = max(await asyncio.gather(*waits))
+            assert not held.done()
+            held.cancel()
+        return took_s
+
+    assert min([await slowest() for _ in range(4)]) < 0.1
+
+
+@pytest.mark.parametrize("place", [0, 15], ids=["the first", "one of a batch"])
+async def test_a_row_that_somebody_has_locked_delays_no_other_completion(
+    ledger: PostgresLedger, url: str, place: int
+) -> None:
+    async def slowest() -> float:
+        ids = [uuid4() for _ in range(30)]
+        claims = await asyncio.gather(*(claimed(ledger, task_id) for task_id in ids))
+        with locked(url, ids[place]):
+            waits = [
+                asyncio.ensure_future(timed(ledger.complete(task_id, claim.fence, 1, None)))
+                for task_id, claim in zip(ids, claims, strict=True)
+            ]
+            held = waits.pop(place)
+            took_s = max(await asyncio.gather(*waits))
+            with pytest.raises(LedgerBusy):
+                await held
+        assert await ledger.complete(ids[place], 1, 1, None)
+        return took_s
+
+    assert min([await slowest() for _ in range(3)]) < 0.1
+
+
+async def test_a_row_that_is_locked_for_five_seconds_is_taken_and_the_others_go_on(
+    ledger: PostgresLedger, url: str
+) -> None:
+    """A task comes back to its worker while it is locked: nobody else's throughput ends with that."""
+    held, turns, waits = uuid4(), 0, list[float]()
+    await claimed(ledger, held, -1.0)
+
+    async def others() -> None:
+        while until_s > time.monotonic():
+            began, task_id = time.monotonic(), uuid4()
+            assert await ledger.complete(task_id, (await claimed(ledger, task_id)).fence, 1, None)
+            waits.append(time.monotonic() - began)
+
+    with locked(url, held):
+        until_s = time.monotonic() + 5.0
+        working = asyncio.gather(*(others() for _ in range(20)))
+        while time.monotonic() < until_s:
+            assert await ledger.claim(held, "w", LONG_S, **ASKED) == Taken(1.0)
+            turns += 1
+        await working
+    assert turns >= 4
+    waits.sort()
+    assert waits[len(waits) * 99 // 100] < 0.2  # two statements of them
+    assert waits[-1] < 1.0
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+async def test_one_task_at_a_time_takes_one_connection_and_many_take_a_few(ledger: PostgresLedger, url: str) -> None:
+    telling = asyncio.ensure_future(tell(ledger))
+    for _ in range(100):
+        task_id = uuid4()
+        claim = await claimed(ledger, task_id)
+        assert await ledger.renew(task_id, claim.fence, LONG_S)
+        assert await ledger.complete(task_id, claim.fence, 1, None)
+    telling.cancel()
+    assert connections(url) == 1
+    ids = [uuid4() for _ in range(100)]
+    await asyncio.gather(*(claimed(ledger, task_id) for task_id in ids))
+    for _ in range(20):
+        await asyncio.gather(*(ledger.renew(task_id, 1, LONG_S) for task_id in ids))
+    assert 2 <= connections(url) <= AT_MOST
+    await ledger.close()
+    await until(lambda: not connections(url), "all are closed")
+
+
+async def tell(ledger: PostgresLedger) -> None:
+    """What a worker does beside its tasks."""
+    process = uuid4()
+    while True:
+        await ledger.board.put(process, "w", "{}")
+        await ledger.to_cancel([process])
+        await ledger.board.pauses()
+        await asyncio.sleep(0)
+
+
+async def test_a_caller_that_is_cancelled_leaves_its_connection_to_its_own_answer(
+    ledger: PostgresLedger, url: str
+) -> None:
+    task_id, others = uuid4(), [uuid4() for _ in range(50)]
+    claim = await claimed(ledger, task_id)
+    with locked(url, task_id):
+        waiting = asyncio.ensure_future(ledger.save(task_id, claim.fence, "1"))
+        await asyncio.sleep(0.05)
+        assert waiting.cancel()
+        for other in others:  # no answer of the one that was given up is taken for another's
+            assert (await claimed(ledger, other)).fence == 1
+    before = connections(url)
+    await until(lambda: not run(url, f"{OURS} AND state = 'active'")[0][0], "it was answered")
+    for other in others:
+        entry = await ledger.entry(other)
+        assert entry is not None
+        assert entry.id == other
+    assert connections(url) == before
+
+
+async def test_many_who_are_cancelled_at_once_leave_the_answers_of_the_others_right(ledger: PostgresLedger) -> None:
+    for _ in range(10):
+        ids = [uuid4() for _ in range(60)]
+        asking = [asyncio.ensure_future(ledger.claim(task_id, task_id.hex, LONG_S, **ASKED)) for task_id in ids]
+        await asyncio.sleep(0.001)
+        for one in asking[::3]:
+            one.cancel()
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(one, Claimed) for place, one in enumerate(answers) if place % 3)
+        entries = await asyncio.gather(*(ledger.entry(task_id) for task_id in ids))
+        assert all(entry.worker == entry.id.hex for entry in entries if entry is not None)
+        assert all(entry is not None for place, entry in enumerate(entries) if place % 3)
+
+
+async def test_where_the_server_is_gone_one_connection_is_tried_for_all_who_wait(url: str) -> None:
+    async with Proxy(port_of(url)) as proxy:
+        ledger = await PostgresLedger(url.replace(f":{port_of(url)}/", f":{proxy.port}/")).set_up()
+        ids = [uuid4() for _ in range(100)]
+        await asyncio.gather(*(claimed(ledger, task_id) for task_id in ids))
+        await asyncio.gather(*(ledger.renew(task_id, 1, LONG_S) for task_id in ids))
+        assert len(proxy.flows) > 1
+        tried = 0
+
+        async def gone() -> None:
+            nonlocal tried
+            tried += 1
+            raise psycopg.OperationalError("the server is gone")
+
+        ledger._pool._connect = gone  # type: ignore[assignment]
+        for most in (0, 1, 2):  # at first the connections end, then there are none
+            proxy.cut_all()
+            asking = [ledger.renew(task_id, 1, LONG_S) for task_id in ids] + [
+                ledger.complete(task_id, 1, 1, None) for task_id in ids
+            ]
+            answers = await asyncio.gather(*asking, return_exceptions=True)
+            assert all(isinstance(answer, LedgerBusy) for answer in answers), answers
+            assert tried <= most + 1
+        await ledger.close()
+
+
+async def test_a_statement_that_fails_takes_the_idle_connections_with_it(ledger: PostgresLedger, url: str) -> None:
+    """They may lead to a server that is no longer the one to ask."""
+    ids = [uuid4() for _ in range(60)]
+    await asyncio.gather(*(claimed(ledger, task_id) for task_id in ids))
+    await asyncio.gather(*(ledger.renew(task_id, 1, LONG_S) for task_id in ids))
+    assert connections(url) > 1
+    run(url, "ALTER TABLE workqueue_task RENAME TO gone")
+    answers = await asyncio.gather(*(ledger.renew(task_id, 1, LONG_S) for task_id in ids), return_exceptions=True)
+    assert all(isinstance(answer, LedgerBusy) for answer in answers)
+    await until(lambda: not connections(url), "they are closed")
+    run(url, "ALTER TABLE gone RENAME TO workqueue_task")
+    assert await ledger.renew(ids[0], 1, LONG_S)
+
+
+async def test_where_the_server_has_no_connection_left_the_one_that_is_there_serves_all(url: str, role: str) -> None:
+    await (await PostgresLedger(url).set_up()).close()
+    name = role.partition("//")[2].partition(":")[0]
+    run(url, f"GRANT SELECT, INSERT, UPDATE, DELETE ON workqueue_task TO {name}",
+        f"ALTER ROLE {name} CONNECTION LIMIT 1")  # fmt: skip
+    theirs = await PostgresLedger(role).set_up()
+    ids = [uuid4() for _ in range(60)]
+    await asyncio.gather(*(claimed(theirs, task_id) for task_id in ids))
+    for _ in range(3):
+        assert all(await asyncio.gather(*(theirs.renew(task_id, 1, LONG_S) for task_id in ids)))
+    await theirs.close()
+
+
+async def test_connections_that_ended_while_nobody_asked_are_not_used(ledger: PostgresLedger, url: str) -> None:
+    ids = [uuid4() for _ in range(60)]
+    await asyncio.gather(*(claimed(ledger, task_id) for task_id in ids))
+    await asyncio.gather(*(ledger.renew(task_id, 1, LONG_S) for task_id in ids))
+    end_sessions(url)
+    await until(lambda: not connections(url), "they have ended")
+    await asyncio.sleep(0.05)
+    assert all(await asyncio.gather(*(ledger.renew(task_id, 1, LONG_S) for task_id in ids)))
+
+
+async def test_plans_that_were_made_for_an_empty_table_do_not_read_all_of_it_later(
+    ledger: PostgresLedger, url: str
+) -> None:
+    run(url, "ALTER TABLE workqueue_task SET (autovacuum_enabled = off)")
+    for _ in range(10):  # more than it takes to prepare them, and the server to keep their plans
+        ids = [uuid4() for _ in range(30)]
+        await asyncio.gather(*(claimed(ledger, task_id) for task_id in ids))
+        assert all(await asyncio.gather(*(ledger.complete(task_id, 1, 1, None) for task_id in ids)))
+    await ledger.close()
+    read = "SELECT seq_scan, idx_scan > 0 FROM pg_stat_user_tables WHERE relname = 'workqueue_task'"
+    await until(lambda: run(url, read)[0][1], "the server has counted")
+    assert run(url, read)[0][0] <= 1  # the table was made
