@@ -313,8 +313,20 @@ async def test_a_statement_that_fails_takes_the_idle_connections_with_it(ledger:
     await asyncio.gather(*(ledger.renew(task_id, 1, LONG_S) for task_id in ids))
     assert connections(url) > 1
     run(url, "ALTER TABLE workqueue_task RENAME TO gone")
+    made, connect = 0, ledger._pool._connect
+
+    async def counted() -> Any:
+        nonlocal made
+        made += 1
+        return await connect()
+
+    ledger._pool._connect = counted
+    with pytest.raises(LedgerBusy):
+        await ledger.renew(ids[0], 1, LONG_S)
+    await until(lambda: not connections(url), "they are closed")
     answers = await asyncio.gather(*(ledger.renew(task_id, 1, LONG_S) for task_id in ids), return_exceptions=True)
     assert all(isinstance(answer, LedgerBusy) for answer in answers)
+    assert made <= 3  # and not one for each: those who waited have failed with the first
     await until(lambda: not connections(url), "they are closed")
     run(url, "ALTER TABLE gone RENAME TO workqueue_task")
     assert await ledger.renew(ids[0], 1, LONG_S)
