@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import report
 from bench.contenders import CONTENDERS, Contender
-from bench.scenarios import ON_CLASSIC_TOO, QUICK, SCENARIOS, Scale
+from bench.scenarios import AT_CONCURRENCY, ON_CLASSIC_TOO, QUICK, SCENARIOS, Scale
 from bench.stage import Failed, Stage
 from workqueue.dev.broker import ensure_installed
 from workqueue.dev.node import Node
@@ -107,7 +107,13 @@ def entrants(scenario: str, contenders: Sequence[Contender], number: int, order:
     """Who takes part, in random order. The large backlogs are for ours only, once."""
     if scenario == "scale":
         return [one for one in contenders if one.name == "ours" and number == 1]
-    return order.sample(contenders, len(contenders))
+    if scenario == "distance":
+        entered = [one for one in contenders if one.name == "ours" or one.ledger_ms is not None]
+    elif scenario == "concurrency":
+        entered = [one for one in contenders if one.name in AT_CONCURRENCY]
+    else:
+        entered = [one for one in contenders if one.ledger_ms is None]
+    return order.sample(entered, len(entered))
 
 
 def machine() -> dict[str, Any]:

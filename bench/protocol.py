@@ -28,6 +28,7 @@ WINDOW = 200  # unconfirmed publishes, where there is a choice: the default of o
 
 url = os.environ.get("BENCH_URL", "")
 queue_type = os.environ.get("BENCH_QUEUE_TYPE", "quorum")
+concurrency = int(os.environ.get("BENCH_CONCURRENCY", "1"))  # of a worker
 
 _record = -1
 

@@ -64,9 +64,26 @@ class Results:
             }
             self.cells[name, queue, metric] = Cell(tuple(found.values()), len(failed - found.keys()))
 
-    def metrics(self, queue: str) -> list[str]:
-        """Those of METRICS that were measured on that type of queue."""
-        return [metric for metric in METRICS if any(self.cell(name, queue, metric) for name in self.contenders)]
+    def metrics(self, queue: str, *, apart: bool = False) -> list[str]:
+        """Those of METRICS that were measured on that type of queue; those apart have tables of their own."""
+        return [
+            metric
+            for metric, about in METRICS.items()
+            if about.apart == apart and any(self.cell(name, queue, metric) for name in self.contenders)
+        ]
+
+    def entrants(self, metrics: Iterable[str]) -> list[str]:
+        """Who has been measured, or has failed, in one of these."""
+        return [
+            name
+            for name in self.contenders
+            if any(
+                cell.values or cell.failures
+                for metric in metrics
+                for queue in QUEUES
+                if (cell := self.cells.get((name, queue, metric))) is not None
+            )
+        ]
 
     def cell(self, name: str, queue: str, metric: str) -> Cell | None:
         cell = self.cells.get((name, queue, metric))
@@ -105,7 +122,10 @@ def markdown(results: Results) -> Iterable[str]:
         yield "Medians divided by ours; ↑ more is better, ↓ less is better.\n"
         yield from rows(
             ["", *(title for _, title in compared)],
-            ([name, *(results.ratio(name, queue, metric) for metric, _ in compared)] for name in results.contenders),
+            (
+                [name, *(results.ratio(name, queue, metric) for metric, _ in compared)]
+                for name in results.entrants(metrics)
+            ),
         )
         yield f"\n## {queue.capitalize()} queues, as measured\n"
         yield "Median (smallest-largest) over the rounds.\n"
@@ -114,9 +134,10 @@ def markdown(results: Results) -> Iterable[str]:
             ["", *(f"{title} {unit}".strip() for title, unit in zip(titles, units, strict=True))],
             (
                 [name, *(results.cells[name, queue, metric].text(METRICS[metric].digits) for metric in metrics)]
-                for name in results.contenders
+                for name in results.entrants(metrics)
             ),
         )
+    yield from apart(results)
     scaled = sorted(int(metric.split("_")[1]) for _, _, metric in results.cells if metric.endswith("_producer_mib"))
     if scaled:
         yield "\n## Ours with a large backlog, quorum queue, one round\n"
@@ -142,6 +163,40 @@ def markdown(results: Results) -> Iterable[str]:
         )
 
 
+def apart(results: Results) -> Iterable[str]:
+    """What one worker does at once, and what becomes of that with the ledger further and further away."""
+    measured = results.metrics("quorum", apart=True)
+    if at_once := [metric for metric in measured if metric.startswith("concurrency")]:
+        yield "\n## Tasks of 20 ms, one worker, quorum queue\n"
+        yield "Median (smallest-largest) over the rounds, by the worker's concurrency.\n"
+        for kind, title in (("rate", "tasks/s"), ("rss_mib", "RSS, MiB"), ("connections", "TCP connections")):
+            of_kind = [metric for metric in at_once if metric.endswith(kind)]
+            yield from rows(
+                [title, *(metric.split("_")[1] for metric in of_kind)],
+                (
+                    [name, *(results.cells[name, "quorum", metric].text(0) for metric in of_kind)]
+                    for name in results.entrants(at_once)
+                ),
+            )
+            yield ""
+    if by_distance := [metric for metric in measured if metric.startswith("distance")]:
+        yield "\n## Ours by the ledger's distance, tasks of 20 ms, quorum queue\n"
+        yield "Tasks/s by the worker's concurrency: median (smallest-largest) over the rounds, divided by SQLite's.\n"
+        yield from rows(
+            ["", *(metric.split("_")[1] for metric in by_distance)],
+            (
+                [
+                    name,
+                    *(
+                        f"{results.cells[name, 'quorum', metric].text(0)}, {results.ratio(name, 'quorum', metric)}"
+                        for metric in by_distance
+                    ),
+                ]
+                for name in results.entrants(by_distance)
+            ),
+        )
+
+
 def rows(head: list[str], body: Iterable[list[str]]) -> Iterable[str]:
     yield f"| {' | '.join(head)} |"
     yield "|---" + "|--:" * (len(head) - 1) + "|"
@@ -151,12 +206,12 @@ def rows(head: list[str], body: Iterable[list[str]]) -> Iterable[str]:
 def show(results: Results) -> None:
     console = Console()
     for queue in QUEUES:
-        for metric in results.metrics(queue):
+        for metric in [*results.metrics(queue), *results.metrics(queue, apart=True)]:
             about = METRICS[metric]
             wish = f", {about.better} is better" if about.better else ""
             title = f"{queue}: {about.title}{f' ({about.unit})' if about.unit else ''}{wish}"
             table = Table(title=title, title_justify="left", show_header=False, min_width=80)
-            for name in results.contenders:
+            for name in results.entrants([metric]):
                 cell, ratio = results.cells[name, queue, metric], results.ratio(name, queue, metric)
                 longest = longest_bar(results, queue, metric)
                 share = min(1.0, cell.median / longest) if cell.values and longest else 0

@@ -3,14 +3,19 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bench.stage import Failed, Site, Task
+from bench.stage import Crew, Failed, Site, Task
 
 Measured = Iterator[tuple[str, float]]
 
 NAP_S = 0.01
+CONCURRENCIES = (1, 20, 100, 300)
+DISTANT_CONCURRENCIES = (1, 20, 100)
+WAIT_S = 0.02  # of a task that waits for somebody else, which is what concurrency is for
+MOST_RATE = 1000.0  # tasks per second for which there shall be enough of them
 BLOCK_S = 5.0  # three times what the short tasks take one worker
 
 
@@ -24,9 +29,10 @@ class Scale:
     makespan_s: float = 3.0
     latency: int = 200
     backlogs: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    concurrent_s: float = 6.0
 
 
-QUICK = Scale(1000, 500, 3000, 1.0, 50, (2000, 5000))
+QUICK = Scale(1000, 500, 3000, 1.0, 50, (2000, 5000), 1.5)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Metric:
     digits: int = 0
     compared: bool = True
     """Whether a ratio says something: of a number that is best at 0 it does not."""
+    apart: bool = False
+    """Whether it has a table of its own."""
 
 
 METRICS = {
@@ -60,6 +68,19 @@ METRICS = {
     "gap_ms": Metric("idle gap between tasks", "ms", "less", 2),
     "latency_p50_ms": Metric("latency, p50", "ms", "less", 2),
     "latency_p99_ms": Metric("latency, p99", "ms", "less", 2),
+    **{
+        f"concurrency_{size}_{name}": Metric(f"{title}, concurrency {size}", unit, better, apart=True)
+        for size in CONCURRENCIES
+        for name, title, unit, better in (
+            ("rate", "tasks of 20 ms", "tasks/s", "more"),
+            ("rss_mib", "RSS of a worker", "MiB", "less"),
+            ("connections", "TCP connections to the broker", "", "less"),
+        )
+    },
+    **{
+        f"distance_{size}_rate": Metric(f"tasks of 20 ms by ledger, concurrency {size}", "tasks/s", "more", apart=True)
+        for size in DISTANT_CONCURRENCIES
+    },
     "late": Metric("short tasks that waited for a long one", "of 150", "less", compared=False),
 }
 
@@ -155,6 +176,25 @@ def backlog(site: Site, scale: Scale) -> Measured:
             yield f"scale_{count}_consume", rate(crew.tasks(), first, last)
 
 
+def concurrency(site: Site, scale: Scale) -> Measured:
+    """Tasks that wait for 20 ms, and one worker that does several at a time."""
+    for size in CONCURRENCIES:
+        with at_work(site, scale, size) as (crew, count):
+            crew.wait(count // 2)
+            yield f"concurrency_{size}_rss_mib", crew.rss_mib()
+            yield f"concurrency_{size}_connections", crew.connections()
+            crew.wait(count)
+            yield f"concurrency_{size}_rate", concurrent_rate(crew.tasks(), size)
+
+
+def distance(site: Site, scale: Scale) -> Measured:
+    """The same with the ledger at several distances."""
+    for size in DISTANT_CONCURRENCIES:
+        with at_work(site, scale, size) as (crew, count):
+            crew.wait(count)
+            yield f"distance_{size}_rate", concurrent_rate(crew.tasks(), size)
+
+
 SCENARIOS: dict[str, Callable[[Site, Scale], Measured]] = {
     "publish-consume": publish_consume,
     "application": application,
@@ -163,8 +203,28 @@ SCENARIOS: dict[str, Callable[[Site, Scale], Measured]] = {
     "short": short_among_long,
     "latency": latency,
     "scale": backlog,
+    "concurrency": concurrency,
+    "distance": distance,
 }
 ON_CLASSIC_TOO = ("publish-consume", "consume-3")
+AT_CONCURRENCY = ("ours", "faststream", "taskiq", "dramatiq", "celery, threads")
+"""Who can do many tasks that wait in one process."""
+
+
+@contextmanager
+def at_work(site: Site, scale: Scale, size: int) -> Iterator[tuple[Crew, int]]:
+    """A worker that does `size` tasks of 20 ms at a time, and how many there are."""
+    count = max(30, round(scale.concurrent_s * min(MOST_RATE, size / WAIT_S)))
+    site.send((count, WAIT_S, 0))
+    with site.workers(1, concurrency=size) as crew:
+        yield crew, count
+
+
+def concurrent_rate(tasks: list[Task], size: int) -> float:
+    """Once it has begun with all that it does at a time, and while it has enough of them."""
+    ends = sorted(task.end for task in tasks)
+    first, last = max(size, len(ends) // 10), len(ends) * 95 // 100 - size
+    return (last - first) / (ends[last] - ends[first])
 
 
 def rate(tasks: list[Task], first: int, last: int) -> float:

@@ -13,18 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import aio_pika
+import psycopg
 from aio_pika.exceptions import AMQPError
 
 from bench.contenders import Contender
 from bench.protocol import RECORD
 from workqueue.dev.broker import install
 from workqueue.dev.node import Node, uninterrupted
+from workqueue.dev.postgres import Postgres
 from workqueue.dev.programs import BrokerError
 from workqueue.testing.project import copy_project
 
@@ -73,6 +76,8 @@ class Stage:
         if problem := build_limit(self.limit):
             self.missing["limit (C)"] = problem
         self._sites: dict[tuple[str, str], Site] = {}
+        self._distant = ExitStack()
+        self._postgres: Postgres | None = None
 
     def __enter__(self) -> Self:
         self.node.start()
@@ -80,7 +85,25 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         with uninterrupted():  # many press Ctrl-C twice
+            self._distant.close()
             self.node.stop()
+
+    def ledger_url(self, ms: float) -> str:
+        """An empty ledger on a PostgreSQL that is so far away, each way. One server for all; 0 is without a proxy."""
+        if self._postgres is None:
+            self._postgres = self._distant.enter_context(Postgres())
+        url, name = self._postgres.url, f"ledger_{ms:g}".replace(".", "_")
+        with psycopg.connect(url, autocommit=True) as server:
+            server.execute(f"CREATE DATABASE {name}")
+        url = url.removesuffix("postgres") + name
+        if not ms:
+            return url
+        near = url.rpartition(":")[2].partition("/")[0]
+        command = [sys.executable, "-m", "bench.delay", near, str(ms / 1000)]
+        proxy = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self._distant.callback(end_group, proxy)
+        assert proxy.stdout is not None
+        return url.replace(f":{near}/", f":{proxy.stdout.readline().strip()}/")
 
     def site(self, contender: Contender, queue_type: str) -> "Site":
         key = (contender.name, queue_type)
@@ -106,8 +129,10 @@ class Site:
         self._env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(foreign)},
             **{"AMQP_URI": self._url, "BENCH_URL": self._url, "BENCH_QUEUE_TYPE": queue_type},
-            **{"PYTHONPATH": str(ROOT), **contender.env},
+            **{"PYTHONPATH": str(ROOT), **environment(contender, 1)},
         }
+        if contender.ledger_ms is not None:
+            self._env["LEDGER_URL"] = stage.ledger_url(contender.ledger_ms)
 
     def send(self, *batches: tuple[int, float, float]) -> Sent:
         """Send by this plan of (count, seconds, interval_s), with a process that ends when all is confirmed."""
@@ -140,9 +165,9 @@ class Site:
         return {name: said[name] for name in ("seconds", "p99_ms", "cpu_us")}
 
     @contextmanager
-    def workers(self, size: int, all_done: bool = True) -> Iterator["Crew"]:
+    def workers(self, size: int, all_done: bool = True, concurrency: int = 1) -> Iterator["Crew"]:
         """That many worker processes. When they end, nothing may be left in the queue, if `all_done`."""
-        crew = Crew(self)
+        crew = Crew(self, concurrency)
         try:
             crew.start(size)
             yield crew
@@ -168,8 +193,13 @@ class Site:
             **more,
         )
 
-    def words(self, command: tuple[str, ...], worker: str = "") -> list[str]:
-        return [word.format(python=sys.executable, limit=self._limit, worker=worker) for word in command]
+    def words(self, command: tuple[str, ...], worker: str = "", concurrency: int = 1) -> list[str]:
+        known = {"python": sys.executable, "limit": self._limit, "worker": worker, "concurrency": concurrency}
+        return [word.format(**known) for word in command]
+
+    @property
+    def broker_port(self) -> int:
+        return urlsplit(self._url).port or 5672
 
     def log(self) -> Path:
         self._number += 1
@@ -194,13 +224,14 @@ class Site:
 class Worker:
     """A worker process, or several below one."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, concurrency: int) -> None:
         self.log = site.log()
         self._record = self.log.with_suffix(".record")
-        env = {"BENCH_RECORD": str(self._record)}
+        env = {"BENCH_RECORD": str(self._record), **environment(site.contender, concurrency)}
         with self.log.open("wb") as log:
             self.spawned = time.monotonic()
-            self.process = site.popen(site.words(site.contender.worker, self.log.name), log, env, stdout=log)
+            words = site.words(site.contender.worker, self.log.name, concurrency)
+            self.process = site.popen(words, log, env, stdout=log)
 
     @property
     def done(self) -> int:
@@ -217,13 +248,13 @@ class Worker:
 class Crew:
     """Workers of one contender, at work."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, site: Site, concurrency: int = 1) -> None:
+        self._site, self._concurrency = site, concurrency
         self.workers: list[Worker] = []
 
     def start(self, size: int) -> None:
         for _ in range(size):
-            self.workers.append(Worker(self._site))
+            self.workers.append(Worker(self._site, self._concurrency))
 
     @property
     def done(self) -> int:
@@ -276,6 +307,20 @@ class Crew:
         texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
         return sum(int(re.findall(r"^Pss: +(\d+) kB", text, re.M)[0]) for text in texts) / 1024 / len(self.workers)
 
+    def rss_mib(self) -> float:
+        """Resident memory of all their processes together, pages that several share in each."""
+        pids = {pid for worker in self.workers for pid in tree(worker.process.pid)}
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def connections(self) -> int:
+        """How many TCP connections their processes have to the broker."""
+        found = set()
+        for worker in self.workers:
+            for pid in tree(worker.process.pid):
+                found |= established(pid, self._site.broker_port)
+        return len(found)
+
     def stop(self) -> None:
         for worker in self.workers:
             worker.process.terminate()
@@ -289,6 +334,11 @@ class Crew:
         with uninterrupted():
             for worker in self.workers:
                 end_group(worker.process)
+
+
+def environment(contender: Contender, concurrency: int) -> dict[str, str]:
+    own = {name: value.format(concurrency=concurrency) for name, value in contender.env.items()}
+    return {"BENCH_CONCURRENCY": str(concurrency), **own}
 
 
 def end_group(process: Any) -> None:
@@ -308,6 +358,17 @@ def tree(pid: int) -> set[int]:
         found.add(one := waiting.pop())
         waiting += children.get(one, [])
     return found
+
+
+def established(pid: int, port: int) -> set[str]:
+    """The inodes of a process's connections to a port, https://docs.kernel.org/networking/proc_net_tcp.html."""
+    held = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            held.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+    lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
+    rows = [line.split() for line in lines]
+    return {row[9] for row in rows if row[3] == "01" and int(row[2].rpartition(":")[2], 16) == port} & held
 
 
 def tail(log: Path) -> str:

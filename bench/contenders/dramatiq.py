@@ -1,7 +1,7 @@
 """Dramatiq: acks are always after the actor; with confirm_delivery its producer waits for each confirm.
 
-It has no option for the type of its queues: they get the default of their vhost, which the bench sets. The prefetch of
-1 is an environment variable, `dramatiq_queue_prefetch`.
+It has no option for the type of its queues: they get the default of their vhost, which the bench sets. The prefetch
+is an environment variable, `dramatiq_queue_prefetch`.
 https://dramatiq.io/reference.html#dramatiq.brokers.rabbitmq.RabbitmqBroker, https://dramatiq.io/advanced.html
 """
 

@@ -1,4 +1,5 @@
-"""FastStream: a pydantic model as the handler's argument, acked after it, on uvloop as its command line does.
+"""FastStream: a pydantic model as the handler's argument, acked after it, on uvloop as its command line does. A
+subscriber runs as many handlers at a time as the prefetch of its channel allows.
 
 https://faststream.ag2.ai/latest/rabbit/, https://faststream.ag2.ai/latest/rabbit/ack/
 """
@@ -13,7 +14,7 @@ from faststream import AckPolicy, FastStream
 from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 from pydantic import BaseModel
 
-from bench.protocol import QUEUE, queue_type, send_each, url, work
+from bench.protocol import QUEUE, concurrency, queue_type, send_each, url, work
 
 
 class Simulate(BaseModel):
@@ -27,7 +28,7 @@ class Task(BaseModel):
     payload: Simulate
 
 
-broker = RabbitBroker(url, default_channel=Channel(prefetch_count=1, on_return_raises=True))
+broker = RabbitBroker(url, default_channel=Channel(prefetch_count=concurrency, on_return_raises=True))
 queue = RabbitQueue(QUEUE, queue_type=QueueType(queue_type), durable=True)
 
 

@@ -1,4 +1,4 @@
-"""Taskiq with taskiq-aio-pika: prefetch 1, one task at a time, acked once it was executed; confirms are always on.
+"""Taskiq with taskiq-aio-pika: a prefetch of what it does at a time, acked once executed; confirms are always on.
 
 https://taskiq-python.github.io/guide/cli.html, https://taskiq-python.github.io/available-components/brokers.html
 """
@@ -9,11 +9,14 @@ from typing import Any
 import uvloop
 from taskiq_aio_pika import AioPikaBroker, Queue, QueueType
 
-from bench.protocol import QUEUE, queue_type, send_each, url, work
+from bench.protocol import QUEUE, concurrency, queue_type, send_each, url, work
 
 type_ = QueueType(queue_type)
 broker = AioPikaBroker(
-    url, qos=1, task_queues=[Queue(name=QUEUE, type=type_)], dead_letter_queue=Queue(name=f"{QUEUE}.dead", type=type_)
+    url,
+    qos=concurrency,
+    task_queues=[Queue(name=QUEUE, type=type_)],
+    dead_letter_queue=Queue(name=f"{QUEUE}.dead", type=type_),
 )
 
 
