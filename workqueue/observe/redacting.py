@@ -15,7 +15,10 @@ LIMIT = 500  # characters of an error
 NAMES_DEPTH = 2  # of the objects, a task and its payload, in which the contract says the names of all fields
 HIDDEN = "***"
 URL = re.compile(r"[A-Za-z][\w+.-]*://\S+")
-NAMED = re.compile(rf"(?i)(\w*(?:{'|'.join(SECRET)})\w*(?<!Error)[\"']?\s*[=:]\s*)(?:\"[^\"]*\"?|'[^']*'?|\S+)")
+# From the beginning of a word, or a long one without an end would be looked through from each of its letters.
+NAMED = re.compile(
+    rf"(?i)(?<!\w)(?=\w*(?:{'|'.join(SECRET)}))(\w+(?<!Error)[\"']?\s*[=:]\s*)(?:\"[^\"]*\"?|'[^']*'?|\S+)"
+)
 
 
 def redacted(text: str, body: bytes) -> str:
