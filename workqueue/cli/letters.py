@@ -14,6 +14,7 @@ from workqueue.cli.operate import row, say, table
 from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops.desk import Selection
 from workqueue.ops.letters import Filter, Letter, Opened, plain_id
+from workqueue.ops.searching import Search
 
 SAMPLES = 3
 UNITS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
@@ -73,7 +74,7 @@ def filter_of(
 ) -> Filter:  # fmt: skip
     """Raises UsageInvalid."""
     try:
-        pattern = None if error is None else re.compile(error)
+        pattern = None if error is None else Search(re.compile(error))
     except (re.error, OverflowError, RecursionError) as problem:
         raise UsageInvalid(f"--error {error!r} is no regular expression: {problem}") from problem
     return Filter(

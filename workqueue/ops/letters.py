@@ -14,6 +14,7 @@ from workqueue.amqp.frames import Arrival
 from workqueue.codec import ModelCodec, Undecodable, printable
 from workqueue.contract import Receive
 from workqueue.delivery import NO_PROPERTIES, Properties
+from workqueue.ops.searching import Search
 from workqueue.tasks import story
 
 REASONS = (*story.REASONS, "rejected", "expired", "maxlen", "delivery_limit")
@@ -190,7 +191,7 @@ class Filter:
     queues: frozenset[str] = frozenset()
     reasons: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset()
-    error: re.Pattern[str] | None = None
+    error: Search | None = None
     worker: str | None = None
     contract: str | None = None
     since: datetime | None = None
@@ -204,11 +205,12 @@ class Filter:
         return self == Filter()
 
     def takes(self, letter: Letter) -> bool:
+        """Raises SearchEndless."""
         return (
             (not self.queues or letter.queue in self.queues)
             and (not self.reasons or letter.reason in self.reasons)
             and (not self.kinds or letter.kind in self.kinds)
-            and (self.error is None or self.error.search(letter.error) is not None)
+            and (self.error is None or self.error.finds(letter.error))
             and (self.worker is None or letter.worker == self.worker)
             and (self.contract is None or letter.contract == self.contract)
             and (self.since is None or (letter.died_at is not None and letter.died_at >= self.since))
