@@ -95,6 +95,24 @@ async def test_status_says_what_tasks_died_of_and_takes_no_letter_for_it(fast: S
     assert "died of" not in (await workqueue(fast, "status")).out
 
 
+async def test_while_the_ledger_is_down_what_the_broker_tells_is_shown(site: Site) -> None:
+    await site.send(simulate(3, seconds=60))
+    down = {"LEDGER_URL": "postgresql://u:secretword@127.0.0.1:1/x"}
+    told = await workqueue(site, "status", **down)
+    assert (told.code, told.err, "secretword" in told.out) == (3, "", False)
+    assert any(columns(line)[:2] == [site.queue, "3"] for line in told.out.splitlines())
+    assert "! no ledger: postgresql://u:***@127.0.0.1:1/x" in told.out
+    assert not any(word in told.out for word in ("died of", "nobody tells", "the workers have another"))
+    told = await workqueue(site, "status", "-o", "json", **down)
+    assert (told.code, told.value["ledger_answers"]) == (3, False)
+    told = await workqueue(site, "doctor", "-o", "json", **down)
+    (found,) = [one for one in told.value if one["about"] == "ledger"]
+    assert (told.code, found["state"], "Connection refused" in found["said"]) == (1, "fault", True)
+    for command in (["workers"], ["dead", "groups"], ["pause", site.queue]):
+        told = await workqueue(site, *command, **down)
+        assert (told.code, told.out, len(told.err.splitlines())) == (3, "", 1)
+
+
 async def holds(site: Site, count: int) -> bool:
     workers = await ask(site, "workers")
     return sum(len(worker["in_hand"]) for worker in workers) == count

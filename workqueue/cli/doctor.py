@@ -5,7 +5,19 @@ import os
 from rich.console import Group
 from rich.text import Text
 
-from workqueue.cli.operate import HERE, Folder, Form, Output, app, call, display, ledger_of, project_of, run, write_json
+from workqueue.cli.operate import (
+    HERE,
+    Folder,
+    Form,
+    Output,
+    app,
+    call,
+    display,
+    project_of,
+    run,
+    write_json,
+)
+from workqueue.cli.status import ledger_if_there
 from workqueue.errors import escaped
 from workqueue.ops.doctor import Finding, doctor
 
@@ -24,7 +36,7 @@ def show(folder: Folder = HERE, output: Output = Form.TABLE) -> int:
     project = project_of(folder)
 
     async def ask() -> list[Finding]:
-        async with ledger_of(project) as ledger:
+        async with ledger_if_there(project) as ledger:
             return await doctor(project, ledger, f"doctor-{os.getpid()}")
 
     found = run(ask)

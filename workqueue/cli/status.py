@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated
 
 import typer
@@ -31,6 +33,8 @@ from workqueue.cli.operate import (
     write_json,
 )
 from workqueue.errors import BrokerUnreachable, LedgerUnreachable, escaped
+from workqueue.ledger import Ledger
+from workqueue.ledger.none import SilentLedger
 from workqueue.ops.project import Project
 from workqueue.ops.status import Status, Worker, status, workers
 
@@ -49,12 +53,14 @@ def show(
     """What waits in each queue, who works on it, and when it will be done.
 
     Looks at the broker passively: no message is taken, and no plugin is needed. What workers say of themselves is in
-    the ledger, two seconds old at most.
+    the ledger, two seconds old at most. Exit code 3 where that is out of reach: what the broker tells is shown.
     """
     project = project_of(folder)
     if not watch:
-        _write(look(project), output)
-    elif output is not Form.TABLE or not sys.stdout.isatty():
+        now = look(project)
+        _write(now, output)
+        return 0 if now.ledger_answers else LedgerUnreachable.exit_code
+    if output is not Form.TABLE or not sys.stdout.isatty():
         while True:
             if (found := look_again(project)) is not None:
                 _write(found, Form.TABLE if output is Form.TABLE else Form.JSONL)
@@ -66,7 +72,6 @@ def show(
                 if (found := look_again(project)) is not None:
                     live.update(rendered(found), refresh=True)
                 time.sleep(WATCH_S)
-    return 0
 
 
 @crew.command()
@@ -95,9 +100,20 @@ def look_again(project: Project) -> Status | None:
         return None
 
 
+@asynccontextmanager
+async def ledger_if_there(project: Project) -> AsyncIterator[Ledger]:
+    """As `ledger_of`; where it is out of reach, what stands for it."""
+    async with AsyncExitStack() as stack:
+        try:
+            ledger = await stack.enter_async_context(ledger_of(project))
+        except LedgerUnreachable as error:
+            ledger = SilentLedger(error.url, error.cause)
+        yield ledger
+
+
 def look(project: Project) -> Status:
     async def ask() -> Status:
-        async with ledger_of(project) as ledger:
+        async with ledger_if_there(project) as ledger:
             return await status(project, ledger, f"status-{os.getpid()}")
 
     return run(ask)

@@ -4,8 +4,19 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from workqueue.ledger import Cancelling, Claimed, Conflict, Entry, Finished, Outcome, Sent, Taken, Transaction
-from workqueue.ledger.board import NoBoard
+from workqueue.ledger import (
+    Cancelling,
+    Claimed,
+    Conflict,
+    Entry,
+    Finished,
+    LedgerBusy,
+    Outcome,
+    Sent,
+    Taken,
+    Transaction,
+)
+from workqueue.ledger.board import NoBoard, Pause, Seen
 
 GRANTED = Claimed(fence=0, crashes=None)
 
@@ -82,3 +93,21 @@ class NoLedger:
 
     async def close(self) -> None:
         pass
+
+
+class SilentLedger(NoLedger):
+    """Stands for one that is out of reach, where somebody looks at what else there is: what lies in it is not known."""
+
+    def __init__(self, place: str, cause: str) -> None:
+        self.place, self.board = place, SilentBoard(cause)
+
+
+class SilentBoard(NoBoard):
+    def __init__(self, cause: str) -> None:
+        self._cause = cause
+
+    async def seen(self, within_s: float) -> list[Seen]:
+        raise LedgerBusy(self._cause)
+
+    async def pauses(self) -> list[Pause]:
+        raise LedgerBusy(self._cause)

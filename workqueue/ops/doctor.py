@@ -130,14 +130,16 @@ def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
     if not project.has_ledger:
         way_out = "LEDGER_URL=sqlite:PATH for one machine, postgresql:// for several"
         return Finding("ledger", "warning", "none: a task that is delivered twice may be done twice", way_out)
-    if ledger.identity == NoLedger.identity:
+    if ledger.place == NoLedger.place:
         where = f"there is none at {project.settings.ledger_url}"
         if any(queue.consumers for queue in now.queues):
             return Finding("ledger", "fault", f"{where}: the workers have another", "name theirs in LEDGER_URL")
         return Finding("ledger", "warning", f"{where} yet", "start a worker")
     for note in now.notes:
         if ledger.place in note:
-            return Finding("ledger", "fault", note, "see its log; a role needs all rights on the workqueue_ tables")
+            return Finding(
+                "ledger", "fault", note, "start it, or see its log; a role needs all rights on the workqueue_ tables"
+            )
     return Finding("ledger", "ok", f"{ledger.place}, and {len(now.workers)} workers have told it of themselves")
 
 

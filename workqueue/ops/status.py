@@ -104,7 +104,8 @@ class Queue:
 @dataclass(frozen=True)
 class Status:
     """How it stands. `notes` are what should not be so, in words; `deaths` are by reason and kind, the
-    most first; none where no dead letters lie."""
+    most first; none where no dead letters lie.
+    `ledger_answers`: where it does not, workers, pauses and deaths are not known."""
 
     at: datetime
     broker: str
@@ -113,6 +114,7 @@ class Status:
     workers: tuple[Worker, ...]
     notes: tuple[str, ...]
     deaths: tuple[Deaths, ...] = ()
+    ledger_answers: bool = True
 
 
 async def status(project: Project, ledger: Ledger, name: str) -> Status:
@@ -136,7 +138,7 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
         deaths = await _deaths(ledger)
     broker = ", ".join(map(hide_password, settings.amqp_uri))
     notes = (*more, *_notes(project, ledger, queues, seen))
-    return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes, deaths)
+    return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes, deaths, not more)
 
 
 async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
@@ -256,7 +258,7 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
             yield f"nobody takes tasks from {queue.queue}"
     if not project.has_ledger:
         yield "LEDGER_URL=none: nobody tells who works, and no task's story is known"
-    elif ledger.identity == NoLedger.identity:
+    elif ledger.place == NoLedger.place:
         there = "the workers have another one" if any(queue.consumers for queue in queues) else "no worker has made it"
         yield f"there is no ledger at {project.settings.ledger_url}: {there}"
     for worker in seen:
