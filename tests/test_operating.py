@@ -449,8 +449,9 @@ async def test_a_task_is_sent_by_hand_and_its_result_is_shown(site: Site) -> Non
         (["nap", "seconds=long", *site.to], 1, '/payload/seconds: "long" is not of type "number"'),
         (["nope", *site.to], 1, "/payload"),
         (["nap", "seconds", *site.to], 2, "'seconds' is no FIELD=VALUE"),
-        (["nap", *fields], 2, "--to : name a send operation; the contract has "),
-        (["nap", *fields, "--to", "nobody"], 2, "--to nobody: name a send operation"),
+        (["nap", *fields], 2, "several operations send tasks: name one by --to; the contract has "),
+        (["nap", *fields, "--to", "nobody"], 2, "--to nobody: name one by --to; the contract has "),
+        (["digest", "text=7", *site.to], 1, "has quotes of its own"),
     ):
         told = await workqueue(site, "send", *arguments)
         assert (told.code, told.out, told.err.count("\n")) == (code, "", 1), told.err

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from workqueue.cli.operate import HERE, Folder, app, call, field_of, project_of, run, say
 from workqueue.client import Client
 from workqueue.contract import Send
-from workqueue.errors import TaskDead, TaskUnfinished, UsageInvalid
+from workqueue.errors import TaskDead, TaskInvalid, TaskUnfinished, UsageInvalid
 from workqueue.ops.project import Project
 
 commands = app()
@@ -44,7 +44,13 @@ def send(
     async def ask() -> int:
         application = import_module(package).Application
         async with Client(application, settings=project.settings, name=f"send-{os.getpid()}") as client:
-            handle = await client.send(payload, to=operation.operation, id=id, key=key)
+            try:
+                handle = await client.send(payload, to=operation.operation, id=id, key=key)
+            except TaskInvalid as error:
+                if 'is not of type "string"' not in error.reason:
+                    raise
+                way_out = "a text that could be JSON, as a number could, has quotes of its own: zip='\"04109\"'"
+                raise TaskInvalid(error.message_id, f"{error.reason}; {way_out}") from error
             print(handle.id)
             if wait is None:
                 return 0
@@ -71,7 +77,8 @@ def _operation(project: Project, to: str | None) -> tuple[str, Send]:
     if to in known:
         return known[to]
     names = ", ".join(known) or "none"
-    raise UsageInvalid(f"--to {to or ''}: name a send operation; the contract has {names}")
+    said = "several operations send tasks" if to is None and known else f"--to {to or ''}".rstrip()
+    raise UsageInvalid(f"{said}: name one by --to; the contract has {names}")
 
 
 def main(arguments: list[str]) -> int:
