@@ -18,7 +18,7 @@ from workqueue.amqp.lane import Depth, Lane
 from workqueue.amqp.links import Links
 from workqueue.amqp.topology import Topology
 from workqueue.delivery import Delivery, current
-from workqueue.errors import WorkQueueError
+from workqueue.errors import BrokerRefused, WorkQueueError
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
@@ -142,6 +142,15 @@ async def test_beyond_the_brokers_limit_of_channels_there_is_a_further_connectio
         await end_channel(many.lane(0))
         await until(lambda: many.consumers[0].is_consuming, "it comes back")
         assert len(many.links) == 3
+
+
+async def test_a_broker_that_allows_next_to_no_channels_is_told_of_with_the_way_out(
+    node: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "SPARE_CHANNELS", 2046)  # of RabbitMQ's 2,047
+    with pytest.raises(BrokerRefused, match=r"no channel beyond 1 on a connection .*raise channel_max"):
+        async with group(vhost(node)):
+            pass
 
 
 async def looks_of(many: Group, monkeypatch: pytest.MonkeyPatch, found: Callable[[], Depth]) -> list[str]:

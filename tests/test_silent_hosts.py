@@ -345,7 +345,9 @@ async def test_a_consume_that_is_not_answered_is_tried_at_the_next_address(
                 flow.to_client.open.clear()
             return lane
 
+    began = time.monotonic()
     async with linked(ways.uris, CutOff) as link, consuming(link) as (_, got):
+        assert time.monotonic() - began < 6  # no heartbeat is waited for
         assert ways.second.flows
         await publish(ways.uris[1], count=3)  # one may be delivered to the consumer that is cut off
         await asyncio.wait_for(got.get(), 5)

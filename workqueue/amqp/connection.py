@@ -120,11 +120,15 @@ class Link:
 
     async def another(self) -> Lane:
         """A further channel, for its owner to close; waits as `lane` does. Raises as that, NoChannelLeft, and what a
-        lost connection raises."""
+        lost connection raises: it is lost then."""
         connection = await self._opened()
-        with silent():
-            async with asyncio.timeout(CALL_S):
-                return await connection.another()
+        try:
+            with silent():
+                async with asyncio.timeout(CALL_S):
+                    return await connection.another()
+        except GONE as error:
+            connection.first.abort(words(error) if str(error) else f"it opens no channel within {CALL_S:g} s")
+            raise
 
     async def _opened(self) -> Connection:
         if self._connection is not None and self._connection.first.is_open:

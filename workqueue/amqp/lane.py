@@ -54,7 +54,7 @@ class NoChannelLeft(Exception):
     """The connection has as many channels as the broker allows."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"a connection has no more than {most} channels here")
+        super().__init__(f"the broker allows no channel beyond {most} on a connection")
         self.most = most
 
 

@@ -5,9 +5,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from workqueue.amqp.connection import Link
 from workqueue.amqp.lane import Depth, Lane, NoChannelLeft
+from workqueue.errors import BrokerRefused
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +38,18 @@ class Links:
         await self._links[0].open()
 
     async def channel(self) -> tuple[Link, Lane]:
-        """A channel for one consumer, to be closed by it, and the connection it is on. Raises as `Link.another`."""
+        """A channel for one consumer, to be closed by it, and the connection it is on. Raises as `Link.lane`, and what
+        a lost connection raises."""
         for link in self._links:
-            try:
+            with suppress(NoChannelLeft):
                 return link, await link.another()
-            except NoChannelLeft:
-                continue
         link = self._make()
         self._links.append(link)
-        return link, await link.another()
+        try:
+            return link, await link.another()
+        except NoChannelLeft as error:
+            way_out = "raise channel_max there"
+            raise BrokerRefused(f"queue {self._queue!r} can't be consumed", 530, str(error), way_out) from error
 
     async def look(self, link: Link) -> Depth:
         """How deep the queue is. All who ask at a time are answered by one look. Raises as `Link.lane`, and what a lost
