@@ -2,12 +2,12 @@
 
 import asyncio
 import time
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from tests.test_ledger import ASKED, LONG_S, Store, ledger, store
-from workqueue.ledger import Claimed, Ledger
+from workqueue.ledger import Claimed, Ledger, Sent
 from workqueue.ledger.none import NoLedger
 from workqueue.ledger.texts import STORY_LENGTH
 from workqueue.ops.deaths import by_reason
@@ -158,3 +158,18 @@ async def test_what_tasks_died_of_is_counted_by_kind_and_reason(ledger: Ledger, 
     past = "finished_at - 7200" if store.mark == "?" else "finished_at - interval '2 hours'"
     store.run(f"UPDATE {store.table} SET finished_at = {past}")
     assert [(one.count, one.hour) for one in by_reason(await ledger.board.deaths())] == [(3, 0), (1, 0), (1, 0)]
+
+
+async def test_tasks_that_nobody_has_for_long_are_counted_by_kind(ledger: Ledger, store: Store) -> None:
+    ids = [uuid4() for _ in range(4)]
+    await ledger.record([Sent(task_id, "nap", b"") for task_id in ids[:2]])
+    for task_id in ids[2:]:
+        assert isinstance(await ledger.claim(task_id, "w", 30, kind="mail", digest=b"", alone=True), Claimed)
+    assert await ledger.complete(ids[3], 1, 0, None)
+    assert await ledger.board.overdue(300) == []
+    past = "lease_until - 7200" if store.mark == "?" else "lease_until - interval '2 hours'"
+    store.run(f"UPDATE {store.table} SET lease_until = {past}")
+    found = {one.kind: one for one in await ledger.board.overdue(300)}
+    assert {kind: one.tasks for kind, one in found.items()} == {"nap": 2, "mail": 1}
+    assert {UUID(found["nap"].example), UUID(found["mail"].example)} <= set(ids[:3])
+    assert abs(time.time() - 7200 - found["nap"].since) < 60

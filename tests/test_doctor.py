@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from aio_pika.abc import AbstractChannel
@@ -20,7 +21,7 @@ from tests.test_refusals import user_of
 from workqueue import contract
 from workqueue.contract import Queue
 from workqueue.dev.node import Node
-from workqueue.ledger import open_ledger
+from workqueue.ledger import Sent, open_ledger
 from workqueue.ops.doctor import _at_work
 from workqueue.ops.status import Status, Worker
 from workqueue.settings import Settings
@@ -153,6 +154,24 @@ async def test_tasks_that_nobody_takes_and_letters_that_nobody_looked_at_are_fou
         sick = await findings(fast)
     assert sick == {f"queue {fast.dead_queue}": sick[f"queue {fast.dead_queue}"]}
     assert sick[f"queue {fast.dead_queue}"]["said"] == "1 dead letters"
+
+
+async def test_tasks_whose_messages_are_gone_are_found(fast: Site) -> None:
+    """As where a broker forwards nothing from a delay any more, or somebody has deleted a queue."""
+    async with running(fast):
+        lost, late = simulate(1)[0], simulate(1)[0]
+        ledger = await open_ledger(Settings(ledger_url=fast.ledger_url))
+        await ledger.record([Sent(UUID(one["id"]), "nap", b"") for one in (lost, late)])
+        await ledger.close()
+        assert not [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
+        with sqlite3.connect(fast.ledger_url.removeprefix("sqlite:")) as file:
+            file.execute("UPDATE task SET lease_until = lease_until - 7200 WHERE id = ?", (UUID(lost["id"]).bytes,))
+        (found,) = [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
+        assert found["state"] == "warning"
+        assert f"1 of kind nap wait in the ledger, for up to 2.0 h, such as {lost['id']}" in found["said"]
+        assert "restart the node of its leader" in found["way_out"]
+    await fast.publish(json.dumps(simulate(1)[0]).encode())  # what waits behind others is not gone
+    assert not [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
 
 
 async def test_a_ledger_that_the_workers_do_not_share_and_none_at_all_are_found(fast: Site) -> None:

@@ -49,6 +49,16 @@ class Deaths(NamedTuple):
     newest: float
 
 
+class Overdue(NamedTuple):
+    """Tasks of one kind (empty: not known) that nobody has and that might have been begun for long: how many, since
+    when the first of them (Unix time), and the id of one."""
+
+    kind: str
+    tasks: int
+    since: float
+    example: str
+
+
 class Board(Protocol):
     """Each method is atomic, durable when it returns, and may be repeated. Raises LedgerBusy and LedgerLost, as the
     methods of a ledger do."""
@@ -84,6 +94,9 @@ class Board(Protocol):
         """All that the ledger remembers; a task that was cancelled has not died. Reads every row: a million of them in
         0.2 s on PostgreSQL, 1.5 s on SQLite."""
 
+    async def overdue(self, older_than_s: float) -> list[Overdue]:
+        """Those that have waited, or whose lease has ended, for longer than this. Reads every row."""
+
 
 @dataclass(frozen=True)
 class Statements:
@@ -100,6 +113,7 @@ class Statements:
     note: str
     notes: str
     deaths: str
+    overdue: str
 
 
 Run = Callable[[str, Sequence[Any]], Awaitable[tuple[int, list[Any]]]]
@@ -146,6 +160,10 @@ class SqlBoard:
         _, rows = await self._run(self._sql.deaths, ())
         return [Deaths(*row) for row in rows]
 
+    async def overdue(self, older_than_s: float) -> list[Overdue]:
+        _, rows = await self._run(self._sql.overdue, (older_than_s,))
+        return [Overdue(kind, tasks, since, str(UUID(example))) for kind, tasks, since, example in rows]
+
 
 class NoBoard:
     """See `Board`: where there is no ledger, nothing is known, and nothing kept."""
@@ -178,4 +196,7 @@ class NoBoard:
         return []
 
     async def deaths(self) -> list[Deaths]:
+        return []
+
+    async def overdue(self, older_than_s: float) -> list[Overdue]:
         return []

@@ -69,6 +69,11 @@ BOARD = Statements(
             extract(epoch FROM max(finished_at))::float8
         FROM workqueue_task WHERE state = 'dead' AND error IS DISTINCT FROM cancel GROUP BY 1, 2
     """,
+    overdue="""
+        SELECT coalesce(kind, ''), count(*), extract(epoch FROM min(lease_until))::float8, min(id::text)
+        FROM workqueue_task
+        WHERE state IN ('waiting', 'running') AND lease_until < clock_timestamp() - %s * interval '1 second' GROUP BY 1
+    """,
 )
 
 META = """

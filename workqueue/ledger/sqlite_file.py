@@ -79,6 +79,10 @@ BOARD = Statements(
             count(*), sum(finished_at > {NOW} - 3600), max(finished_at)
         FROM task WHERE state = 'dead' AND error IS NOT cancel GROUP BY 1, 2
     """,
+    overdue=f"""
+        SELECT coalesce(kind, ''), count(*), min(lease_until), min(hex(id))
+        FROM task WHERE state IN ('waiting', 'running') AND lease_until < {NOW} - ? GROUP BY 1
+    """,
 )
 
 META = "CREATE TABLE IF NOT EXISTS workqueue_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"

@@ -1,12 +1,14 @@
 """What is wrong with an installation, each with the way out. It looks, and tries the broker in queues of its own."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from workqueue.amqp.probe import Probe, probe
 from workqueue.errors import LedgerDiffers
-from workqueue.ledger import Ledger
+from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.ledger.board import Overdue
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.plan import Plan, QueuePlan, plan
 from workqueue.ops.project import Project
@@ -15,6 +17,11 @@ from workqueue.ops.status import Status, contract_differs, paused, status
 CONSUMER_TIMEOUT_S = 1800.0  # RabbitMQ's default, https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 CLOCK_S = 5.0
 LOG = "look into the broker's log"
+OVERDUE_S = 300.0  # a message is on its way for less, or waits in a queue
+STRANDED = (
+    "rabbitmqctl list_queues name messages messages_ready: a delay that has more messages than are ready is stuck "
+    "(rabbitmq-server #16652), restart the node of its leader; what is gone, send again under its id, or cancel it"
+)
 LAST = (3, 10)
 """The oldest RabbitMQ that this is tested with."""
 
@@ -45,6 +52,7 @@ async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
         *_broker(compared, tried),
         *_queues(compared),
         *_at_work(project, now),
+        *_gone(project, now, await _overdue(ledger)),
         _ledger(project, ledger, now),
         *_limits(project),
         Finding("not seen", "unseen", compared.unseen),
@@ -123,6 +131,27 @@ def _at_work(project: Project, now: Status) -> Iterator[Finding]:
             yield Finding(about, "fault", said, "set both by NTP; times in stories and letters are wrong meanwhile")
         if (differs := contract_differs(project, worker)) is not None:
             yield Finding("contract", "warning", differs, "make generate, and restart the workers that are older")
+
+
+async def _overdue(ledger: Ledger) -> list[Overdue]:
+    with suppress(LedgerBusy):  # which is a finding of its own
+        return await ledger.board.overdue(OVERDUE_S)
+    return []
+
+
+def _gone(project: Project, now: Status, found: Iterable[Overdue]) -> Iterator[Finding]:
+    """Tasks that the ledger has waiting while none of the queues that their kind comes from has a message ready."""
+    ready = {queue.queue: queue.ready for queue in now.queues}
+    for one in found:
+        queues = [receive.queue.name for receive in project.receives.values() if one.kind in receive.time_limits_s]
+        if not queues or any(ready.get(queue) != 0 for queue in queues):
+            continue  # of another project that shares the ledger, or just behind others
+        hours = (now.at.timestamp() - one.since) / 3600
+        said = (
+            f"{one.tasks} of kind {one.kind} wait in the ledger, for up to {hours:.1f} h, such as {one.example}, and "
+            "no message waits for a worker: theirs were thrown away, or lie in a delay that the broker forwards no more"
+        )
+        yield Finding(f"queue {', '.join(queues)}", "warning", said, STRANDED)
 
 
 def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
