@@ -80,8 +80,8 @@ async def test_a_signal_ends_a_worker_after_the_task_in_hand_and_before_the_next
 async def test_a_worker_that_is_told_to_end_while_its_consumers_start_finishes_what_they_took(site: Site) -> None:
     tasks = simulate(40, seconds=5.0)
     await site.send(tasks)
-    worker = await site.worker("wide", "--concurrency", "100", ready=False)
-    await until(lambda: len(site.record()) >= 3, "some of its consumers are at work")
+    worker = await site.worker("wide", "--concurrency", "400", ready=False)
+    await until(site.record, "the first of its consumers is at work")  # the others take seconds
     worker.signal(signal.SIGTERM)
     assert await worker.ended() == 0
     assert not worker.says("ready")
