@@ -68,7 +68,7 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
 
     | who          | what                                                                                          |
     |--------------|-----------------------------------------------------------------------------------------------|
-    | a consumer   | the contract's queues; with a `ledger`, its queue's marker, which it keeps alive              |
+    | consumers    | the contract's queues; with a `ledger`, their queue's marker, which they keep alive           |
     | producers    | the contract's queues; with a `ledger`, the markers of theirs                                 |
     | a publisher  | the contract's queues; and once more each that has vanished when it publishes to it           |
 
