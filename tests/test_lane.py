@@ -105,6 +105,12 @@ class Inbox(asyncio.Queue[Arrival | None]):
             return [await self.get() for _ in range(count)]
 
 
+async def fill(lane: Lane, queue: str, messages: int) -> None:
+    """Publish so many, whose ids are their numbers."""
+    for number in range(messages):
+        await lane.publish(queue, Basic.Properties(message_id=str(number)), b"", mandatory=True)
+
+
 async def consume(lane: Lane, queue: str, prefetch: int = 10, tag: str = "tested") -> Inbox:
     inbox = Inbox()
     await lane.consume(queue, tag, prefetch, inbox.put_nowait, MOST_BYTES)
@@ -281,8 +287,7 @@ async def test_no_more_is_delivered_than_may_wait_to_be_settled(node: Broker, op
     queue = await declare(uri)
     async with opened(opener, uri) as lane:
         inbox = await consume(lane, queue, prefetch=2)
-        for number in range(4):
-            await lane.publish(queue, Basic.Properties(message_id=str(number)), b"", mandatory=True)
+        await fill(lane, queue, 4)
         first, _ = await inbox.take(2)
         assert await lane.look(queue) == Depth(2, 1)
         assert inbox.empty()
@@ -354,8 +359,7 @@ async def test_what_was_settled_before_a_lane_is_closed_stays_settled_and_the_re
     uri = vhost(node)
     queue = await declare(uri)
     async with opened(opener, uri) as lane:
-        for number in range(100):
-            await lane.publish(queue, Basic.Properties(message_id=str(number)), b"", mandatory=True)
+        await fill(lane, queue, 100)
         inbox = await consume(lane, queue, prefetch=100)
         for arrived in (await inbox.take(100))[:60]:
             lane.settle(arrived.tag, "ack")
@@ -384,8 +388,7 @@ async def test_channels_of_one_connection_are_apart_and_one_that_ends_leaves_the
     async with connected(opener, uri) as connection:
         one, two = await connection.another(), await connection.another()
         taking = [await consume(lane, queue, 1, tag) for lane, tag in ((one, "one"), (two, "two"))]
-        for number in range(2):
-            await connection.first.publish(queue, Basic.Properties(message_id=str(number)), b"", mandatory=True)
+        await fill(connection.first, queue, 2)
         (of_one,), (of_two,) = [await inbox.take() for inbox in taking]
         assert {of_one.properties.message_id, of_two.properties.message_id} == {"0", "1"}
         await spoil(two)
@@ -407,8 +410,7 @@ async def test_a_channel_that_is_closed_gives_back_what_it_has_and_keeps_the_con
     async with connected(opener, uri) as connection:
         lane = await connection.another()
         inbox = await consume(lane, queue, 5)
-        for number in range(5):
-            await connection.first.publish(queue, Basic.Properties(message_id=str(number)), b"", mandatory=True)
+        await fill(connection.first, queue, 5)
         arrived = await inbox.take(5)
         for one in arrived[:3]:
             lane.settle(one.tag, "ack")

@@ -127,7 +127,7 @@ class Link:
                 async with asyncio.timeout(CALL_S):
                     return await connection.another()
         except GONE as error:
-            connection.first.abort(words(error) if str(error) else f"it opens no channel within {CALL_S:g} s")
+            connection.first.abort(_cause(error))
             raise
 
     async def _opened(self) -> Connection:
@@ -193,9 +193,12 @@ def failure(url: URL, closed: Closed | None, error: BaseException) -> BrokerUnre
     """What to raise when a connection was lost, or refused something, before it could be used."""
     if closed is not None and closed.refusal:
         return refused(url, closed)
-    cause = f"no answer within {CALL_S:g} s" if isinstance(error, TimeoutError) else words(error)
     kind = Stumbled if closed is not None and closed.code == INTERNAL_ERROR else BrokerUnreachable
-    return kind(hide_password(str(url.with_query(None))), cause)
+    return kind(hide_password(str(url.with_query(None))), _cause(error))
+
+
+def _cause(error: BaseException) -> str:
+    return f"no answer within {CALL_S:g} s" if isinstance(error, TimeoutError) else words(error)
 
 
 def _together(failures: list[BrokerUnreachable]) -> BrokerUnreachable:

@@ -55,7 +55,6 @@ class NoChannelLeft(Exception):
 
     def __init__(self, most: int) -> None:
         super().__init__(f"the broker allows no channel beyond {most} on a connection")
-        self.most = most
 
 
 class Lane(Protocol):

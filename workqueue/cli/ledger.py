@@ -59,8 +59,9 @@ def reopen_ledger(
     TO is closed for good, so that a copy begins with another one. Exit code 1 while somebody works with TO, 2 where
     tasks were claimed or ended in it.
     """
-    undo = reopen_lost(source, target, why=why) if lost else reopen(source, target, why=why, force=force)
-    opened, closed = run(lambda: undo)
+    opened, closed = run(
+        lambda: reopen_lost(source, target, why=why) if lost else reopen(source, target, why=why, force=force)
+    )
     display(f"{opened} is open again")
     say(f"{closed} is not to be used any more")
     if lost:

@@ -3,33 +3,24 @@
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 
 from workqueue.ledger import LedgerBusy
 from workqueue.ledger.postgres_pool import Locked, Pool
+from workqueue.ledger.postgres_session import settle
 from workqueue.ledger.postgres_sql import MANY_LOCK_S
 
 Row = tuple[Any, ...]
 
 
-class Asked:
+class Asked(NamedTuple):
     """The values of one task, and the future of its row."""
 
-    __slots__ = ("answer", "values")
-
-    def __init__(self, values: Sequence[Any], answer: "asyncio.Future[Row | None]") -> None:
-        self.values, self.answer = values, answer
-
-    def ended(self, row: Row | Exception | None) -> None:
-        if self.answer.done():
-            return
-        if isinstance(row, Exception):
-            self.answer.set_exception(row)
-        else:
-            self.answer.set_result(row)
+    values: Sequence[Any]
+    answer: "asyncio.Future[Row | None]"
 
 
 class Batch:
@@ -86,7 +77,7 @@ class Batch:
             _, rows = await self._pool.execute(self._many, columns)
             found = {row[0]: row for row in rows}
             for task_id, asked in batch.items():
-                asked.ended(found.get(task_id))
+                settle(asked.answer, found.get(task_id))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is for those who have asked
             # A value that the server refuses is one task's.
             if isinstance(error, Locked) or isinstance(error.__cause__, psycopg.DataError):
@@ -100,9 +91,9 @@ class Batch:
 
     async def _settle(self, asked: Asked) -> None:
         try:
-            asked.ended(await self._alone(asked.values))
+            settle(asked.answer, await self._alone(asked.values))
         except Exception as error:  # noqa: BLE001  # as above
-            asked.ended(error)
+            settle(asked.answer, error)
 
     def _failed(self, this: object, error: Exception) -> None:
         """Those who wait would find the same."""
@@ -119,4 +110,4 @@ class Batch:
 
 def fail(tasks: dict[UUID, Asked], error: Exception) -> None:
     for asked in tasks.values():
-        asked.ended(LedgerBusy(str(error)) if isinstance(error, LedgerBusy) else error)
+        settle(asked.answer, LedgerBusy(str(error)) if isinstance(error, LedgerBusy) else error)

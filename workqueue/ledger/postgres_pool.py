@@ -20,7 +20,7 @@ import psycopg
 from psycopg import AsyncConnection, errors
 
 from workqueue.ledger import LedgerBusy, postgres_server
-from workqueue.ledger.postgres_session import Answer, Session, Values
+from workqueue.ledger.postgres_session import Answer, Session, Values, settle
 
 AT_MOST = 8
 Connect = Callable[[], Awaitable[AsyncConnection]]
@@ -41,12 +41,8 @@ class Asked:
         self.statement, self.values, self.is_urgent, self.answer = statement, values, is_urgent, answer
         self.timer: asyncio.TimerHandle | None = None
 
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
     def late(self) -> None:
-        self.fail(LedgerBusy(f"no answer for {postgres_server.ANSWER_S:g} s, to others either"))
+        settle(self.answer, LedgerBusy(f"no answer for {postgres_server.ANSWER_S:g} s, to others either"))
 
 
 class Pool:
@@ -82,8 +78,8 @@ class Pool:
                 await self._connecting
             self._connecting = None
         for session in self._sessions:
-            if (answer := session.close()) is not None and not answer.done():
-                answer.set_exception(LedgerBusy("it was closed"))
+            if (answer := session.close()) is not None:
+                settle(answer, LedgerBusy("it was closed"))
         self._sessions, self._free, self._urgent = {}, [], set()
         self._fail_waiting(lambda: LedgerBusy("it was closed"))
 
@@ -93,7 +89,7 @@ class Pool:
         try:
             session.ask(asked.statement, asked.values, asked.answer)
         except Exception as error:  # noqa: BLE001  # a value that can't be sent; whatever it is, it is the caller's
-            asked.fail(self._busy(error) if isinstance(error, psycopg.Error) else error)
+            settle(asked.answer, self._busy(error) if isinstance(error, psycopg.Error) else error)
             self._release(session)
         self._connect_if_short()
 
@@ -116,16 +112,13 @@ class Pool:
             self._lost(session, answer is not None, outcome)
         else:
             self._release(session)
-        if answer is None or answer.done():
+        if answer is None:
             return
-        if isinstance(outcome, errors.LockNotAvailable):
-            answer.set_exception(self._busy(outcome, Locked))
-        elif isinstance(outcome, psycopg.Error):
-            answer.set_exception(self._busy(outcome))
-        elif isinstance(outcome, Exception):
-            answer.set_exception(outcome)
+        if isinstance(outcome, psycopg.Error):
+            locked = isinstance(outcome, errors.LockNotAvailable)
+            settle(answer, self._busy(outcome, Locked if locked else LedgerBusy))
         else:
-            answer.set_result(outcome)
+            settle(answer, outcome)
 
     def _lost(self, session: Session, was_busy: bool, error: psycopg.Error) -> None:
         is_news = was_busy and self._sessions[session] == self._failures
@@ -181,7 +174,7 @@ class Pool:
         for asked in waiting:
             if asked.timer is not None:
                 asked.timer.cancel()
-            asked.fail(error())
+            settle(asked.answer, error())
 
     def _busy(self, error: Exception, kind: type[LedgerBusy] = LedgerBusy) -> LedgerBusy:
         busy = kind(self._words(error))

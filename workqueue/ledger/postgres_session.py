@@ -27,6 +27,17 @@ Answer = tuple[int, list[Any]]
 """How many rows a statement changed or gave, and those that it gave."""
 Ended = Callable[["Session", asyncio.Future[Answer] | None, Answer | Exception], None]
 
+
+def settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
+    """Give the outcome, which is raised if it is an exception, to who asked, if anybody waits still."""
+    if answer.done():
+        return
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
+
+
 MARK = re.compile(r"%(?:\((\w+)\))?s")
 
 
