@@ -502,7 +502,9 @@ class Death:
 
 
 async def test_killed_at_any_statement_and_run_again_it_ends_right(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    for at in count():
+    # Each statement where both are files; with a server among them, which takes ten times as long, each third.
+    step = 1 if pair.source.table == pair.target.table else 3
+    for at in count(step=step):
         one = await fresh(pair, at)
         async with opened(one.source) as ledger:
             made = await every_state(ledger)
@@ -722,7 +724,7 @@ async def test_the_command_is_killed_again_and_again_and_ends_right(pair: Pair) 
     async with opened(pair.source):
         pass
     many(pair.source, number)
-    for part in (0, 3, 9, 16):
+    for part in (0, 9):
         process = await start("copy", pair.source.url, pair.target.url)
         while rows_in(pair.target) <= part * AT_ONCE:  # noqa: ASYNC110  # nothing else tells
             await asyncio.sleep(0.001)

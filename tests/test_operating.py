@@ -512,7 +512,7 @@ async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_
     tasks = await buried(fast, 60)
     mend(broken)
     worker.process.send_signal(signal.SIGSTOP)
-    process = await start(fast, "dead", "redrive", "--all", "--yes", "--rate", "10")
+    process = await start(fast, "dead", "redrive", "--all", "--yes", "--rate", "4")
 
     async def in_queue() -> int:
         async with fast.amqp() as channel:
