@@ -147,8 +147,9 @@ def _gone(project: Project, now: Status, found: Iterable[Overdue]) -> Iterator[F
         if not queues or any(ready.get(queue) != 0 for queue in queues):
             continue  # of another project that shares the ledger, or just behind others
         hours = (now.at.timestamp() - one.since) / 3600
+        of = f" of kind {one.kind}" if one.kind else ""
         said = (
-            f"{one.tasks} of kind {one.kind} wait in the ledger, for up to {hours:.1f} h, such as {one.example}, and "
+            f"tasks{of} wait in the ledger, for up to {hours:.1f} h, such as {one.example} ({one.tasks} in all), and "
             "no message waits for a worker: theirs were thrown away, or lie in a delay that the broker forwards no more"
         )
         yield Finding(f"queue {', '.join(queues)}", "warning", said, STRANDED)
@@ -169,7 +170,7 @@ def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
             return Finding(
                 "ledger", "fault", note, "start it, or see its log; a role needs all rights on the workqueue_ tables"
             )
-    return Finding("ledger", "ok", f"{ledger.place}, and {len(now.workers)} workers have told it of themselves")
+    return Finding("ledger", "ok", f"{ledger.place}; workers that told it of themselves: {len(now.workers)}")
 
 
 def _limits(project: Project) -> Iterable[Finding]:
