@@ -223,3 +223,17 @@ async def test_a_worker_of_many_has_a_connection_that_consumes_and_one_that_publ
     assert len(consuming) == len(LOADED.receives)
     assert all(channels >= 41 for channels in consuming.values()), named
     assert sum(" publishes" in name for name in named) == 1
+
+
+async def test_many_channels_that_are_closed_at_once_leave_the_others_at_work(
+    node: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with group(vhost(node), count=40) as many:
+        lanes = many.lanes()
+        await asyncio.gather(*(end_channel(lane) for lane in lanes[:30]))
+        await publish(many.uri, 80)
+        many.free.set()
+        await until(lambda: len(many.taken) >= 80, "all is taken")
+        await until(lambda: all(one.is_consuming for one in many.consumers), "all consume again")
+        assert many.lanes()[30:] == lanes[30:]
+    assert not [line for line in warned(caplog) if "channel.open" in line]

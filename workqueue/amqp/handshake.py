@@ -96,6 +96,9 @@ async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connect
     """A connection of this name, and its socket. Raises BrokerUnreachable, BrokerRefused."""
     socket = Socket()
     connection = aiormq.Connection(url, client_properties={"connection_name": name}, transport_factory=socket)
+    # aiormq's has ten places, and where none is free it drops its word that a channel is closed: the broker then ends
+    # the whole connection over the next channel of that number.
+    connection.write_queue = asyncio.Queue()
     opening = asyncio.ensure_future(connection.connect())
     try:
         await asyncio.wait([opening], timeout=timeout_s)
