@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -20,11 +21,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis_jsonschema import from_schema
 
+from tests.generated import worker
 from tests.generated.producer.messages.json import Digest, Nap, Task
 from tests.generated.worker.messages.json import DigestResult, NapResult
 from tests.harness import QUEUE, RECEIVE
 from workqueue import contract
-from workqueue.codec import ModelCodec, ResultCodec, Schema, Undecodable, for_model
+from workqueue.codec import ContractCodecs, ModelCodec, ResultCodec, Schema, Undecodable, for_model
 from workqueue.codec import models as codec_module
 from workqueue.errors import TaskInvalid
 
@@ -581,3 +583,8 @@ def test_a_result_that_breaks_the_contract_is_refused_in_one_line(result: Any, p
     with pytest.raises(ValueError, match="the result breaks the contract: " + place) as caught:
         RESULTS.encode(result)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_all_applications_of_a_process_share_the_codec_of_a_message() -> None:
+    message: Any = SimpleNamespace(name="Task")
+    assert ContractCodecs(worker).create(message) is ContractCodecs(worker).create(message)

@@ -10,6 +10,7 @@ import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from tests.harness import QUEUE, Site, simulate
+from tests.test_refusals import user_of
 from tests.test_silent_hosts import LOADED, RECEIVE, publish, warned
 from workqueue.amqp import consumer, direct
 from workqueue.amqp.connection import Link
@@ -237,3 +238,24 @@ async def test_many_channels_that_are_closed_at_once_leave_the_others_at_work(
         await until(lambda: all(one.is_consuming for one in many.consumers), "all consume again")
         assert many.lanes()[30:] == lanes[30:]
     assert not [line for line in warned(caplog) if "channel.open" in line]
+
+
+async def test_a_consumer_that_may_not_read_any_more_leaves_those_at_work_that_could_before(
+    node: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = vhost(node)
+    uri, there = user_of(node, whole, ".*", ".*", ".*"), whole.rpartition("/")[2]
+    user = uri.partition("//")[2].partition(":")[0]
+    async with group(uri) as many:
+        lanes = many.lanes()
+        node.ctl("set_permissions", "-p", there, user, ".*", ".*", "^$")
+        await end_channel(lanes[3])
+        await until(lambda: any("ACCESS_REFUSED" in line for line in warned(caplog)), "it is refused", 30)
+        assert not many.consumers[3].is_consuming
+        await publish(whole, MANY - 1)
+        await until(lambda: len(many.held) == MANY - 1, "the others go on")
+        node.ctl("set_permissions", "-p", there, user, ".*", ".*", ".*")
+        await until(lambda: many.consumers[3].is_consuming, "it consumes again")
+        assert [now is then for now, then in zip(many.lanes(), lanes, strict=True)] == [
+            number != 3 for number in range(MANY)
+        ]

@@ -202,7 +202,9 @@ class Consumer:
                 why = words(error)
                 if isinstance(error, TimeoutError):
                     why = f"no answer within {CALL_S:g} s; the node may not reach the queue's leader"
-                if session is not None:
+                if isinstance(error, ChannelAccessRefused) and session is not None:
+                    await session.lane.close()  # by the broker: this channel, and no other
+                elif session is not None:
                     session.lane.abort(why)
                 if patience.waited_s > self._settings.reconnect_s or (
                     starting and isinstance(error, ChannelAccessRefused)

@@ -1,5 +1,6 @@
 """The contract's codecs: `ModelCodec` and `ResultCodec`, and how the generated applications come to use them."""
 
+from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -33,15 +34,18 @@ M = TypeVar("M", bound=BaseModel)
 class ContractCodecs(CodecFactory[Any, bytes]):
     """Makes the codecs of a generated package from its models and its contract.json."""
 
-    def __init__(self, module: ModuleType) -> None:
-        super().__init__(module)
-        loaded = contract.load(module.__name__)
-        operations: list[contract.Send | contract.Receive] = [*loaded.sends.values(), *loaded.receives.values()]
-        self._messages = {operation.message.name: operation.message for operation in operations}
-
     def create(self, message: KernelMessage) -> ModelCodec[Any]:
-        name = str(message.name)
-        return ModelCodec(getattr(self._module.messages.json, name), self._messages[name])
+        return _codec(self._module, str(message.name))
+
+
+@cache
+def _codec(module: ModuleType, name: str) -> ModelCodec[Any]:
+    """One for all applications of the package: each consumer has an application, and to compile a schema takes a
+    millisecond and 70 KiB."""
+    loaded = contract.load(module.__name__)
+    operations: list[contract.Send | contract.Receive] = [*loaded.sends.values(), *loaded.receives.values()]
+    messages = {operation.message.name: operation.message for operation in operations}
+    return ModelCodec(getattr(module.messages.json, name), messages[name])
 
 
 def for_model(model: type[M]) -> ModelCodec[M]:
