@@ -259,3 +259,14 @@ async def test_a_consumer_that_may_not_read_any_more_leaves_those_at_work_that_c
         assert [now is then for now, then in zip(many.lanes(), lanes, strict=True)] == [
             number != 3 for number in range(MANY)
         ]
+
+
+async def test_a_user_who_may_not_have_as_many_channels_as_the_worker_wants_is_said_at_its_start(
+    node: Broker, site: Site
+) -> None:
+    site.uri = user_of(node, site.uri, ".*", ".*", ".*")
+    node.ctl("set_user_limits", site.uri.partition("//")[2].partition(":")[0], '{"max-channels": 20}')
+    worker = await site.worker("many", "--concurrency", "40", ready=False)
+    assert await worker.ended() == 3
+    assert "maximum allowed user limit of (20)" in worker.text()
+    assert "do less at a time, or raise it: rabbitmqctl set_user_limits" in worker.text()

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
 
 from workqueue import delivery
 from workqueue.amqp.connection import CALL_S, reconnect_delay_s
@@ -207,7 +207,7 @@ class Consumer:
                 elif session is not None:
                     session.lane.abort(why)
                 if patience.waited_s > self._settings.reconnect_s or (
-                    starting and isinstance(error, ChannelAccessRefused)
+                    starting and isinstance(error, (ChannelAccessRefused, ConnectionNotAllowed))
                 ):
                     raise self._unusable(error, why) from error
                 if patience.due():
@@ -219,6 +219,8 @@ class Consumer:
         what = f"queue {self._receive.queue.name!r} can't be consumed"
         if isinstance(error, ChannelAccessRefused):
             return BrokerRefused(what, 403, why, "let the user read it: rabbitmqctl set_permissions")
+        if isinstance(error, ConnectionNotAllowed):  # the user's limit: of connections, or of channels
+            return BrokerRefused(what, 530, why, "do less at a time, or raise it: rabbitmqctl set_user_limits")
         return BrokerUnreachable(what, why, "see the broker's log")
 
     async def _consume(self, session: Session) -> None:
