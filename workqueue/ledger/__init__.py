@@ -142,8 +142,7 @@ class Ledger(Protocol):
         """`renew` for any thread, on a connection of its own, while the event loop is blocked."""
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        """The task is done, by its `attempts`th attempt. False: the claim was lost, and nothing was changed. May be
-        asked again after LedgerBusy: what this claim has completed is completed."""
+        """The task is done, by its `attempts`th attempt. False: the claim was lost, and nothing was changed."""
 
     def completion(
         self, task_id: UUID, fence: int, attempts: int, result: str | None

@@ -122,10 +122,7 @@ class PostgresLedger:
             return connection.execute(RENEW, (lease_s, task_id, fence)).rowcount == 1
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        if await self._completions.ask(task_id, (attempts, result, task_id, fence)) is not None:
-            return True
-        # A fence is one claim's: by this one, before the answer was lost with a connection.
-        return any(row[:2] == ("done", fence) for row in await self._rows(SEEK, (task_id,)))
+        return await self._completions.ask(task_id, (attempts, result, task_id, fence)) is not None
 
     @asynccontextmanager
     async def completion(

@@ -131,9 +131,8 @@ class SqliteLedger:
             raise self._file.meaning(error) from error
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        if await self._change(COMPLETE, (result, attempts, time.time(), task_id.bytes, fence)):
-            return True
-        return any(row[:2] == ("done", fence) for row in (await self._execute(SEEK, (task_id.bytes,)))[1])
+        done = (result, attempts, time.time(), task_id.bytes, fence)
+        return (await self._execute(COMPLETE, done))[0] == 1
 
     @asynccontextmanager
     async def completion(
