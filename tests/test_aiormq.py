@@ -27,6 +27,7 @@ from aiormq.exceptions import (
     ChannelLockedResource,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
+    ConnectionNotAllowed,
 )
 from pamqp import commands, decode, frame
 from pamqp.commands import Basic
@@ -307,6 +308,16 @@ async def test_a_refusal_is_told_by_its_class_in_the_brokers_words_and_costs_one
         again = await connection.channel(publisher_confirms=False)
         await again.queue_declare("another", exclusive=True)
         await again.close()
+
+
+async def test_a_channel_beyond_the_users_limit_costs_the_connection_and_is_told_so(node: Broker) -> None:
+    uri = user_of(node, vhost(node), ".*", ".*", ".*")
+    node.ctl("set_user_limits", uri.partition("//")[2].partition(":")[0], '{"max-channels": 1}')
+    async with connected_beside(uri) as connection:
+        await connection.channel()
+        with pytest.raises(ConnectionNotAllowed, match="maximum allowed user limit"):
+            await connection.channel()
+        assert connection.is_closed
 
 
 # pamqp

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 BRIEF_S = 1.0  # a session that ends sooner is followed by a pause: something may end each of them, and no worker
 BRIEF_PAUSE_S = 0.2  # opens connections as fast as it can
-
 LOOK_S = 5.0  # within which a node tells the counters of a queue, or is of no use
 SOON_S = 1.0  # between two looks once one of them gave a doubt
 AGREE = 3  # looks in a row that must find messages waiting, and none delivered
@@ -202,7 +201,7 @@ class Consumer:
                 why = words(error)
                 if isinstance(error, TimeoutError):
                     why = f"no answer within {CALL_S:g} s; the node may not reach the queue's leader"
-                if isinstance(error, ChannelAccessRefused) and session is not None:
+                if session is not None and isinstance(error, ChannelAccessRefused):
                     await session.lane.close()  # by the broker: this channel, and no other
                 elif session is not None:
                     session.lane.abort(why)
