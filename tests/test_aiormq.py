@@ -37,7 +37,7 @@ from yarl import URL
 
 from tests.harness import ROOT
 from tests.test_frames import Taking
-from tests.test_refusals import user_of
+from tests.test_refusals import allow_channels, user_of
 from workqueue.amqp.copies import UNENCODABLE
 from workqueue.amqp.frames import HEARTBEAT_FRAME, publish_frame
 from workqueue.amqp.handshake import GONE, Socket, connect, lost
@@ -312,7 +312,7 @@ async def test_a_refusal_is_told_by_its_class_in_the_brokers_words_and_costs_one
 
 async def test_a_channel_beyond_the_users_limit_costs_the_connection_and_is_told_so(node: Broker) -> None:
     uri = user_of(node, vhost(node), ".*", ".*", ".*")
-    node.ctl("set_user_limits", uri.partition("//")[2].partition(":")[0], '{"max-channels": 1}')
+    allow_channels(node, uri, 1)
     async with connected_beside(uri) as connection:
         await connection.channel()
         with pytest.raises(ConnectionNotAllowed, match="maximum allowed user limit"):

@@ -10,7 +10,7 @@ import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from tests.harness import QUEUE, Site, simulate
-from tests.test_refusals import user_of
+from tests.test_refusals import allow_channels, user_in, user_of
 from tests.test_silent_hosts import LOADED, RECEIVE, publish, warned
 from workqueue.amqp import consumer, direct
 from workqueue.amqp.connection import Link
@@ -245,7 +245,7 @@ async def test_a_consumer_that_may_not_read_any_more_leaves_those_at_work_that_c
 ) -> None:
     whole = vhost(node)
     uri, there = user_of(node, whole, ".*", ".*", ".*"), whole.rpartition("/")[2]
-    user = uri.partition("//")[2].partition(":")[0]
+    user = user_in(uri)
     async with group(uri) as many:
         lanes = many.lanes()
         node.ctl("set_permissions", "-p", there, user, ".*", ".*", "^$")
@@ -265,7 +265,7 @@ async def test_a_user_who_may_not_have_as_many_channels_as_the_worker_wants_is_s
     node: Broker, site: Site
 ) -> None:
     site.uri = user_of(node, site.uri, ".*", ".*", ".*")
-    node.ctl("set_user_limits", site.uri.partition("//")[2].partition(":")[0], '{"max-channels": 20}')
+    allow_channels(node, site.uri, 20)
     worker = await site.worker("many", "--concurrency", "40", ready=False)
     assert await worker.ended() == 3
     assert "maximum allowed user limit of (20)" in worker.text()

@@ -56,6 +56,15 @@ def user_of(node: Broker, uri: str, configure: str, write: str, read: str) -> st
     return re.sub(r"//[^@]+@", f"//{name}:secret@", uri)
 
 
+def user_in(uri: str) -> str:
+    return uri.partition("//")[2].partition(":")[0]
+
+
+def allow_channels(node: Broker, uri: str, most: int) -> None:
+    """Let the user of `uri` have so many channels, on all connections together."""
+    node.ctl("set_user_limits", user_in(uri), f'{{"max-channels": {most}}}')
+
+
 # Connections
 
 
@@ -79,7 +88,7 @@ async def too_many(node: Broker, uri: str) -> tuple[str, list[str]]:
 
 async def no_channels(node: Broker, uri: str) -> tuple[str, list[str]]:
     limited = user_of(node, uri, ".*", ".*", ".*")
-    node.ctl("set_user_limits", limited.split("/")[2].partition(":")[0], '{"max-channels": 0}')
+    allow_channels(node, limited, 0)
     return limited, ["number of channels", "(530)", "raise the limit"]
 
 

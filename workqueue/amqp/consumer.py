@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 BRIEF_S = 1.0  # a session that ends sooner is followed by a pause: something may end each of them, and no worker
 BRIEF_PAUSE_S = 0.2  # opens connections as fast as it can
+
 LOOK_S = 5.0  # within which a node tells the counters of a queue, or is of no use
 SOON_S = 1.0  # between two looks once one of them gave a doubt
 AGREE = 3  # looks in a row that must find messages waiting, and none delivered
@@ -205,10 +206,9 @@ class Consumer:
                     await session.lane.close()  # by the broker: this channel, and no other
                 elif session is not None:
                     session.lane.abort(why)
-                if patience.waited_s > self._settings.reconnect_s or (
-                    starting and isinstance(error, (ChannelAccessRefused, ConnectionNotAllowed))
-                ):
-                    raise self._unusable(error, why) from error
+                unusable = self._unusable(error, why)
+                if patience.waited_s > self._settings.reconnect_s or (starting and isinstance(unusable, BrokerRefused)):
+                    raise unusable from error
                 if patience.due():
                     self._links.say(f"can't consume: {why}")
                 failures += 1
