@@ -45,7 +45,8 @@ async def open_plain(uri: str, settings: Settings, name: str, declares: Iterable
 
 
 async def _lane_on(connection: AbstractConnection) -> "PlainLane":
-    return PlainLane(connection, await connection.channel(on_return_raises=True))
+    with lost():
+        return PlainLane(connection, await connection.channel(on_return_raises=True))
 
 
 class PlainConnection:
