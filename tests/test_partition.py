@@ -128,7 +128,7 @@ async def test_what_is_cut_off_gets_no_reset_and_all_of_a_run_ends_with_it(tmp_p
     try:
         said = [running.stdout.readline().strip() for _ in range(5)]
         assert said == ["ConnectionRefusedError", "TimeoutError", "ConnectionRefusedError", "True", "sleeps"]
-        assert sleepers()
+        await until(sleepers, "a program that was just started has its command line")
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
