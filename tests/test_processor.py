@@ -101,6 +101,7 @@ class FakeLedger(NoLedger):
         self.busy: dict[str, int] = {}
         self.values: list[tuple[Any, ...]] = []
         self.alone: list[bool] = []
+        self.requests: list[UUID | None] = []
 
     def _asked(self, name: str, *values: Any) -> None:
         if self.busy.get(name, 0) > 0:
@@ -111,8 +112,17 @@ class FakeLedger(NoLedger):
         self.values.append((name, *values))
 
     async def claim(
-        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+        self,
+        task_id: UUID,
+        worker: str,
+        lease_s: float,
+        *,
+        kind: str,
+        digest: bytes,
+        alone: bool,
+        request: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:
+        self.requests.append(request)
         self._asked("claim", task_id, worker, lease_s)
         self.alone.append(alone)
         return self.claim_answer
@@ -653,6 +663,16 @@ async def test_a_busy_ledger_is_asked_until_it_answers_and_nothing_runs_meanwhil
     bench = Bench()
     bench.ledger.busy = {"claim": 5, "complete": 4}
     assert await bench.take() == [*["claim busy"] * 5, "claim", "run", *["complete busy"] * 4, "complete", "ack"]
+
+
+async def test_a_claim_is_asked_for_again_by_the_same_request_and_the_next_delivery_s_by_another() -> None:
+    bench = Bench()
+    for _ in range(2):
+        bench.ledger.busy = {"claim": 2}
+        await bench.take()
+    first, second = bench.ledger.requests[:3], bench.ledger.requests[3:]
+    assert None not in first
+    assert (len(set(first)), len(set(second)), len(set(first + second))) == (1, 1, 2)
 
 
 @pytest.mark.parametrize(

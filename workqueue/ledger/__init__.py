@@ -31,7 +31,7 @@ __all__ = [
     "LedgerBusy", "Outcome", "Rows", "Sent", "Taken", "Transaction", "open_ledger",
 ]  # fmt: skip
 
-SCHEMA_VERSION = (1, 2)
+SCHEMA_VERSION = (1, 3)
 """Major and minor. A minor one only adds columns and tables, so that workers of the one before go on beside it; a
 store of another major version is refused."""
 
@@ -126,12 +126,21 @@ class Ledger(Protocol):
         """What lies in it beside the tasks."""
 
     async def claim(
-        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+        self,
+        task_id: UUID,
+        worker: str,
+        lease_s: float,
+        *,
+        kind: str,
+        digest: bytes,
+        alone: bool,
+        request: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:
         """Claim the task, if nobody has a claim that is alive, its next attempt is due, and it is not finished.
 
         `digest` is that of the payload, kept from the first claim on; empty where it is not known. `alone` says that
-        no other task is in this process, see `Crash`.
+        no other task is in this process, see `Crash`. `request` is the number of the wish: who repeats it after
+        LedgerBusy gives the same, so that a claim that was made, and whose answer got lost, is found to be its own.
         """
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:

@@ -29,7 +29,15 @@ class NoLedger:
     board = NoBoard()
 
     async def claim(
-        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+        self,
+        task_id: UUID,
+        worker: str,
+        lease_s: float,
+        *,
+        kind: str,
+        digest: bytes,
+        alone: bool,
+        request: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:
         return GRANTED
 

@@ -88,9 +88,17 @@ class PostgresLedger:
         return self
 
     async def claim(
-        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+        self,
+        task_id: UUID,
+        worker: str,
+        lease_s: float,
+        *,
+        kind: str,
+        digest: bytes,
+        alone: bool,
+        request: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:
-        claim = (task_id, text_of(worker), lease_s, text_of(kind), digest or None, alone)
+        claim = (task_id, text_of(worker), lease_s, text_of(kind), digest or None, alone, request)
         while True:
             try:
                 claimed = await self._claims.ask(task_id, claim)

@@ -44,6 +44,11 @@ CREATE TABLE IF NOT EXISTS workqueue_audit (
     at timestamptz NOT NULL, who text NOT NULL, what text NOT NULL, why text NOT NULL, told text NOT NULL
 )
 """,
+    """
+ALTER TABLE workqueue_task
+    ADD COLUMN request uuid, -- of the latest claim
+    ADD COLUMN requested bigint -- the fence of that claim: a worker of the version before leaves both as they are
+""",
 )
 BOARD = Statements(
     put="""

@@ -9,36 +9,39 @@ MANY = f"""
 WITH impatient AS MATERIALIZED (SELECT set_config('lock_timeout', '{MANY_LOCK_S * 1000:.0f}ms', true)),
 asked AS MATERIALIZED (SELECT asked.* FROM impatient, unnest({{}}) AS asked ({{}}) ORDER BY id)
 """
-CLAIMING = """
+# Made already, for this request: its answer was lost, and nobody else has the task.
+OWN = "task.state = 'running' AND task.request = excluded.request AND task.requested = task.fence"
+NEXT = f"task.fence + CASE WHEN {OWN} THEN 0 ELSE 1 END"
+CLAIMING = f"""
 INSERT INTO workqueue_task AS task
-    (id, state, fence, worker, lease_until, kind, digest, alone, created_at)
-{}
-ON CONFLICT (id) DO UPDATE SET state = 'running', fence = task.fence + 1,
-    crashes = task.crashes || CASE WHEN task.state = 'running' THEN
+    (id, state, fence, worker, lease_until, kind, digest, alone, created_at, request, requested)
+{{}}
+ON CONFLICT (id) DO UPDATE SET state = 'running', fence = {NEXT}, request = excluded.request, requested = {NEXT},
+    crashes = task.crashes || CASE WHEN task.state = 'running' AND ({OWN}) IS NOT TRUE THEN
         to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' ' || task.worker
         || chr(9) || task.fence || CASE WHEN task.alone = task.fence THEN ' alone' ELSE '' END || chr(10)
         ELSE '' END,
     worker = excluded.worker, lease_until = excluded.lease_until, kind = excluded.kind,
     digest = coalesce(task.digest, excluded.digest),
-    alone = CASE WHEN excluded.alone = 1 THEN task.fence + 1 END, claimed_at = excluded.created_at, next_at = NULL
+    alone = CASE WHEN excluded.alone = 1 THEN {NEXT} END, claimed_at = excluded.created_at, next_at = NULL
 WHERE task.cancel IS NULL
     AND (task.digest IS NULL OR excluded.digest IS NULL OR task.digest = excluded.digest)
     AND CASE task.state
-    WHEN 'running' THEN task.lease_until < clock_timestamp()
+    WHEN 'running' THEN task.lease_until < clock_timestamp() OR {OWN}
     WHEN 'waiting' THEN task.next_at IS DISTINCT FROM task.lease_until OR task.lease_until < clock_timestamp()
 END
 RETURNING id, fence, crashes, attempts, checkpoint
 """
 CLAIM = CLAIMING.format(
     "VALUES (%s, 'running', 1, %s, clock_timestamp() + %s * interval '1 second', %s, %s, CASE WHEN %s THEN 1 END,"
-    " clock_timestamp())"
+    " clock_timestamp(), %s, 1)"
 )
 CLAIM_MANY = MANY.format(
-    "%s::uuid[], %s::text[], %s::float8[], %s::text[], %s::bytea[], %s::boolean[]",
-    "id, worker, lease_s, kind, digest, alone",
+    "%s::uuid[], %s::text[], %s::float8[], %s::text[], %s::bytea[], %s::boolean[], %s::uuid[]",
+    "id, worker, lease_s, kind, digest, alone, request",
 ) + CLAIMING.format(
     "SELECT id, 'running', 1, worker, clock_timestamp() + lease_s * interval '1 second', kind, digest,"
-    " CASE WHEN alone THEN 1 END, clock_timestamp() FROM asked"
+    " CASE WHEN alone THEN 1 END, clock_timestamp(), request, 1 FROM asked"
 )
 STATE = "CASE WHEN error = cancel THEN 'cancelled' ELSE state END"
 SEEK = f"""

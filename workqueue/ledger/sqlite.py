@@ -85,7 +85,15 @@ class SqliteLedger:
         self._boot = self._holders.boot
 
     async def claim(
-        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool
+        self,
+        task_id: UUID,
+        worker: str,
+        lease_s: float,
+        *,
+        kind: str,
+        digest: bytes,
+        alone: bool,
+        request: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:
         if not self._holder:
             self._holder = self._holders.hold()

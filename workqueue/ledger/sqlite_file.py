@@ -58,6 +58,7 @@ CREATE TABLE IF NOT EXISTS workqueue_audit (
     at REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL, why TEXT NOT NULL, told TEXT NOT NULL
 )
 """,
+    "",  # only PostgreSQL loses answers
 )
 NOW = "(julianday('now') - 2440587.5) * 86400.0"  # Unix time; unixepoch has whole seconds only
 BOARD = Statements(
@@ -207,7 +208,7 @@ class SqliteFile:
         if major != SCHEMA_VERSION[0]:
             raise sqlite3.DatabaseError(f"its schema is of version {major}, and this program's of {SCHEMA_VERSION[0]}")
         for statements in MIGRATIONS[minor + 1 :]:
-            for statement in statements.split(";"):
+            for statement in filter(None, statements.split(";")):
                 db.execute(statement)
         if minor < SCHEMA_VERSION[1]:
             version = f"{SCHEMA_VERSION[0]}.{SCHEMA_VERSION[1]}"

@@ -28,6 +28,7 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic
+from uuid import uuid4
 
 from workqueue import codec, delivery
 from workqueue.codec import ERROR_LIMIT, Schema, Undecodable
@@ -186,10 +187,12 @@ class Guard(Generic[T]):
     async def _answer(self, received: Received[T], alone: bool) -> Claimed | Taken | Finished | Conflict:
         """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
         task_id, digest = received.task.id, codec.digest(received.arrived.body)
-        lease_s, kind = self._receive.lease_s, received.kind
+        lease_s, kind, request = self._receive.lease_s, received.kind, uuid4()
 
         def claim() -> Coroutine[Any, Any, Claimed | Taken | Finished | Conflict]:
-            return self._ledger.claim(task_id, self._worker, lease_s, kind=kind, digest=digest, alone=alone)
+            return self._ledger.claim(
+                task_id, self._worker, lease_s, kind=kind, digest=digest, alone=alone, request=request
+            )
 
         try:
             answer = await self._ask(claim, self._is_draining)
