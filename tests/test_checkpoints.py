@@ -14,7 +14,7 @@ from tests.harness import ROOT, Site, simulate
 from tests.operators import ask, workqueue
 from workqueue.dev.postgres import Postgres
 from workqueue.ledger import open_ledger
-from workqueue.ops.status import workers
+from workqueue.ops.workers import workers
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker

@@ -23,7 +23,8 @@ from workqueue.contract import Queue
 from workqueue.dev.node import Node
 from workqueue.ledger import Sent, open_ledger
 from workqueue.ops.doctor import _at_work
-from workqueue.ops.status import Status, Worker
+from workqueue.ops.status import Status
+from workqueue.ops.workers import Worker
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker

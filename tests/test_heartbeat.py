@@ -20,7 +20,7 @@ from workqueue.ledger.none import NoLedger
 from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.observe.counting import BOUNDS_S, Counting
 from workqueue.observe.health import Health
-from workqueue.ops import status
+from workqueue.ops import workers
 from workqueue.tasks.events import Dead, Done, Event, HandedBack, Ready, Retrying, Skipped, Told
 from workqueue.tasks.progress import LEFT_OUT, Progress
 from workqueue.testing import until
@@ -139,13 +139,13 @@ async def test_a_tasks_progress_is_that_of_its_own_attempt_by_a_worker_that_is_t
     scope = running(one)
     scope.progress.told(0.5, "half", LEFT_OUT)
     await ledger.board.put(one, "w1", json.dumps(beating(ledger, crew_with(scope)).told()))
-    found = await status.in_hand(ledger, one, "w1", 2)
+    found = await workers.in_hand(ledger, one, "w1", 2)
     assert found is not None
     assert (found.progress, found.text) == (0.5, "half")
     for asked in ((one, "w2", 2), (one, "w1", 3), (other, "w1", 2)):
-        assert await status.in_hand(ledger, *asked) is None
-    monkeypatch.setattr(status, "GONE_S", -1.0)
-    assert await status.in_hand(ledger, one, "w1", 2) is None
+        assert await workers.in_hand(ledger, *asked) is None
+    monkeypatch.setattr(workers, "GONE_S", -1.0)
+    assert await workers.in_hand(ledger, one, "w1", 2) is None
     await ledger.close()
 
 

@@ -18,7 +18,7 @@ from tests.harness import ROOT, Site, simulate, task
 from tests.operators import ask, start, workqueue
 from workqueue.dev.node import Node
 from workqueue.ledger import Claimed, open_ledger
-from workqueue.ops.status import workers
+from workqueue.ops.workers import workers
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
@@ -63,7 +63,7 @@ async def test_status_before_anything_ran_says_what_is_missing(fast: Site) -> No
 async def test_status_says_what_waits_who_works_and_what_each_has_in_hand(site: Site) -> None:
     await site.send(simulate(3, seconds=60))
     waiting = await queue_status(site)
-    assert (waiting["ready"], waiting["in_hand"], waiting["consumers"], waiting["backlog_s"]) == (3, 0, 0, None)
+    assert (waiting["ready"], waiting["in_hand"], waiting["consumers"], waiting["backlog_s"]) == (3, None, 0, None)
     assert f"nobody takes tasks from {site.queue}" in (await workqueue(site, "status")).out
 
     worker = await site.worker("one", WORKQUEUE_DRAIN_S="1")
@@ -105,6 +105,7 @@ async def test_while_the_ledger_is_down_what_the_broker_tells_is_shown(site: Sit
     assert not any(word in told.out for word in ("died of", "nobody tells", "the workers have another"))
     told = await workqueue(site, "status", "-o", "json", **down)
     assert (told.code, told.value["ledger_answers"]) == (3, False)
+    assert {(queue["in_hand"], queue["workers"], queue["rate"]) for queue in told.value["queues"]} == {(None,) * 3}
     told = await workqueue(site, "doctor", "-o", "json", **down)
     (found,) = [one for one in told.value if one["about"] == "ledger"]
     assert (told.code, found["state"], "Connection refused" in found["said"]) == (1, "fault", True)
@@ -311,6 +312,9 @@ async def test_without_a_ledger_letters_are_moved_and_the_rest_says_that_it_need
         assert (told.code, told.out) == (2, "")
         assert "needs a ledger, and LEDGER_URL is none" in told.err
     assert "LEDGER_URL=none: nobody tells who works" in (await workqueue(fast, "status")).out
+    queue = await queue_status(fast)
+    assert (queue["ready"], queue["dead"], queue["consumers"]) == (0, 1, 1)
+    assert (queue["in_hand"], queue["workers"], queue["rate"]) == (None, None, None)
     mend(broken)
     told = await workqueue(fast, "dead", "redrive", "--all", "--yes")
     assert (told.code, told.out) == (0, "redrive: 1 of 1 letters\n")

@@ -14,8 +14,9 @@ from workqueue.ops.forgetting import Forgotten
 from workqueue.ops.letters import Group, Letter, Opened
 from workqueue.ops.pausing import Paused
 from workqueue.ops.plan import Plan
-from workqueue.ops.status import Status, Worker
+from workqueue.ops.status import Status
 from workqueue.ops.story import Story
+from workqueue.ops.workers import Worker
 
 RECORDS: dict[str, Any] = {
     "status": Status,

@@ -36,9 +36,11 @@ from workqueue.errors import BrokerUnreachable, LedgerUnreachable, escaped
 from workqueue.ledger import Ledger
 from workqueue.ledger.none import SilentLedger
 from workqueue.ops.project import Project
-from workqueue.ops.status import Status, Worker, status, workers
+from workqueue.ops.status import Status, status
+from workqueue.ops.workers import Worker, workers
 
 WATCH_S = 2.0
+AT_MOST = 20  # tasks in hand that `status` lists, those that take longest
 
 commands = app()
 crew = app()
@@ -136,7 +138,7 @@ def rendered(found: Status) -> RenderableType:
             queue.rate, left,
         )  # fmt: skip
     notes = [Text(f"! {escaped(note)}", style="yellow") for note in found.notes]
-    return Group(queues, *_deaths(found), *_workers(found.workers), *_in_hand(found.workers), *notes)
+    return Group(queues, *_deaths(found), *_workers(found.workers), *_in_hand(found.workers, AT_MOST), *notes)
 
 
 def _deaths(found: Status) -> list[RenderableType]:
@@ -162,16 +164,19 @@ def _workers(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:
     return [made]
 
 
-def _in_hand(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:
-    held = [(one, worker) for worker in found for one in worker.in_hand]
-    if not held:
+def _in_hand(found: tuple[Worker, ...] | list[Worker], at_most: int | None = None) -> list[RenderableType]:
+    """The oldest first."""
+    every = [(one, worker) for worker in found for one in worker.in_hand]
+    if not every:
         return []
+    held = sorted(every, key=lambda each: each[0].since)[:at_most]
     told = [reached(one.progress, one.text) for one, _ in held]
     made = table("in hand", "kind", "attempt:", "since", "worker", *(["progress"] if any(told) else []))
-    for one, worker in sorted(held, key=lambda each: each[0].since):
+    for one, worker in held:
         more = [reached(one.progress, one.text)] if any(told) else []
         row(made, one.id, one.kind, one.attempt, shown(one.since), worker.name, *more)
-    return [made]
+    left = len(every) - len(held)
+    return [made, Text(f"and {left:,} more in hand: workqueue workers")] if left else [made]
 
 
 def main(arguments: list[str]) -> int:

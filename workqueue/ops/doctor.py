@@ -12,7 +12,8 @@ from workqueue.ledger.board import Overdue
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.plan import Plan, QueuePlan, plan
 from workqueue.ops.project import Project
-from workqueue.ops.status import Status, contract_differs, paused, status
+from workqueue.ops.status import Status, paused, status
+from workqueue.ops.workers import contract_differs
 
 CONSUMER_TIMEOUT_S = 1800.0  # RabbitMQ's default, https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 CLOCK_S = 5.0

@@ -11,7 +11,7 @@ from workqueue.errors import BrokerUnreachable
 from workqueue.ledger import Ledger
 from workqueue.ops.audit import as_text, note, operator
 from workqueue.ops.project import Project
-from workqueue.ops.status import workers
+from workqueue.ops.workers import workers
 
 OBEY_S = 6.0  # a worker looks every second, and tells of itself every two
 LOOK_S = 0.3

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from workqueue.client.status import State, status_of, time_of
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, Entry, Ledger, LedgerBusy
-from workqueue.ops.status import in_hand
+from workqueue.ops.workers import in_hand
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""The workers: what each tells of itself, and has in hand."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from workqueue.errors import LedgerUnreachable
+from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.ledger.board import GONE_S, RECENT_S, Seen
+from workqueue.ops.project import Project
+
+
+@dataclass(frozen=True)
+class InHand:
+    """A task that a worker runs. `progress`, from 0 to 1, and `text` are what its handler says of it."""
+
+    id: str
+    kind: str
+    operation: str
+    attempt: int
+    since: datetime
+    progress: float | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker does for one queue, counted since its start; `rate` is tasks done per second, over the last
+    minute. `paused`: it takes nothing from it, as an operator has asked."""
+
+    concurrency: int
+    rate: float
+    done: int
+    failed: int
+    dead: int
+    handed_back: int
+    paused: bool = False
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that was heard of `seen_s` seconds ago. `ahead_s` is its clock's, of this machine's.
+
+    `waiting`: for its broker, or for a queue. `paused`: an operator has paused all its queues. `gone`: it died, or
+    can't reach the ledger, and has in hand what nobody else has taken since.
+    """
+
+    name: str
+    host: str
+    pid: int
+    state: Literal["working", "waiting", "paused", "stopping", "gone"]
+    seen_s: float
+    ahead_s: float
+    started_at: datetime
+    version: str
+    contract: str
+    digest: str
+    queues: Mapping[str, Work]
+    in_hand: tuple[InHand, ...]
+
+
+async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
+    """Those that were heard of within an hour, by name. One that is gone has in hand what nobody else has taken, and
+    is not told where another of its name has begun on its host since. Raises LedgerUnreachable."""
+    try:
+        found = [_worker(seen, gone_s) for seen in await ledger.board.seen(RECENT_S)]
+        back = {(worker.name, worker.host) for worker in found if worker.state != "gone"}
+        here = [worker for worker in found if worker.state != "gone" or (worker.name, worker.host) not in back]
+        return [await _as_left(ledger, worker) if worker.state == "gone" else worker for worker in here]
+    except LedgerBusy as error:
+        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+
+
+async def in_hand(ledger: Ledger, task_id: UUID, worker: str, attempt: int) -> InHand | None:
+    """This attempt at a task, as the worker of this name has told of it within `GONE_S`. Raises LedgerBusy."""
+    seen = [_worker(seen, GONE_S) for seen in await ledger.board.seen(GONE_S) if seen.name == worker]
+    asked = (str(task_id), attempt)
+    return next((one for each in seen for one in each.in_hand if (one.id, one.attempt) == asked), None)
+
+
+async def _as_left(ledger: Ledger, worker: Worker) -> Worker:
+    left = []
+    for one in worker.in_hand:
+        entry = await ledger.entry(UUID(one.id))
+        if entry is None or entry.cancel is not None:
+            continue
+        if entry.state == "running" and entry.worker == worker.name:
+            left.append(one)
+    return replace(worker, in_hand=tuple(left))
+
+
+def _worker(seen: Seen, gone_s: float) -> Worker:
+    told: dict[str, Any] = json.loads(seen.told)
+    gone = seen.seen_s > gone_s
+    return Worker(
+        name=seen.name,
+        host=told["host"],
+        pid=told["pid"],
+        state="gone" if gone else told["state"],
+        seen_s=round(seen.seen_s, 1),
+        ahead_s=round(told["at"] - (time.time() - seen.seen_s), 1),
+        started_at=datetime.fromtimestamp(told["started_at"], UTC),
+        version=told["version"],
+        contract=told["contract"]["version"],
+        digest=told["contract"]["digest"],
+        queues={name: Work(**_known(work)) for name, work in told["queues"].items()},
+        in_hand=tuple(
+            InHand(
+                one["id"], one["kind"], one["operation"], one["attempt"], datetime.fromtimestamp(one["since"], UTC),
+                one.get("progress"), one.get("text", ""),
+            )
+            for one in told["in_hand"]
+        ),
+    )  # fmt: skip
+
+
+def _known(work: Mapping[str, Any]) -> dict[str, Any]:
+    """A later version may tell more, and an earlier one less."""
+    return {name: work[name] for name in Work.__dataclass_fields__ if name in work}
+
+
+def contract_differs(project: Project, worker: Worker) -> str | None:
+    """That a worker which is there works by another contract than the project's folder has, in words."""
+    for name in worker.queues:
+        ours = project.digests.get(name, worker.digest)
+        if ours != worker.digest and worker.state != "gone":
+            theirs = f"{worker.contract}, {worker.digest}"
+            return f"{worker.name} works by another contract ({theirs}) than this folder has ({ours})"
+    return None
