@@ -1,6 +1,5 @@
 """The tests' own contract (tests/spec): its scripts, its queues, its tasks, and a site that runs them."""
 
-import asyncio
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -30,10 +29,10 @@ class Site(testing.Site):
         if self.scripts == EXAMPLE:
             self.environment.setdefault("WORKQUEUE_ROOT", str(self.folder))  # a variable of its own
 
-    async def start_producer(self, *flags: str, **environment: str) -> asyncio.subprocess.Process:
-        """Start a producer, whose lines go to the site's operation if the flags say nothing else."""
+    def producing(self, *flags: str) -> tuple[str, ...]:
+        """A producer's lines go to the site's operation if the flags say nothing else."""
         to = self.to if "--jsonl" in flags and "--to" not in flags else ()
-        return await super().start_producer(*flags, *to, **environment)
+        return super().producing(*flags, *to)
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any
 from tests.harness import Site, simulate
 from tests.hosts import AMQP_PORT, SUBNET, Host
 from workqueue.testing.evidence import Life
+from workqueue.testing.prefork import Forked
 
 SHORT_S = (0.01, 0.05)
 AHEAD = 150  # tasks that a producer was given and that are not done: more would only take long to work off
@@ -32,7 +33,7 @@ class Kept:
     amqp_uri: str
     closing: bool = False
     down: bool = False
-    process: subprocess.Popen[bytes] | asyncio.subprocess.Process | None = None
+    process: subprocess.Popen[bytes] | Forked | asyncio.subprocess.Process | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._on_host, name=self.name, daemon=True).start()

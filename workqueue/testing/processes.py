@@ -6,13 +6,17 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from workqueue.testing import prefork
+from workqueue.testing.prefork import Forked
 
 PIPE_BYTES = 4096  # the least that a pipe may hold, so that one which nobody reads is full soon
 WAIT_S = 60.0  # generous: a deadline, not a time
@@ -55,7 +59,7 @@ class Worker:
     """A worker process that was started."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     log: Path
     read: threading.Event = field(default_factory=threading.Event)
     """Cleared, nobody reads what it writes; for one of a site that is `piped`."""
@@ -77,7 +81,7 @@ class Worker:
 
     async def ended(self, within_s: float = WAIT_S) -> int:
         await until(lambda: self.process.poll() is not None, f"{self.name} ends; it said:\n{self.text()}", within_s)
-        return self.process.returncode
+        return self.process.wait()
 
 
 @dataclass
@@ -93,8 +97,36 @@ class Produced:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
+async def run_to_end(
+    arguments: Sequence[str], folder: Path, environment: Mapping[str, str], given: bytes = b"", within_s: float = WAIT_S
+) -> Produced:
+    """Run `python ARGUMENTS` to its end, with `given` as its standard input. It is killed if it takes longer."""
+    reading, writing = os.pipe()
+    feeding = asyncio.get_running_loop().run_in_executor(None, feed, writing, given)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            process = prefork.start(arguments, folder, environment, (reading, out.fileno(), err.fileno()))
+        finally:
+            os.close(reading)
+        try:
+            await until(lambda: process.poll() is not None, "the process ends", within_s)
+        finally:
+            process.kill()
+            code = process.wait()
+            await feeding
+        for said in (out, err):
+            said.seek(0)
+        return Produced(code, out.read().decode(), err.read().decode())
+
+
+def feed(pipe: int, given: bytes) -> None:
+    with os.fdopen(pipe, "wb") as file, suppress(BrokenPipeError):
+        file.write(given)
+
+
 def drain(worker: Worker) -> None:
     """Read a worker's log into its file, while it may be read."""
+    assert isinstance(worker.process, subprocess.Popen)
     pipe = worker.process.stderr
     assert pipe is not None
     with suppress(AttributeError):  # elsewhere than on Linux a pipe takes more before it is full

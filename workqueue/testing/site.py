@@ -25,7 +25,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from workqueue import contract
-from workqueue.testing.processes import WAIT_S, Note, Produced, Worker, drain, until
+from workqueue.testing import prefork
+from workqueue.testing.prefork import Forked
+from workqueue.testing.processes import WAIT_S, Note, Produced, Worker, drain, run_to_end, until
 from workqueue.testing.scripts import MAIN, Operation, Scripts
 from workqueue.testing.stand_in import StandIn, skip
 
@@ -103,15 +105,16 @@ class Site:
         """Start a worker, one that records what its handler does, and wait until it says that it is ready."""
         name = name or f"worker{len(self.workers) + 1}"
         log = self.folder / f"{name}-{secrets.token_hex(6)}.log"
-        command = [sys.executable, self.recorder, script or self.scripts.worker, name, *flags]
+        command = [self.recorder, script or self.scripts.worker, name, *flags]
+        told = self._environment(environment)
+        process: subprocess.Popen[bytes] | Forked
         with log.open("wb") as out:
-            process = subprocess.Popen(  # noqa: ASYNC220  # it is quick, and tests signal it as they like
-                command,
-                cwd=self.project,
-                env=self._environment(environment),
-                stdout=out,
-                stderr=subprocess.PIPE if self.piped else out,
-            )
+            if self.piped:
+                process = subprocess.Popen(  # noqa: ASYNC220  # it is quick, and tests signal it as they like
+                    [sys.executable, *command], cwd=self.project, env=told, stdout=out, stderr=subprocess.PIPE
+                )
+            else:
+                process = prefork.start(command, self.project, told, (0, out.fileno(), out.fileno()))
         worker = Worker(name, process, log)
         if self.piped:
             worker.read.set()
@@ -122,13 +125,16 @@ class Site:
             assert process.poll() is None, worker.text()
         return worker
 
+    def producing(self, *flags: str) -> tuple[str, ...]:
+        """Python's arguments for a producer with these flags."""
+        return (*self.scripts.producer, *flags)
+
     async def start_producer(self, *flags: str, **environment: str) -> asyncio.subprocess.Process:
         """Start a producer, with pipes for what it reads and says."""
         pipe = subprocess.PIPE
         return await asyncio.create_subprocess_exec(
             sys.executable,
-            *self.scripts.producer,
-            *flags,
+            *self.producing(*flags),
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
@@ -138,17 +144,9 @@ class Site:
 
     async def producer(self, *flags: str, lines: str | bytes = "", **environment: Any) -> Produced:
         """Run a producer to its end. `lines` is its standard input."""
-        process = await self.start_producer(*flags, **environment)
         given = lines.encode() if isinstance(lines, str) else lines
-        try:
-            async with asyncio.timeout(PRODUCER_S):
-                out, err = await process.communicate(given)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Produced(process.returncode, out.decode(), err.decode())
+        told = self._environment(environment)
+        return await run_to_end(self.producing(*flags), self.project, told, given, PRODUCER_S)
 
     async def send(self, payloads: list[dict[str, Any]], *flags: str, **environment: str) -> Produced:
         """Send these payloads, or whole tasks, with a producer that must succeed."""
