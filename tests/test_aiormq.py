@@ -372,7 +372,7 @@ async def test_what_waits_on_a_connection_that_is_closed_without_a_reason_looks_
     """As one is that aiormq takes for dead: after the process stood still, for one."""
     async with Proxy(node.port) as proxy:
         uri = vhost(node).replace(f":{node.port}/", f":{proxy.port}/")
-        async with connected(uri) as (connection, _):
+        async with connected(f"{uri}?heartbeat=1") as (connection, _):
             channel = await connection.channel()
             proxy.stall()
 
