@@ -98,7 +98,7 @@ class PostgresLedger:
         alone: bool,
         request: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:
-        claim = (task_id, text_of(worker), lease_s, text_of(kind), digest or None, alone, request)
+        claim = (task_id, text_of(worker), float(lease_s), text_of(kind), digest or None, alone, request)
         while True:
             try:
                 claimed = await self._claims.ask(task_id, claim)
