@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -39,16 +39,13 @@ Streams = tuple[int, int, int]
 class Forked:
     """See subprocess.Popen."""
 
-    def __init__(self, pid: int, server: "Prefork") -> None:
-        self.pid, self._server = pid, server
-
-    @property
-    def returncode(self) -> int | None:
-        return self._server.ended.get(self.pid)
+    def __init__(self, pid: int, look: Callable[[], None]) -> None:
+        self.pid, self._look = pid, look
+        self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self._server.look()
+            self._look()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -72,7 +69,7 @@ class Forked:
 
 
 class Prefork:
-    """The process that is forked, seen from the one that asks for it. `ended` has the exit codes, by process id."""
+    """The process that is forked, seen from the one that asks for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,7 +80,7 @@ class Prefork:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
-        self.ended: dict[int, int] = {}
+        self._running: dict[int, Forked] = {}
         atexit.register(self.close)
 
     def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str], streams: Streams) -> Forked:
@@ -91,22 +88,29 @@ class Prefork:
         asked = json.dumps([list(arguments), str(folder), dict(environment)]).encode()
         with self._lock:
             socket.send_fds(self._socket, [asked], streams)
-            while True:
-                pid, code = json.loads(self._socket.recv(MESSAGE_BYTES))
-                if code is None:
-                    return Forked(pid, self)
-                self.ended[pid] = code
+            while (started := self._hear()) is None:
+                pass
+            return started
 
     def look(self) -> None:
         """See what has ended."""
         with self._lock, suppress(BlockingIOError):
             while True:
-                pid, code = json.loads(self._socket.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT))
-                self.ended[pid] = code
+                self._hear(socket.MSG_DONTWAIT)
 
     def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)  # whoever else has it by now
         self._socket.close()
         self._process.wait()
+
+    def _hear(self, flags: int = 0) -> Forked | None:
+        """One word of it: that a process has started, or ended. A number may be another one's after that."""
+        pid, code = json.loads(self._socket.recv(MESSAGE_BYTES, flags))
+        if code is None:
+            self._running[pid] = Forked(pid, self.look)
+            return self._running[pid]
+        self._running.pop(pid).returncode = code
+        return None
 
 
 @cache
