@@ -11,9 +11,6 @@ from jsonschema import Draft202012Validator
 
 from tests.harness import Site
 from workqueue.cli.records import schemas
-from workqueue.testing.processes import run_to_end
-
-COMMAND_S = 220.0  # below the time limit of a test
 
 
 @dataclass(frozen=True)
@@ -29,28 +26,18 @@ class Told:
         return json.loads(self.out)
 
 
-def command(site: Site, *arguments: str) -> tuple[str, ...]:
-    """Python's arguments."""
-    folder = () if "--project" in arguments else ("--project", str(site.project / "tests"))
-    return ("-m", "workqueue", *arguments, *folder)
-
-
-def environment_of(site: Site, more: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, "AMQP_URI": site.uri, "LEDGER_URL": site.ledger_url, **more}
-
-
 async def start(site: Site, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
+    own = {"AMQP_URI": site.uri, "LEDGER_URL": site.ledger_url, **environment}
+    folder = () if "--project" in arguments else ("--project", str(site.project / "tests"))
+    command = (sys.executable, "-m", "workqueue", *arguments, *folder)
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, *command(site, *arguments)), stdin=pipe, stdout=pipe, stderr=pipe, cwd=site.project,
-        env=environment_of(site, environment),
-    )  # fmt: skip
+        *command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=site.project, env={**os.environ, **own}
+    )
 
 
 async def workqueue(site: Site, *arguments: str, given: str = "", **environment: str) -> Told:
-    done = await run_to_end(
-        command(site, *arguments), site.project, environment_of(site, environment), given.encode(), COMMAND_S
-    )
+    done = await site.workqueue(*arguments, given=given, **environment)
     told = Told(done.code, done.out, done.err)
     if told.out and arguments[-2:] == ("-o", "json"):
         check(arguments, told.value)

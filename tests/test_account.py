@@ -121,6 +121,31 @@ def test_an_odd_task_that_ends_and_is_dead_for_it_may_end_again_when_it_was_sent
     assert account(replace(seen, notes=[*seen.notes, *ends], moved=sent_back)).twice == {names["odd"]}
 
 
+def test_a_task_that_is_begun_after_it_was_cancelled_is_a_broken_promise_and_one_that_is_not_is_not_lost(
+    tmp_path: Path,
+) -> None:
+    (seen, _), (*_, more) = crowd(tmp_path), uuids(5)
+    given, receives = {**seen.given, more: 0.0}, {**seen.receives, more: ERRANDS}
+    seen = replace(seen, given=given, receives=receives, failures={**seen.failures, more: 0})
+    assert account(seen).lost == {more}
+    for told in (5.0, None):
+        assert account(replace(seen, called_off={more: told})).kept
+    begun = Note("start", more, "heir", 2, 6.0)
+    for told, wrong in ((5.0, {more}), (6.5, set()), (None, set())):
+        result = account(replace(seen, called_off={more: told}, notes=[*seen.notes, begun]))
+        assert (result.begun_cancelled, result.kept) == (wrong, not wrong)
+
+
+def test_more_tasks_of_a_paused_queue_than_were_in_hand_are_a_broken_promise(tmp_path: Path) -> None:
+    seen, names = crowd(tmp_path)
+    told = {
+        operation: account(replace(seen, paused=[(operation, span)])).begun_paused
+        for operation, span in ((ERRANDS.operation, (3.5, 7.0)), (CHORES.operation, (3.5, 7.0)))
+    }
+    assert told == {ERRANDS.operation: {names["good"], names["odd"], names["flooded"]}, CHORES.operation: set()}
+    assert account(replace(seen, paused=[(ERRANDS.operation, (3.5, 5.5))])).kept  # one, which may have been in hand
+
+
 def test_poison_of_which_just_the_headers_are_wrong_is_a_task_once_it_was_sent_back(tmp_path: Path) -> None:
     seen, _ = crowd(tmp_path)
     task = uuids(9)[-1]

@@ -53,7 +53,7 @@ def installed() -> None:
 async def test_every_kind_of_fault_loses_no_task_and_has_none_done_twice(
     tmp_path: Path, kinds: dict[str, Kind]
 ) -> None:
-    wanted = usable([*kinds], own=True, server=False)
+    wanted = usable([*kinds], own=True, ledger="sqlite")
     chaos = chaos_of(tmp_path, 2.0 * len(wanted), 1500, *wanted)
     result = await chaos.run()
     print(chaos.describe(), *trail(result.offending, chaos.evidence), sep="\n")  # shown if it fails

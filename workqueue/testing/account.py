@@ -44,6 +44,13 @@ class Account:
     """Started more often than any limit of its operation allows."""
     astray: set[str] = field(default_factory=set)
     """Begun by another operation's handler, or among another operation's dead letters, than it was sent to."""
+    begun_cancelled: set[str] = field(default_factory=set)
+    """Begun after an operator was told that it is cancelled."""
+    begun_paused: set[str] = field(default_factory=set)
+    """Begun while the operation was paused, where they are more than workers had in hand."""
+    called_off: int = 0
+    cancelled: int = 0
+    paused: int = 0
     odd: int = 0
     deadly: int = 0
     moved: int = 0
@@ -62,6 +69,7 @@ class Account:
     def offending(self) -> set[str]:
         lost = self.lost if len(self.lost) > self.deleted else set()
         wrong = self.twice | self.dead_unexpected | self.poison_lost | self.unknown | self.miscounted
+        wrong |= self.begun_cancelled | self.begun_paused
         return lost | wrong | self.convicted | self.overtried | self.astray
 
     @property
@@ -81,6 +89,8 @@ class Account:
             "poison": f"{self.poison_sent} sent, {self.poison_sent - len(self.poison_lost)} dead",
             "odd and deadly": f"{self.odd} odd, {self.deadly} deadly, {len(self.convicted)} good tasks convicted",
             "sent back": f"{self.moved} dead letters",
+            "called off": f"{self.called_off}: {self.cancelled} cancelled, {len(self.begun_cancelled)} begun after",
+            "paused": f"{self.paused} times, {len(self.begun_paused)} tasks begun meanwhile that were not in hand",
             "tried too often": len(self.overtried),
             "at another operation": len(self.astray),
             "handled, never sent": len(self.unknown),
@@ -108,7 +118,7 @@ def account(seen: Evidence) -> Account:
     result.odd, result.deadly = len(seen.odd), len(seen.deadly)
     result.moved, result.deleted = len(seen.moved), seen.deleted
     result.done = ends.keys() & seen.given.keys()
-    result.lost = seen.given.keys() - ends.keys() - letters.keys()
+    result.lost = seen.given.keys() - ends.keys() - letters.keys() - seen.called_off.keys()
     cured = {letter.id: seen.curable[letter.id] for letter in seen.moved if letter.id in seen.curable}
     result.poison_lost = seen.poison.keys() - letters.keys() - {id for id, task in cured.items() if task in ends}
     result.stuck = seen.stuck and (len(result.lost) > seen.deleted or bool(result.poison_lost) or seen.left_over > 0)
@@ -118,6 +128,7 @@ def account(seen: Evidence) -> Account:
     count_dead(seen, ends, result)
     count_done_again(seen, ends, result)
     count_starts(seen, starts, result)
+    count_orders(seen, starts, result)
     result.astray = set(astray(seen))
     if not seen.own_failures:
         count_attempts(seen, result)
@@ -191,6 +202,20 @@ def count_starts(seen: Evidence, starts: Mapping[str, Sequence[Note]], result: A
                 result.miscounted.add(letter.id)
 
 
+def count_orders(seen: Evidence, starts: Mapping[str, Sequence[Note]], result: Account) -> None:
+    """What was begun against an operator's word. What workers have in hand when their queue is paused goes on."""
+    told = {id: at for id, at in seen.called_off.items() if at is not None}
+    result.called_off, result.cancelled, result.paused = len(seen.called_off), len(told), len(seen.paused)
+    result.begun_cancelled = {id for id, at in told.items() if any(note.at > at for note in starts.get(id, ()))}
+    for operation, (since, till) in seen.paused:
+        at_work = (life for life in seen.lives if life.began < since and (life.ended is None or life.ended > since))
+        in_hand = sum(life.concurrency for life in at_work)
+        begun = [id for id, notes in starts.items() if any(since < note.at < till for note in notes)]
+        begun = [id for id in begun if seen.operation(id) == operation]
+        if len(begun) > in_hand:
+            result.begun_paused |= set(begun)
+
+
 def astray(seen: Evidence) -> Iterator[str]:
     for note in seen.notes:
         if note.operation and note.id in seen.receives and note.operation != seen.operation(note.id):
@@ -227,7 +252,7 @@ def idle(seen: Evidence) -> Iterator[str]:
         first.setdefault(note.id, note.at)
     stopped = max((note.at for note in seen.notes), default=0.0)
     for operation in dict.fromkeys(map(seen.operation, seen.given)):
-        given = {id: at for id, at in seen.given.items() if seen.operation(id) == operation}
+        given = {id: seen.given[id] for id in seen.given.keys() - seen.called_off if seen.operation(id) == operation}
         came, begun = sorted(given.values()), sorted(at for id, at in first.items() if id in given)
         for life, notes in seen.by_life:
             own = [note.at for note in notes if seen.operation(note.id) == operation]

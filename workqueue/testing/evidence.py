@@ -138,6 +138,11 @@ class Evidence:
     """Tasks that always fail and were sent several times."""
     moved: Sequence[Letter] = ()
     """Dead letters that were sent back to the queue of tasks."""
+    called_off: Mapping[str, float | None] = field(default_factory=dict)
+    """Tasks that an operator has called off, and when the answer was that they are cancelled; None: it was not. Each is
+    cancelled, done or dead, and which is not said here."""
+    paused: Sequence[tuple[str, Span]] = ()
+    """The operations that were paused: from the answer that nobody takes any of it to the word that all may."""
     deleted: int = 0
     """Messages that went with a queue which was thought to be empty when this suite deleted it."""
 

@@ -148,6 +148,12 @@ class Site:
         told = self._environment(environment)
         return await run_to_end(self.producing(*flags), self.project, told, given, PRODUCER_S)
 
+    async def workqueue(self, *arguments: str, given: str = "", **environment: str) -> Produced:
+        """Run `python -m workqueue ARGUMENTS` to its end, on this project, its broker and its ledger."""
+        home = (self.project / self.scripts.generated).parent
+        command = ("-m", "workqueue", *arguments, *(() if "--project" in arguments else ("--project", str(home))))
+        return await run_to_end(command, self.project, self._environment(environment), given.encode(), PRODUCER_S)
+
     async def send(self, payloads: list[dict[str, Any]], *flags: str, **environment: str) -> Produced:
         """Send these payloads, or whole tasks, with a producer that must succeed."""
         text = "".join(json.dumps(payload) + "\n" for payload in payloads)

@@ -32,6 +32,8 @@ class Book:
     flooded: set[str] = field(default_factory=set)
     letters: list[Letter] = field(default_factory=list)
     moved: list[Letter] = field(default_factory=list)
+    called_off: dict[str, float | None] = field(default_factory=dict)
+    paused: list[tuple[str, Span]] = field(default_factory=list)
     deleted: int = 0
     unhealthy: list[Span] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -73,7 +75,7 @@ class Book:
     def missing(self, notes: Sequence[Note]) -> set[str]:
         """What was sent, and is neither done nor dead."""
         ended = {note.id for note in notes if note.word == "end"} | {letter.id for letter in self.letters}
-        ended |= {poison for poison, task in self.curable.items() if task in ended}
+        ended |= {poison for poison, task in self.curable.items() if task in ended} | self.called_off.keys()
         return (self.given.keys() | self.poison.keys()) - ended
 
     def evidence(self, notes: Sequence[Note], lives: Sequence[Life], *, left_over: int, stuck: bool) -> Evidence:
@@ -81,5 +83,6 @@ class Book:
             given=self.given, receives=self.receives, failures=self.failures, poison=self.poison, curable=self.curable,
             notes=notes, letters=self.letters, lives=lives, unhealthy=self.unhealthy, left_over=left_over, stuck=stuck,
             own_failures=not self.own, odd=frozenset(self.odd), deadly=frozenset(self.deadly),
-            flooded=frozenset(self.flooded), moved=self.moved, deleted=self.deleted,
+            flooded=frozenset(self.flooded), moved=self.moved, deleted=self.deleted, called_off=self.called_off,
+            paused=self.paused,
         )  # fmt: skip

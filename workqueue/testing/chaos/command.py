@@ -82,7 +82,7 @@ def parse(arguments: list[str], own: Own | None = None) -> argparse.Namespace:
         flags.error("spec/ has other kinds than the example; name payloads of them with --payloads")
     if given.old:
         given.faults = [kind for kind in given.faults if kind in HOSTS]  # what the older one promises too
-    if not usable(given.faults, own=bool(own and not (given.payloads or given.old)), server=given.ledger == "postgres"):
+    if not usable(given.faults, own=bool(own and not (given.payloads or given.old)), ledger=given.ledger):
         flags.error("none of these faults is possible with such tasks and such a ledger")
     if given.tasks < 1 or given.concurrency < 1 or given.seconds <= 0:
         flags.error("--tasks, --concurrency and --seconds are numbers above 0")

@@ -9,11 +9,12 @@ FAULT_EVERY_S = 2.0
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fault: how long one lasts, in seconds, and what it needs: tasks of the tests' own contract, a server
-    as ledger."""
+    """A kind of fault: how long one lasts, in seconds, and what it needs: tasks of the tests' own contract, a ledger, a
+    server as ledger."""
 
     lasts_s: tuple[float, float] = (0.0, 0.0)
     own: bool = False
+    ledger: bool = False
     server: bool = False
 
 
@@ -48,6 +49,8 @@ PEOPLE = {
     "SIGTERM twice": Kind(),
     "SIGHUP": Kind(),
     "log stalled": Kind((12.0, 16.0)),
+    "tasks called off": Kind(ledger=True),
+    "queue paused": Kind((1.0, 4.0), ledger=True),
 }
 """What handlers, senders and operators do."""
 
@@ -57,9 +60,15 @@ PROVOKED = "killed in the honest window"
 ALL = KINDS | {PROVOKED: Kind(own=True)}
 
 
-def usable(kinds: Sequence[str], *, own: bool, server: bool) -> list[str]:
-    """Those of these kinds that there can be with such tasks and such a ledger."""
-    return [name for name in kinds if (own or not ALL[name].own) and (server or not ALL[name].server)]
+def usable(kinds: Sequence[str], *, own: bool, ledger: str) -> list[str]:
+    """Those of these kinds that there can be with such tasks, and such a ledger: sqlite, postgres or none."""
+    return [
+        name
+        for name in kinds
+        if (own or not ALL[name].own)
+        and (ledger != "none" or not ALL[name].ledger)
+        and (ledger == "postgres" or not ALL[name].server)
+    ]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Chaos:
         self._tasks = make_tasks(settings, [*operations])
         good = {task.operation: task for task in self._tasks}
         operations = {name: operation for name, operation in operations.items() if name in good}
-        kinds = usable(settings.kinds, own=bool(settings.odd_ways), server=settings.ledger == "postgres")
+        kinds = usable(settings.kinds, own=bool(settings.odd_ways), ledger=settings.ledger)
         self.operations = tuple(operations)
         self.plan = plan(settings.seed, settings.seconds, kinds, self.operations, WORKERS)
         self._book = Book(operations, settings.own)

@@ -4,6 +4,7 @@ processes   workers and producers are killed, frozen, told to end
 broker      it is restarted, killed, blocked; connections are cut, the network stalls
 ledger      it is locked, silent, read-only
 messages    poison, odd and deadly tasks, large headers; dead letters are looked at and sent back, queues deleted
+operators   tasks are called off, queues paused
 """
 
 import random
@@ -13,6 +14,7 @@ from workqueue.testing.chaos.book import Book
 from workqueue.testing.chaos.faults.broker import Broker
 from workqueue.testing.chaos.faults.ledger import Ledger
 from workqueue.testing.chaos.faults.messages import Messages
+from workqueue.testing.chaos.faults.operators import Operators
 from workqueue.testing.chaos.faults.processes import Processes
 from workqueue.testing.chaos.house import House
 from workqueue.testing.chaos.load import Task
@@ -31,4 +33,5 @@ def by_kind(
         **Broker(house, producers, book, rng).by_kind,
         **Ledger(house, workers, producers, book, rng).by_kind,
         **Messages(house, producers, book, good, rng).by_kind,
+        **Operators(house, producers, book, good, rng).by_kind,
     }
