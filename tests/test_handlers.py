@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from workqueue.errors import SettingInvalid
-from workqueue.ledger import ClaimLost, Ledger
+from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
@@ -334,10 +334,13 @@ async def test_a_generator_function_is_given_up_too() -> None:
     assert isinstance(await outcome(generate), GiveUp)
 
 
-async def test_a_completion_that_lost_its_claim_is_a_lost_claim_whatever_the_handler_makes_of_it() -> None:
+@pytest.mark.parametrize("error", [ClaimLost, LedgerBusy])
+async def test_a_completion_that_lost_its_claim_or_its_ledger_did_whatever_the_handler_makes_of_it(
+    error: type[Exception],
+) -> None:
     class Lost:
         async def __aenter__(self) -> None:
-            raise ClaimLost
+            raise error
 
         async def __aexit__(self, *_: Any) -> None: ...
 
@@ -345,11 +348,11 @@ async def test_a_completion_that_lost_its_claim_is_a_lost_claim_whatever_the_han
         try:
             async with run.completion():
                 pass
-        except ClaimLost as error:
-            raise ValueError("mine") from error
+        except error as lost:
+            raise ValueError("mine") from lost
 
     run = TaskContext("w1", 1, Settings(), None, cast(Any, lambda _: Lost()))
-    with pytest.raises(ClaimLost):
+    with pytest.raises(error):
         await attempts(handle).run(TASK, run, 5, None)
 
 

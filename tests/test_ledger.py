@@ -416,6 +416,48 @@ async def test_an_error_of_a_statement_is_the_handlers_and_the_next_block_works(
     assert [outcome.state for outcome in await ledger.outcomes([task_id])] == ["done"]
 
 
+async def test_a_block_that_goes_on_after_a_statement_failed_is_committed_as_a_whole_or_not_at_all(
+    ledger: Ledger, store: Store
+) -> None:
+    """PostgreSQL commits nothing then and says so of no error; SQLite goes on without the statement."""
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    store.run("CREATE TABLE effect (n integer PRIMARY KEY)")
+    store.run("INSERT INTO effect VALUES (1)")
+    is_done, error = True, ""
+    try:
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            with suppress(psycopg.errors.UniqueViolation, sqlite3.IntegrityError):
+                await db.execute("INSERT INTO effect VALUES (1)")
+            with suppress(psycopg.errors.InFailedSqlTransaction):
+                await db.execute("INSERT INTO effect VALUES (2)")
+    except psycopg.errors.InFailedSqlTransaction as failed:
+        is_done, error = False, str(failed)
+    assert is_done is (store.mark == "?")
+    assert is_done or "SAVEPOINT" in error
+    assert store.rows("effect") == ([(1,), (2,)] if is_done else [(1,)])
+    assert [outcome.state for outcome in await ledger.outcomes([task_id])] == (["done"] if is_done else [])
+
+
+async def test_a_block_whose_transaction_a_failed_statement_has_ended_commits_nothing(
+    ledger: Ledger, store: Store
+) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    store.run("CREATE TABLE effect (n integer PRIMARY KEY)")
+    store.run("INSERT INTO effect VALUES (1)")
+    word = "OR ROLLBACK " if store.mark == "?" else ""
+    for more in ([], ["INSERT INTO effect VALUES (2)"]):
+        with pytest.raises((sqlite3.OperationalError, psycopg.errors.InFailedSqlTransaction)):  # noqa: PT012
+            async with ledger.completion(task_id, claim.fence, 1, None) as db:
+                with suppress(psycopg.Error, sqlite3.IntegrityError):
+                    await db.execute(f"INSERT {word}INTO effect VALUES (1)")
+                for statement in more:
+                    await db.execute(statement)
+        assert store.rows("effect") == [(1,)]
+        assert await ledger.outcomes([task_id]) == []
+
+
 async def test_blocks_at_once_all_succeed_and_the_event_loop_stands_still_for_none(
     ledger: Ledger, store: Store
 ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -140,19 +141,29 @@ async def test_the_first_block_after_a_restart_of_the_server_succeeds(ledger: Po
             await ledger.renew(task_id, claim.fence, LONG_S)
 
 
-async def test_a_block_whose_session_ends_is_the_handlers_error_and_leaves_nothing(
-    ledger: PostgresLedger, url: str
+@pytest.mark.parametrize("caught", [psycopg.Error, ZeroDivisionError], ids=["goes on", "raises"])
+async def test_a_block_whose_session_ends_is_no_error_of_the_handlers_and_leaves_nothing(
+    ledger: PostgresLedger, url: str, caught: type[Exception]
 ) -> None:
     task_id = uuid4()
     claim = await claimed(ledger, task_id)
-    with pytest.raises(psycopg.OperationalError):  # noqa: PT012  # at whichever statement it is noticed
+    with pytest.raises(LedgerBusy, match="lost in a completion"):  # noqa: PT012  # at whichever statement it is noticed
         async with ledger.completion(task_id, claim.fence, 1, None) as db:
             await db.execute("CREATE TABLE effect (n integer)")
             end_sessions(url)
-            await db.execute("INSERT INTO effect VALUES (1)")
+            with suppress(caught):
+                await db.execute("INSERT INTO effect VALUES (1)")
     assert run(url, "SELECT to_regclass('effect')") == [(None,)]
     async with ledger.completion(task_id, claim.fence, 1, None):
         pass
+
+
+async def test_a_statement_that_ends_the_transaction_of_a_block_is_said(ledger: PostgresLedger) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    with pytest.raises(RuntimeError, match="one of its statements has ended it"):
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            await db.execute("SELECT 1; COMMIT")
 
 
 async def test_four_blocks_are_open_at_once_and_the_fifth_waits(ledger: PostgresLedger) -> None:

@@ -40,7 +40,7 @@ from workqueue.ledger.none import NoLedger
 from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor
 from workqueue.tasks.context import TaskContext
-from workqueue.tasks.events import Dead, Delayed, Event, Retrying, Skipped, Told, What
+from workqueue.tasks.events import Dead, Delayed, Event, LostClaim, Retrying, Skipped, Told, What
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
 from workqueue.verdicts import GiveUp, RetryAfter
@@ -782,6 +782,25 @@ async def test_a_ledger_that_is_lost_within_a_completion_is_no_failed_attempt() 
         await bench.take()
     assert bench.log == ["claim", "run"]
     assert isinstance(bench.fatal[0], LedgerLost)
+
+
+async def test_a_ledger_that_goes_in_the_middle_of_a_completion_is_no_failed_attempt_not_even_the_last() -> None:
+    async def complete(_: Task, context: TaskContext[None]) -> None:
+        async with context.completion(RETURNED):
+            raise LedgerBusy("lost in a completion")
+
+    bench = Bench(complete)
+    headers = {"x-attempts": [FAILED] * len(RUNGS)}
+    assert await bench.take(headers=headers) == ["claim", "run", "release", RUNGS[0], "ack"]
+    assert bench.ledger.values[-1][:3] == ("release", TASK.id, 5)
+    (copy,) = bench.publisher.copies
+    assert copy["headers"]["x-attempts"] == headers["x-attempts"]
+    assert isinstance(bench.became[0], LostClaim)
+
+
+async def test_a_busy_ledger_of_which_the_handler_speaks_itself_is_a_failed_attempt() -> None:
+    bench = Bench(raising(LedgerBusy("mine")))
+    assert await bench.take() == ["claim", "run", RUNGS[0], "release", "ack"]
 
 
 async def test_a_busy_ledger_does_not_hide_that_the_process_ends() -> None:

@@ -158,7 +158,7 @@ class Ledger(Protocol):
     ) -> AbstractAsyncContextManager[Transaction]:
         """A transaction in which the task is completed, and with it whatever the block writes: both, or neither when
         it raises. Raises ClaimLost before the block when the claim was lost, LedgerBusy when the store could not be
-        had for a minute, and the store's own error when the commit fails.
+        had for a minute, or was lost in the middle, and the store's own error when the commit fails.
         """
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str, *, failed: str = "") -> bool:

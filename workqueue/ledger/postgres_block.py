@@ -38,14 +38,18 @@ class Blocks:
 
     @asynccontextmanager
     async def begin(self, change: str, values: Sequence[Any]) -> AsyncIterator[Transaction]:
-        """A transaction that begins with this change. Raises ClaimLost if it changes nothing, and LedgerBusy."""
+        """A transaction that begins with this change. Raises ClaimLost if it changes nothing, and LedgerBusy, which it
+        is too that the connection ends within the block: that is committed as a whole then, or not at all."""
         async with self._places:
             connection = await self._begin(change, values)
             try:
                 with Transaction(lambda statement, given: _run(connection, statement, given)) as transaction:
                     yield transaction
-                async with answering(connection):
-                    await connection.execute("COMMIT")
+                await _commit(connection)
+            except Exception as error:
+                if connection.closed:  # whatever came of that in the block
+                    raise LedgerBusy(f"lost in a completion: {' '.join(str(error).split())}") from error
+                raise
             finally:
                 await self._keep(connection)
 
@@ -96,6 +100,20 @@ class Blocks:
         except BaseException:
             await connection.close()
             raise
+
+
+async def _commit(connection: AsyncConnection) -> None:
+    """Raises InFailedSqlTransaction where a statement has failed and the handler went on. PostgreSQL rolls back then,
+    and to it that is no error."""
+    if connection.info.transaction_status is TransactionStatus.IDLE:
+        raise RuntimeError("the block begins and ends the transaction itself: one of its statements has ended it")
+    async with answering(connection):
+        ended = await connection.execute("COMMIT")
+    if ended.statusmessage != "COMMIT":
+        raise psycopg.errors.InFailedSqlTransaction(
+            "a statement of the completion failed, so nothing of it can be committed: let the error end the block, or "
+            "put a SAVEPOINT before the statement and ROLLBACK TO it"
+        )
 
 
 async def _run(connection: AsyncConnection, statement: str, values: Values) -> Rows:

@@ -65,7 +65,7 @@ class Blocks:
                     raise ClaimLost
                 with Transaction(lambda statement, given: self._run(db, statement, given)) as transaction:
                     yield transaction
-                await self._in_thread(db.commit)
+                await self._in_thread(lambda: _commit(db))
             finally:
                 try:
                     await self._in_thread(db.rollback)  # does nothing after the commit
@@ -103,6 +103,7 @@ class Blocks:
 
     async def _run(self, db: sqlite3.Connection, statement: str, values: Values) -> Rows:
         def execute() -> Rows:
+            _check(db)
             cursor = db.execute(statement, values)
             return Rows(cursor.fetchall(), cursor.rowcount)
 
@@ -120,3 +121,15 @@ class Blocks:
                     await asyncio.wait([running], timeout=0.1)
             running.exception()
             raise
+
+
+def _commit(db: sqlite3.Connection) -> None:
+    _check(db)
+    db.commit()
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Raises OperationalError where a statement that failed has ended the transaction: a full disk does, INSERT OR
+    ROLLBACK, RAISE(ROLLBACK) in a trigger. What followed would be committed by itself."""
+    if not db.in_transaction:
+        raise sqlite3.OperationalError("a statement of the completion failed, and nothing of it can be committed")

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from workqueue.errors import HandlerInvalid, escaped
-from workqueue.ledger import ClaimLost
+from workqueue.ledger import ClaimLost, LedgerBusy
 from workqueue.process import children
 from workqueue.tasks.context import R, TaskContext
 from workqueue.tasks.events import Started
@@ -138,12 +138,12 @@ def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> B
     """The exception to go on with, for what came out of a handler."""
     if error is scope.why:
         return error
-    if context.claim_lost and scope.why is None:
-        return ClaimLost()
+    if context.lost is not None and scope.why is None:
+        return context.lost
     match error:
         case RetryAfter() if not _is_delay(getattr(error, "delay_s", None)):
             return HandlerBroke(f"RetryAfter with a delay_s that is no number of seconds: {describe(error)}")
-        case CutOff() | ClaimLost() | Cancellation():
+        case CutOff() | ClaimLost() | Cancellation() | LedgerBusy():
             return HandlerBroke(f"the handler raised {type(error).__name__}")
         case Exception():
             return error

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from workqueue.ledger import ClaimLost, Transaction
+from workqueue.ledger import ClaimLost, LedgerBusy, Transaction
 from workqueue.settings import Settings
 from workqueue.tasks.progress import LEFT_OUT, Progress
 
@@ -31,8 +31,9 @@ class TaskContext(Generic[R]):
     """What `progress` was told, for the worker to show and to save."""
     completed: bool = field(default=False, init=False)
     """Whether the task was completed by `completion`."""
-    claim_lost: bool = field(default=False, init=False)
-    """Whether `completion` found that the claim was another worker's, or the task finished."""
+    lost: ClaimLost | LedgerBusy | None = field(default=None, init=False)
+    """What `completion` failed with that is not the handler's doing: the claim was another worker's, or the task
+    finished; the ledger could not be had, or went in the middle of it."""
     _thread: int = field(default_factory=threading.get_ident, init=False, repr=False)
     """That of the event loop."""
 
@@ -81,8 +82,8 @@ class TaskContext(Generic[R]):
         try:
             async with self._complete(result) as db:
                 yield db
-        except ClaimLost:
-            self.claim_lost = True
+        except (ClaimLost, LedgerBusy) as error:
+            self.lost = error
             raise
         finally:
             self.so_far.is_locked = False

@@ -10,6 +10,7 @@
 | it was cut off at the end of a drain           | a task again at once                        |
 | it was called off, and did not finish          | nothing more                                |
 | its claim was lost                             | later: the next claim decides               |
+| the ledger went in its own `completion`        | later: it is done then, or nothing of it is |
 | the ledger was lost                            | nothing: the worker can't go on             |
 """
 
@@ -22,7 +23,7 @@ from pydantic import BaseModel
 from workqueue.codec import ResultCodec
 from workqueue.contract import Receive
 from workqueue.errors import LedgerLost
-from workqueue.ledger import Claimed, ClaimLost, Transaction
+from workqueue.ledger import Claimed, ClaimLost, LedgerBusy, Transaction
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Attempts, Handler
 from workqueue.tasks.context import TaskContext
@@ -71,6 +72,10 @@ class Execution(Generic[T]):
             return await self._settling.hand_back(received.arrived)
         except ClaimLost:
             return await self._settling.lost(received.arrived)
+        except LedgerBusy:  # of a completion of the handler's own: that is no failed attempt
+            await self._ask(lambda: attempt.save(self._ledger))
+            await self._settling.release(received, attempt.claim)
+            return await self._settling.lost(received.arrived)
         except Cancellation as why:
             return await self._settling.cancelled(attempt, str(why))
         except LedgerLost:  # from a completion of the handler's own: that is no failed attempt
@@ -83,7 +88,7 @@ class Execution(Generic[T]):
 
     async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
-        limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost."""
+        limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost; LedgerBusy."""
         task = received.task
 
         def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
