@@ -21,6 +21,7 @@ from workqueue.codec.results import ResultReader
 from workqueue.errors import LedgerLost, ResultInvalid, SettingInvalid, TaskDead, TaskUnfinished
 from workqueue.ledger import Entry, LedgerBusy, Outcome
 from workqueue.ledger.none import NoLedger
+from workqueue.testing import until
 
 ID = UUID(int=7)
 AT = datetime(2026, 11, 26, 9, 0, tzinfo=UTC)
@@ -71,16 +72,20 @@ class Told(NoLedger):
         self.errors, self.finished = list(errors), dict[UUID, Outcome]()
         self.asked: list[int] = []
         self.at_once = self.most_at_once = 0
+        self.slow_s = 0.0
 
     async def outcomes(self, ids: Sequence[UUID]) -> list[Outcome]:
         self.asked.append(len(ids))
         self.at_once += 1
         self.most_at_once = max(self.at_once, self.most_at_once)
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.slow_s)
         self.at_once -= 1
         if self.errors:
             raise self.errors.pop(0)
         return [self.finished[id] for id in ids if id in self.finished]
+
+    async def entry(self, task_id: UUID) -> Entry | None:
+        return replace(TAKEN, state="done", held=False, attempts=1) if task_id in self.finished else None
 
     def finish(self, id: UUID, result: str | None = '{"kind": "nap", "attempt": 1}') -> None:
         self.finished[id] = Outcome(id, "done", "w", 1, result, None, 0.0, digest=b"one")
@@ -158,6 +163,34 @@ async def test_a_quick_result_is_seen_soon_and_a_slow_one_costs_little() -> None
     await soon
     assert time.monotonic() - began_s < 1.0
     waiter.cancel()
+
+
+@pytest.mark.parametrize("errors", [[], [LedgerBusy("no answer")]], ids=["slow", "silent"])
+async def test_after_a_ledger_was_slow_or_silent_results_come_as_quickly_as_before(errors: list[Exception]) -> None:
+    ledger = Told(*errors)
+    ledger.slow_s = 2.0
+    waits = Waiting(ledger)
+    waiter = asyncio.create_task(waits.outcome(ID, 60))
+    await until(lambda: ledger.at_once, "it is asked")
+    ledger.slow_s = 0.0
+    await until(lambda: not ledger.at_once, "it has answered")
+    ledger.finish(ID)
+    began_s = time.monotonic()
+    await waiter
+    assert time.monotonic() - began_s < 5.0
+
+
+async def test_a_task_that_is_done_when_the_time_is_over_is_not_called_unfinished() -> None:
+    """The poll of all who wait may be a slow one just then."""
+    ledger = Told()
+    results = Results(ledger, {SEND.operation: ResultReader(SEND.message, models)})
+    ledger.slow_s = 60.0
+    waiter = asyncio.create_task(results.result(ID, timeout_s=0.2))
+    await until(lambda: ledger.at_once, "it is asked")
+    ledger.slow_s = 0.0
+    ledger.finish(ID)
+    assert await waiter == NapResult(kind="nap", attempt=1)
+    await results.close()
 
 
 async def test_a_result_is_of_the_contracts_model_or_none() -> None:

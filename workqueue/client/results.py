@@ -2,8 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
@@ -83,20 +82,14 @@ class Results:
         known = await self._look(task_id, digest, LOOK_S)
         _refuse_conflict(known)
         if known is not None and known.state in ("done", "dead", "cancelled"):
-            with suppress(TimeoutError):
-                return await self._waiting.outcome(task_id, LOOK_S)
+            for outcome in await _in_time(self._ledger.outcomes([task_id]), LOOK_S) or ():
+                return outcome
         state, error = ("unknown", "the ledger does not answer") if known is None else (known.state, known.error)
         raise TaskUnfinished(task_id, timeout_s, state, error)
 
     async def _look(self, task_id: UUID, digest: bytes, within_s: float | None) -> Status | None:
-        """The status; None if the ledger does not give it in time. It is not cut off: that would cost a connection."""
-        looking = asyncio.ensure_future(self.status(task_id, digest))
-        looking.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.wait([looking], timeout=within_s)
-        try:
-            return looking.result() if looking.done() else None
-        except LedgerUnreachable:
-            return None
+        """The status; None if the ledger does not give it in time."""
+        return await _in_time(self.status(task_id, digest), within_s)
 
     def _check(self) -> None:
         if self._closed:
@@ -129,6 +122,17 @@ class Handle(Generic[R]):
 
     def _known(self) -> Results:
         return with_ledger(self.results)
+
+
+async def _in_time(question: Coroutine[Any, Any, R], within_s: float | None) -> R | None:
+    """The ledger's answer; None where it gives none in time. The question is not cut off: that would cost a connection."""
+    asking = asyncio.ensure_future(question)
+    asking.add_done_callback(lambda done: done.cancelled() or done.exception())
+    await asyncio.wait([asking], timeout=within_s)
+    try:
+        return asking.result() if asking.done() else None
+    except (LedgerUnreachable, LedgerBusy):
+        return None
 
 
 def check_loop(opened_in: asyncio.AbstractEventLoop) -> None:

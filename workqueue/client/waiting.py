@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 LOOK_AT = 2000  # tasks: of the oldest, and of the others; some milliseconds in all
 FIRST_S = 0.01  # between two polls while something happens: a quick task is done in less
 LAST_S = 0.2  # and while nothing does
-SHARE = 10.0  # of the time that a poll takes, until the next one: so waiting never costs more than a tenth
+SHARE = 10.0  # of the time that a poll takes, until the next one: so waiting costs a tenth
+MOST_S = 1.0  # of that: a ledger that was slow, or silent, is quick again
 BUSY_S = 5.0  # without an answer, until it is said
 
 
@@ -80,15 +81,15 @@ class Waiting:
         patience = Patience(BUSY_S)
         try:
             while self._pending:
-                began_s = time.monotonic()
+                began_s, took_s = time.monotonic(), 0.0
                 try:
                     for outcome in await self._ledger.outcomes(self._turns.next(self._pending)):
                         self._tell(outcome)
-                    patience = Patience(BUSY_S)
+                    patience, took_s = Patience(BUSY_S), time.monotonic() - began_s
                 except LedgerBusy as error:  # it is asked again
                     if patience.due():
                         log.warning("the ledger %s does not answer: %s", self._ledger.place, error)
-                await self._pause(SHARE * (time.monotonic() - began_s))
+                await self._pause(min(MOST_S, SHARE * took_s))
             self._polling = None
         except Exception as error:  # noqa: BLE001  # whoever waits is told
             self._polling = None
