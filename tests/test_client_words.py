@@ -64,14 +64,17 @@ async def test_another_payload_under_a_key_is_a_conflict_at_once_while_the_first
 
     begun, ends = asyncio.Event(), asyncio.Event()
     async with MemoryQueue(Application, dict.fromkeys(HANDLERS, handle), Client(Producer)) as queue:
-        await queue.client.send(NAP, to="send_errand", key="k")
+        first = await queue.client.send(NAP, to="send_errand", key="k")
         await begun.wait()
         other = await queue.client.send(sent.Nap(kind="nap", seconds=1.0), to="send_errand", key="k")
         assert (await other.status()).reason == "conflict"
         async with asyncio.timeout(WAIT_S):
             with pytest.raises(TaskDead, match="conflict"):
                 await other.result()
+        assert await other.cancel("not that one") == "dead"
+        assert (await first.status()).state == "running"
         ends.set()
+        assert await first.result(timeout_s=WAIT_S) is not None
 
 
 async def test_an_id_that_is_none_and_a_key_that_is_empty_are_refused_in_words() -> None:

@@ -80,11 +80,10 @@ class FakeDesk:
         letters = tuple(await self.letters(wanted))
         return Selection(action, len(letters), letters, ())
 
-    async def move(self, selection: Selection, *, why: str) -> Moved:
-        moved = Moved("drop", "ops@host", why, ended_by=self.fails, unsure=self.unsure)
+    async def move(self, selection: Selection, moved: Moved) -> None:
+        moved.ended_by, moved.unsure = self.fails, self.unsure
         if self.fails is None and not self.unsure:
             self.ids = [id for id in self.ids if str(id) not in {letter.id for letter in selection.letters}]
-        return moved
 
 
 async def erase(ledger: Ledger, desk: FakeDesk, ids: list[UUID]) -> list[Forgotten]:
@@ -122,6 +121,21 @@ async def test_what_a_killed_worker_told_of_the_task_is_erased_too(ledger: Ledge
     await ledger.forget(made["cancelled"])  # and then it was killed
     await erase(ledger, FakeDesk([]), [made["cancelled"]])
     assert [seen.name for seen in await ledger.board.seen(9.0)] == ["idle", "other"]
+
+
+async def test_one_that_was_called_off_and_whose_worker_died_is_erased_though_nothing_came_to_end_it(
+    ledger: Ledger,
+) -> None:
+    """Its message is gone, too: it was purged."""
+    task_id = uuid4()
+    await claimed(ledger, task_id, 0.5)
+    assert await ledger.cancel(task_id, SECRET) == "asked"
+    (found,) = await erase(ledger, FakeDesk([]), [task_id])
+    assert (found.state, found.row) == ("running", False)
+    await asyncio.sleep(0.6)
+    (found,) = await erase(ledger, FakeDesk([]), [task_id])
+    assert (found.state, found.row) == ("cancelled", True)
+    assert await ledger.entry(task_id) is None
 
 
 async def test_a_letter_that_was_left_when_its_task_was_forgotten_goes_at_the_next_time(ledger: Ledger) -> None:

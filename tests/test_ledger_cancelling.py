@@ -1,5 +1,6 @@
 """A cancellation in the ledger, on every store: no claim on the task is granted any more, whatever comes when."""
 
+import asyncio
 import time
 from uuid import uuid4
 
@@ -104,12 +105,26 @@ async def test_an_attempt_that_fails_after_it_was_asked_is_the_last(ledger: Ledg
     assert outcome.error == ERROR
 
 
-async def test_a_claim_that_ended_with_its_worker_is_the_last_too(ledger: Ledger) -> None:
+async def test_a_claim_that_ended_with_its_worker_is_ended_by_the_cancellation(ledger: Ledger) -> None:
+    """Its message may be gone by then, so that nobody would come to end it: it could not be forgotten either."""
     task_id = uuid4()
     claim = await claimed(ledger, task_id, NOW_S)
-    assert await ledger.cancel(task_id, TOLD) == "asked"
+    assert await ledger.cancel(task_id, TOLD) == "cancelled"
+    assert await ledger.cancel(task_id, TOLD) == "cancelled"
+    entry = await ledger.entry(task_id)
+    assert entry is not None
+    assert (entry.state, entry.error) == ("cancelled", ERROR)
     assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Finished("cancelled", claim.fence + 1)
     assert not await ledger.complete(task_id, claim.fence, 1, None)
+
+
+async def test_a_claim_that_ends_with_its_worker_after_it_was_asked_is_the_last_too(ledger: Ledger) -> None:
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id, 0.5)
+    assert await ledger.cancel(task_id, TOLD) == "asked"
+    assert await ledger.board.overdue(-LONG_S) == []  # nobody need look for it
+    await asyncio.sleep(0.6)
+    assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Finished("cancelled", claim.fence + 1)
 
 
 async def test_a_checkpoint_is_for_the_next_attempt_and_only_its_own_claim_saves_one(

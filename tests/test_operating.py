@@ -509,6 +509,31 @@ async def test_a_letter_is_mended_and_sent_as_one_new_task_however_often_that_is
     assert await fast.depth_is(0, fast.dead_queue)
 
 
+@pytest.mark.parametrize("action", ["redrive", "drop"])
+async def test_an_action_that_is_interrupted_says_what_it_did_and_the_audit_has_it(fast: Site, action: str) -> None:
+    await fast.worker("one")
+    letters = [letter(one, "no") for one in simulate(40)]
+    async with fast.amqp() as channel:
+        for message in letters:
+            await channel.default_exchange.publish(message, routing_key=fast.dead_queue)
+    process = await start(fast, "dead", action, "--all", "--yes", "--rate", "5")
+
+    async def some_are_gone() -> bool:
+        return "begins" in (await workqueue(fast, "audit")).out
+
+    await until(some_are_gone, "it has begun", 30)
+    await asyncio.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    assert process.returncode == 130, err
+    (moved,) = map(int, re.findall(rf"{action}: (\d+) of 40 letters", out.decode()))
+    ends = next(one for one in await ask(fast, "audit") if one["what"] == f"dead {action} ends")
+    told = ends["told"]
+    assert (told["moved"], told["gone"]) == (moved, 0)
+    assert 0 < moved + told["unsure"] < 40
+    assert moved + told["unsure"] + told["left"] == 40
+
+
 async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_again(
     fast: Site, broken: Path, node: Broker
 ) -> None:

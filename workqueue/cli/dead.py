@@ -31,6 +31,7 @@ from workqueue.cli.operate import (
 )
 from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops import letters
+from workqueue.ops.audit import operator
 from workqueue.ops.desk import Desk, Selection
 from workqueue.ops.editing import carry_out, edit
 from workqueue.ops.letters import REASONS, Filter, Letter, Opened, plain_id
@@ -226,10 +227,10 @@ def _act(
             with progress("reading") as tell:
                 return await Desk(project, ledger, _name(), tell).select(action, wanted, most=most, force=force)
 
-    async def move(selection: Selection) -> Moved:
+    async def move(selection: Selection, moved: Moved) -> None:
         async with ledger_of(project, f"dead {action}", or_none=True) as ledger:
             with progress("moving") as tell:
-                return await Desk(project, ledger, _name(), tell).move(selection, why=why, per_s=per_s)
+                await Desk(project, ledger, _name(), tell).move(selection, moved, per_s=per_s)
 
     selection = run(select)
     preview(selection)
@@ -241,8 +242,18 @@ def _act(
         return 1 if missing or (selection.refused and not dry_run) else 0
     if not (yes or agreed(f"{action} {len(selection.letters)} letters?")):
         return 1
-    moved = run(lambda: move(selection))
-    print(f"{action}: {moved.moved} of {len(selection.letters)} letters")
+    moved = Moved(action, operator(), why)
+    try:
+        run(lambda: move(selection, moved))
+    finally:  # Ctrl-C too: what was done until then was done
+        _told(moved, len(selection.letters))
+    if moved.ended_by is not None:
+        raise moved.ended_by
+    return 1 if moved.left or moved.unsure or selection.refused else 0
+
+
+def _told(moved: Moved, of: int) -> None:
+    print(f"{moved.action}: {moved.moved} of {of} letters")
     if moved.unsure:
         say(f"{moved.unsure} more, and these may be among the dead letters still: ask again, it doubles nothing")
     if moved.gone:
@@ -251,9 +262,6 @@ def _act(
         say(f"stays: {letter.id or letter.key}: {problem}")
     if len(moved.left) > SAMPLES:
         say(f"{len(moved.left)} stay in all")
-    if moved.ended_by is not None:
-        raise moved.ended_by
-    return 1 if moved.left or moved.unsure or selection.refused else 0
 
 
 def _read(folder: Path, wanted: Filter) -> list[Letter]:

@@ -124,6 +124,9 @@ class SyncClient:
     def status_of(self, handle: Handle[Any]) -> Status:
         return self._here().run(lambda client: client.results.status(handle.id, handle.digest))
 
+    def cancel_of(self, handle: Handle[Any], why: str) -> Cancelling:
+        return self._here().run(lambda client: client.results.cancel(handle.id, why, handle.digest))
+
     def result_of(self, handle: Handle[R], timeout_s: float | None) -> R:
         result: R = self._here().run(
             lambda client: client.results.result(
@@ -190,7 +193,7 @@ class SyncHandle(Generic[R]):
 
     def cancel(self, why: str = "") -> Cancelling:
         """As `Handle.cancel`."""
-        return self.client.cancel(self.id, why)
+        return self.client.cancel_of(self.handle, why)
 
     def result(self, *, timeout_s: float | None = None) -> R:
         """As `Handle.result`."""

@@ -67,9 +67,13 @@ class Results:
         readers = self._readers.values() if operation is None else (self._readers[operation],)
         return _read(outcome, readers)
 
-    async def cancel(self, task_id: UUID, why: str) -> Cancelling:
-        """See `Client.cancel`. Raises LedgerUnreachable, LedgerLost."""
+    async def cancel(self, task_id: UUID, why: str, digest: bytes = b"") -> Cancelling:
+        """See `Client.cancel`. With a `digest`, not where the id is another payload's: that task is left alone.
+
+        Raises LedgerUnreachable, LedgerLost."""
         self._check()
+        if digest and (await self.status(task_id, digest)).reason == CONFLICT.reason:
+            return "dead"
         told = f"by {self._who}{f': {why}' if why else ''}"
         return await asked(self._ledger, lambda: self._ledger.cancel(task_id, told))
 
@@ -118,14 +122,14 @@ class Handle(Generic[R]):
 
     async def cancel(self, why: str = "") -> Cancelling:
         """Call the task off. As `Client.cancel`."""
-        return await self._known().cancel(self.id, why)
+        return await self._known().cancel(self.id, why, self.digest)
 
     def _known(self) -> Results:
         return with_ledger(self.results)
 
 
 async def _in_time(question: Coroutine[Any, Any, R], within_s: float | None) -> R | None:
-    """The ledger's answer; None where it gives none in time. The question is not cut off: that would cost a connection."""
+    """The ledger's answer; None where it gives none in time. What is asked is not cut off: that costs a connection."""
     asking = asyncio.ensure_future(question)
     asking.add_done_callback(lambda done: done.cancelled() or done.exception())
     await asyncio.wait([asking], timeout=within_s)

@@ -166,13 +166,16 @@ class PostgresLedger:
     async def cancel(self, task_id: UUID, told: str) -> Cancelling:
         asked = {"id": task_id, "told": f"{CANCELLED}: {text_of(told)}"}
         while True:
-            for (state,) in await self._rows(CANCEL, asked):
-                return "cancelled" if state == "dead" else "asked"
-            if await self._change(CANCEL_UNKNOWN, asked):
+            changed = await self._rows(CANCEL, asked)
+            if changed == [("dead",)] or (not changed and await self._change(CANCEL_UNKNOWN, asked)):
                 return "cancelled"
-            for state, *_ in await self._rows(SEEK, (task_id,)):
+            for state, fence, left_s, *_ in await self._rows(SEEK, (task_id,)):
                 if state in ("done", "dead", "cancelled"):
                     return cast(Cancelling, state)
+                if left_s <= 0:
+                    await self._change(CANCEL_ENDED, (task_id, fence))  # nobody is there to end it
+                elif changed:
+                    return "asked"
             # It was pruned, or revived, in between.
 
     async def to_cancel(self, ids: Sequence[UUID]) -> dict[UUID, str]:

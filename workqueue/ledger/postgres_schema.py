@@ -76,8 +76,8 @@ BOARD = Statements(
     """,
     overdue="""
         SELECT coalesce(kind, ''), count(*), extract(epoch FROM min(lease_until))::float8, min(id::text)
-        FROM workqueue_task
-        WHERE state IN ('waiting', 'running') AND lease_until < clock_timestamp() - %s * interval '1 second' GROUP BY 1
+        FROM workqueue_task WHERE state IN ('waiting', 'running') AND cancel IS NULL
+            AND lease_until < clock_timestamp() - %s * interval '1 second' GROUP BY 1
     """,
 )
 

@@ -85,16 +85,9 @@ class SqliteLedger:
         self._boot = self._holders.boot
 
     async def claim(
-        self,
-        task_id: UUID,
-        worker: str,
-        lease_s: float,
-        *,
-        kind: str,
-        digest: bytes,
-        alone: bool,
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
         request: UUID | None = None,
-    ) -> Claimed | Taken | Finished | Conflict:
+    ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         if not self._holder:
             self._holder = self._holders.hold()
         dead = ""
@@ -180,14 +173,18 @@ class SqliteLedger:
     async def cancel(self, task_id: UUID, told: str) -> Cancelling:
         told = f"{CANCELLED}: {text_of(told)}"
         while True:
-            asked = (task_id.bytes, told, time.time())
-            for (state,) in (await self._execute(CANCEL, asked))[1]:
-                return "cancelled" if state == "dead" else "asked"
-            if (await self._execute(CANCEL_UNKNOWN, asked))[0]:
+            asked = (task_id.bytes, told, now := time.time())
+            changed = (await self._execute(CANCEL, asked))[1]
+            if changed == [("dead",)] or (not changed and (await self._execute(CANCEL_UNKNOWN, asked))[0]):
                 return "cancelled"
-            for row in (await self._execute(SEEK, (task_id.bytes,)))[1]:
-                if row[0] in ("done", "dead", "cancelled"):
-                    return cast(Cancelling, row[0])
+            for state, fence, *claim in (await self._execute(SEEK, (task_id.bytes,)))[1]:
+                if state in ("done", "dead", "cancelled"):
+                    return cast(Cancelling, state)
+                holder, lease_until, ends_at = claim[:3]
+                if not self._holders.alive(holder) or self._holders.left_s(holder, lease_until, ends_at) <= 0:
+                    await self._execute(CANCEL_ENDED, (now, task_id.bytes, fence))  # nobody is there to end it
+                elif changed:
+                    return "asked"
             # It was pruned, or revived, in between.
 
     async def to_cancel(self, ids: Sequence[UUID]) -> dict[UUID, str]:

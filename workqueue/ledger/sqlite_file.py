@@ -82,7 +82,7 @@ BOARD = Statements(
     """,
     overdue=f"""
         SELECT coalesce(kind, ''), count(*), min(lease_until), min(hex(id))
-        FROM task WHERE state IN ('waiting', 'running') AND lease_until < {NOW} - ? GROUP BY 1
+        FROM task WHERE state IN ('waiting', 'running') AND cancel IS NULL AND lease_until < {NOW} - ? GROUP BY 1
     """,
 )
 

@@ -10,7 +10,7 @@ from workqueue.amqp.held import for_itself, hold
 from workqueue.contract import Receive
 from workqueue.errors import LedgerUnreachable, WorkQueueError
 from workqueue.ledger import Ledger
-from workqueue.ops.audit import note, operator
+from workqueue.ops.audit import note
 from workqueue.ops.letters import Filter, Letter, Opened, Reader
 from workqueue.ops.moving import Action, Moved, Moving
 from workqueue.ops.project import Project, same_ledger
@@ -78,29 +78,28 @@ class Desk:
                 chosen.append(letter)
         return Selection(action, len(matched), tuple(chosen), tuple(refused))
 
-    async def move(self, selection: Selection, *, why: str, per_s: float | None = None) -> Moved:
-        """Carry it out, and keep it in the ledger's audit. What cuts it short is in the answer.
-
-        Raises LedgerUnreachable before anything is moved."""
-        moved, letters = Moved(selection.action, operator(), why), dict[str, list[Letter]]()
+    async def move(self, selection: Selection, moved: Moved, *, per_s: float | None = None) -> None:
+        """Carry it out, and keep it in the ledger's audit. What becomes of it is in `moved`, as what cuts it short is;
+        so it is where it is cancelled. Raises LedgerUnreachable before anything is moved."""
+        why, letters = moved.why, dict[str, list[Letter]]()
         for letter in selection.letters:
             letters.setdefault(letter.key, []).append(letter)
-        count = len(selection.letters)
+        count, through = len(selection.letters), False
         moving = Moving(self._project, self._ledger, self._name, moved, partial(self._tell, of=count))
         await self.note(f"dead {selection.action} begins", why, {"letters": count})
         try:
             for queue, reader in self._readers(Filter(queues=frozenset(letter.queue for letter in selection.letters))):
                 async with self.for_itself(queue):
                     await moving.all_of(queue, reader, letters, per_s)
+            through = True
         except WorkQueueError as error:
             moved.ended_by = error
         finally:
             found = moved.moved + moved.unsure + len(moved.left)
-            moved.gone = 0 if moved.ended_by is not None else count - found
+            moved.gone = count - found if through else 0
             told = {"moved": moved.moved, "unsure": moved.unsure, "left": count - found - moved.gone + len(moved.left)}
             with suppress(LedgerUnreachable):
                 await self.note(f"dead {selection.action} ends", why, told | {"gone": moved.gone})
-        return moved
 
     async def note(self, what: str, why: str, told: Mapping[str, object]) -> None:
         """Keep in the ledger that somebody did this. Raises LedgerUnreachable."""

@@ -10,9 +10,10 @@ from uuid import UUID
 from workqueue.client.asking import asked
 from workqueue.errors import WorkQueueError
 from workqueue.ledger import Ledger
-from workqueue.ops.audit import note
+from workqueue.ops.audit import note, operator
 from workqueue.ops.desk import Desk
 from workqueue.ops.letters import Filter, Letter
+from workqueue.ops.moving import Moved
 
 State = Literal["waiting", "running", "done", "dead", "cancelled", "unknown"]
 
@@ -62,13 +63,16 @@ async def forget(ledger: Ledger, desk: Desk, ids: Iterable[UUID], *, why: str) -
         return list(found.values())
     selection = await desk.select("drop", _of(wanted), force=False)
     if selection.letters:
-        moved = await desk.move(selection, why=why)
+        moved = Moved("drop", operator(), why)
+        await desk.move(selection, moved)
         if moved.ended_by is not None:
             raise moved.ended_by
         if stay := len(moved.left) + moved.unsure:
             raise LettersStay(stay)
     _count(wanted, selection.letters)
     for one in wanted.values():
+        if one.state == "cancelled":
+            await asked(ledger, partial(ledger.cancel, one.id, why))  # see `_state`
         one.row = await asked(ledger, partial(ledger.forget, one.id))
         if not one.row and one.state != "unknown":
             one.state = await _state(ledger, one.id)  # it was sent back in between
@@ -98,4 +102,7 @@ def _of(ids: Iterable[UUID]) -> Filter:
 
 async def _state(ledger: Ledger, task_id: UUID) -> State:
     entry = await asked(ledger, partial(ledger.entry, task_id))
-    return "unknown" if entry is None else entry.state
+    if entry is None:
+        return "unknown"
+    is_over = entry.state in ("waiting", "running") and entry.cancel is not None and not entry.held
+    return "cancelled" if is_over else entry.state  # it died while it was called off, and nothing comes to end it
