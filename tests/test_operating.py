@@ -12,11 +12,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import aio_pika
+import psycopg
 import pytest
 
 from tests.harness import ROOT, Site, simulate, task
 from tests.operators import ask, start, workqueue
 from workqueue.dev.node import Node
+from workqueue.dev.postgres import Postgres
 from workqueue.ledger import Claimed, open_ledger
 from workqueue.ops.workers import workers
 from workqueue.settings import Settings
@@ -93,6 +95,25 @@ async def test_status_says_what_tasks_died_of_and_takes_no_letter_for_it(fast: S
     assert not any(letter.redelivered for letter in await fast.dead_letters(2))
     assert (await workqueue(fast, "dead", "drop", "--all", "--yes")).code == 0
     assert "died of" not in (await workqueue(fast, "status")).out
+
+
+async def test_a_database_of_somebody_elses_gets_no_tables_by_a_look(site: Site, postgres: Postgres) -> None:
+    name = f"d{uuid4().hex}"
+    with psycopg.connect(postgres.url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+    url = postgres.url.removesuffix("postgres") + name
+    with psycopg.connect(url) as theirs:
+        password = theirs.info.password
+        for command, code, said in (
+            (["status"], 0, "! there is no ledger at postgresql://"),
+            (["doctor"], 1, "there is none at postgresql://"),
+            (["pause", site.queue], 2, "pause needs the ledger, and there is none at postgresql://"),
+        ):
+            told = await workqueue(site, *command, LEDGER_URL=url)
+            assert (told.code, said in told.out + told.err) == (code, True), told
+            assert password not in told.out + told.err
+        tables = "SELECT relname FROM pg_class WHERE relname LIKE 'workqueue%'"
+        assert theirs.execute(tables).fetchall() == []
 
 
 async def test_while_the_ledger_is_down_what_the_broker_tells_is_shown(site: Site) -> None:

@@ -26,9 +26,10 @@ from workqueue.dev.programs import BrokerError
 from workqueue.errors import IdInvalid, OutputFailed, UsageInvalid, WorkerFault, WorkQueueError, escaped
 from workqueue.ledger import Ledger, open_ledger
 from workqueue.ledger.none import NoLedger
+from workqueue.ledger.whole import exists
 from workqueue.ops.project import Project, find
 from workqueue.process.unheard import unheard
-from workqueue.settings import misspelt
+from workqueue.settings import hide_password, misspelt
 from workqueue.tasks.progress import ROUNDING
 
 INTERRUPTED = 130
@@ -139,14 +140,15 @@ def project_of(folder: Path) -> Project:
 
 @asynccontextmanager
 async def ledger_of(project: Project, command: str | None = None, *, or_none: bool = False) -> AsyncIterator[Ledger]:
-    """The project's ledger. A SQLite one that no worker has made yet is none, and is not made.
+    """The project's ledger. One that no worker has made yet is none, and is not made.
 
     Raises UsageInvalid where there is none and this `command` needs one (with `or_none` only if LEDGER_URL names one);
     LedgerUnreachable."""
     url = project.settings.ledger_url
-    if url.startswith("sqlite:") and not os.path.exists(url.removeprefix("sqlite:")):  # noqa: ASYNC240  # a moment
+    if url != "none" and not await exists(url):
         if command is not None:
-            raise UsageInvalid(f"{command} needs the ledger, and there is none at {url}: no worker has run with it")
+            place = hide_password(url)
+            raise UsageInvalid(f"{command} needs the ledger, and there is none at {place}: no worker has run with it")
         yield NoLedger()
         return
     if url == "none" and command is not None and not or_none:

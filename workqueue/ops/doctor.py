@@ -14,6 +14,7 @@ from workqueue.ops.plan import Plan, QueuePlan, plan
 from workqueue.ops.project import Project
 from workqueue.ops.status import Status, paused, status
 from workqueue.ops.workers import contract_differs
+from workqueue.settings import hide_password
 
 CONSUMER_TIMEOUT_S = 1800.0  # RabbitMQ's default, https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 CLOCK_S = 5.0
@@ -162,7 +163,7 @@ def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
         way_out = "LEDGER_URL=sqlite:PATH for one machine, postgresql:// for several"
         return Finding("ledger", "warning", "none: a task that is delivered twice may be done twice", way_out)
     if ledger.place == NoLedger.place:
-        where = f"there is none at {project.settings.ledger_url}"
+        where = f"there is none at {hide_password(project.settings.ledger_url)}"
         if any(queue.consumers for queue in now.queues):
             return Finding("ledger", "fault", f"{where}: the workers have another", "name theirs in LEDGER_URL")
         return Finding("ledger", "warning", f"{where} yet", "start a worker")

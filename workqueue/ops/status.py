@@ -152,7 +152,7 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
         yield "LEDGER_URL=none: nobody tells who works, and no task's story is known"
     elif ledger.place == NoLedger.place:
         there = "the workers have another one" if any(queue.consumers for queue in queues) else "no worker has made it"
-        yield f"there is no ledger at {project.settings.ledger_url}: {there}"
+        yield f"there is no ledger at {hide_password(project.settings.ledger_url)}: {there}"
     for worker in seen:
         if worker.state == "waiting":
             yield f"{worker.name} on {worker.host} waits for its broker, or for a queue"
