@@ -80,6 +80,18 @@ def test_what_could_go_by_several_operations_needs_to_be_told_which() -> None:
         sender(TWO).prepare(NAP, to="nobody")
 
 
+def test_a_dict_goes_by_the_operation_that_sends_its_kind() -> None:
+    values = {"kind": "nap", "seconds": 0.0}
+    two = sender(TWO)
+    with pytest.raises(TaskInvalid, match=f"dict: it may be any of {SEND.operation}, send_other: say which, with to="):
+        two.prepare(values)
+    two.operations[SEND.operation].kinds.remove("nap")
+    assert two.prepare(values).operation == "send_other"
+    for kind in ("nonsense", [], None):
+        with pytest.raises(TaskInvalid, match=r"dict: .* sends .*; or say which, with to="):
+            two.prepare({"kind": kind})
+
+
 def test_values_that_are_no_json_yet_are_sent_as_what_their_models_would_write() -> None:
     parcel = Parcel.model_validate(
         {

@@ -2,10 +2,11 @@
 
 import json
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ValidationError
@@ -63,6 +64,7 @@ class Operation:
         self.model: type[BaseModel] = getattr(models, send.message.name)
         self.takes_context = takes_context(send.message)
         self.payloads = frozenset(models_in(self.model.model_fields["payload"].annotation))
+        self.kinds = [kind for model in self.payloads for kind in _constants(model, send.tag)]
         self._codec: ModelCodec[BaseModel] = ModelCodec(self.model, send.message)
         self.results = ResultReader(send.message, models)
 
@@ -163,18 +165,26 @@ class Sender:
             known = ", ".join(self.operations)
             raise _refused(given, task_id, f"to={to!r}: no such send operation; the contract has {known}")
         found = self._by_model.get(type(given), [])
+        if not found and isinstance(given, Mapping):
+            found = [one for one in self.operations.values() if given.get(one.send.tag) in one.kinds]
         if not found and len(self.operations) == 1 and not isinstance(given, BaseModel):
             found = list(self.operations.values())  # a payload that is no object, or one that is not a model yet
         if len(found) == 1:
             return found[0]
         names = ", ".join(operation.name for operation in found)
         sent = "; ".join(f"{operation.name} sends {operation.payload_names}" for operation in self.operations.values())
-        way_out = f"it may be any of {names}: say which" if found else sent
+        way_out = f"it may be any of {names}: say which, with to=" if found else f"{sent}; or say which, with to="
         name = type(given).__name__
         if not found and any(name == model.__name__ for model in self._by_model):  # that of another generated package
             name = f"{name} of {type(given).__module__}"
             way_out += f"; those of {next(iter(self._by_model)).__module__}"
         raise _refused(given, task_id, f"{name}: {way_out}")
+
+
+def _constants(model: type[BaseModel], tag: str | None) -> tuple[Any, ...]:
+    """The values that the model's field of this name may have."""
+    fields = model.model_fields.items()
+    return next((get_args(field.annotation) for name, field in fields if (field.alias or name) == tag), ())
 
 
 def _refused(given: object, task_id: UUID | None, problem: str) -> TaskInvalid:
