@@ -29,6 +29,7 @@ from workqueue.observe.health import LEDGER_S, LOOP_S, Health
 from workqueue.observe.http import Http
 from workqueue.observe.metrics import Source, buckets, exposition
 from workqueue.tasks.events import Dead, Done, Event
+from workqueue.tasks.story import REASONS
 from workqueue.testing import Worker, until, vhost
 
 NOTICED_S = 6.0
@@ -129,6 +130,8 @@ def test_every_operation_has_its_numbers_before_anything_has_happened() -> None:
     text = exposition(source)().decode()
     found = numbers(text)
     assert found['workqueue_messages_total{outcome="done",queue="errands"}'] == 0
+    for reason in REASONS:
+        assert found[f'workqueue_dead_letters_total{{queue="errands",reason="{reason}"}}'] == 0
     assert found['workqueue_in_hand{queue="errands"}'] == 1
     assert found['workqueue_oldest_in_hand_seconds{queue="errands"}'] == 2.0
     assert found['workqueue_concurrency{queue="errands"}'] == 4

@@ -87,7 +87,8 @@ def test_a_dict_goes_by_the_operation_that_sends_its_kind() -> None:
         two.prepare(values)
     two.operations[SEND.operation].kinds.remove("nap")
     assert two.prepare(values).operation == "send_other"
-    for kind in ("nonsense", [], None):
+    kinds: list[Any] = ["nonsense", [], None]
+    for kind in kinds:
         with pytest.raises(TaskInvalid, match=r"dict: .* sends .*; or say which, with to="):
             two.prepare({"kind": kind})
 

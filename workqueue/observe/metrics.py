@@ -13,6 +13,7 @@ from workqueue.observe.counting import BOUNDS_S, Counting
 from workqueue.observe.health import Health
 from workqueue.observe.lines import NAMES
 from workqueue.tasks import events
+from workqueue.tasks.story import REASONS
 
 OUTCOMES = {kind: NAMES[kind] for kind in get_args(events.What) if kind not in (events.Started, events.Running)}
 
@@ -67,9 +68,8 @@ class Numbers(Collector):
         for operation, (queue, _) in source.queues.items():
             for kind, outcome in OUTCOMES.items():
                 messages.add_metric([queue, outcome], counting.of[operation, kind])
-            for (of, reason), count in list(counting.dead.items()):
-                if of == operation:
-                    dead.add_metric([queue, reason], count)
+            for reason in REASONS:  # each from the start: what is born at 1 has not increased
+                dead.add_metric([queue, reason], counting.dead.get((operation, reason), 0))
             if durations := counting.took.get(operation):
                 took.add_metric([queue], buckets(list(durations.counts)), durations.sum_s)
         return iter((messages, dead, took))
