@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from tests.harness import Site, simulate
+from tests.operators import ask
 from tests.test_guarantees import WORKERS, keep_alive
 from workqueue import codec
 from workqueue.ledger import Claimed
@@ -113,6 +114,34 @@ async def test_the_copy_that_tells_all_attempts_goes_first_if_there_is_one(fast:
     assert len(told) == (6 if is_there else 1)
     assert worker.says("comes after a copy that tells more")
     assert sum(note.word == "start" for note in fast.record()) == 1
+
+
+async def test_what_waits_in_a_worker_while_a_suspect_runs_alone_is_told(fast: Site) -> None:
+    (suspect,), others = simulate(1, seconds=4.0), simulate(2)
+    body, id = json.dumps(suspect).encode(), UUID(suspect["id"])
+    ledger = SqliteLedger(str(fast.folder / "ledger.db"))
+    for _ in range(3):  # two of them ended with their workers, which had others in hand too
+        claim = await ledger.claim(id, "gone", -1.0, kind="nap", digest=codec.digest(body), alone=False)
+        assert isinstance(claim, Claimed)
+    await fast.worker("one", "--concurrency", "3")
+    await fast.publish(body, message_id=suspect["id"])
+    await until(lambda: fast.record(), "it runs")
+    await fast.send(others)
+
+    async def told() -> bool:
+        status = await ask(fast, "status")
+        said = f"2 tasks of {fast.queue} wait in one on "
+        (queue,) = [one for one in status["queues"] if one["queue"] == fast.queue]
+        return any(note.startswith(said) for note in status["notes"]) and queue["in_hand"] == 3
+
+    await until(told, "the others wait")
+    await ledger.close()
+    await fast.all_end([suspect, *others])
+
+    async def nobody_waits() -> bool:
+        return not any("runs alone" in note for note in (await ask(fast, "status"))["notes"])
+
+    await until(nobody_waits, "nobody waits")
 
 
 async def test_a_worker_that_drains_gives_back_what_it_has_not_begun(fast: Site) -> None:

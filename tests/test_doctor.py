@@ -5,7 +5,7 @@ import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,7 +165,7 @@ async def test_tasks_whose_messages_are_gone_are_found(fast: Site) -> None:
         await ledger.record([Sent(UUID(one["id"]), "nap", b"") for one in (lost, late)])
         await ledger.close()
         assert not [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
-        with sqlite3.connect(fast.ledger_url.removeprefix("sqlite:")) as file:
+        with closing(sqlite3.connect(fast.ledger_url.removeprefix("sqlite:"))) as file, file:
             file.execute("UPDATE task SET lease_until = lease_until - 7200 WHERE id = ?", (UUID(lost["id"]).bytes,))
         (found,) = [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
         assert found["state"] == "warning"

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -266,7 +267,7 @@ async def test_a_rolling_restart_of_all_workers_fails_no_attempt_and_doubles_not
 async def test_no_task_runs_while_the_ledger_is_out_of_reach(site: Site) -> None:
     worker = await site.worker()
     tasks = simulate(50)
-    with sqlite3.connect(site.folder / "ledger.db", isolation_level=None) as db:
+    with closing(sqlite3.connect(site.folder / "ledger.db", isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         await site.send(tasks)
         await until(lambda: worker.says("waits for the ledger"), "the worker waits")

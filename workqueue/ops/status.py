@@ -119,7 +119,7 @@ def _receiving(
     return Queue(
         queue=name,
         ready=ready,
-        in_hand=None if seen is None else sum(one.operation == receive.operation for w in here for one in w.in_hand),
+        in_hand=None if seen is None else sum(_held(worker, receive) for worker in here),
         delayed={queue: None if found is None else found.messages for queue, found in delayed.items()},
         dead_queue=receive.dead.name,
         dead=None if dead is None else dead.messages,
@@ -131,6 +131,11 @@ def _receiving(
         else round(ready / rate if ready else 0.0, 1),
         paused=pauses.get(name),
     )
+
+
+def _held(worker: Worker, receive: Receive) -> int:
+    running = sum(one.operation == receive.operation for one in worker.in_hand)
+    return running + worker.queues[receive.queue.name].waiting
 
 
 def _sending(send: Send, depths: Mapping[str, Depth]) -> Queue:
@@ -156,6 +161,10 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
     for worker in seen:
         if worker.state == "waiting":
             yield f"{worker.name} on {worker.host} waits for its broker, or for a queue"
+        for name, work in worker.queues.items():
+            if work.waiting and worker.state != "gone":
+                alone = "while a task runs alone, which may be what killed workers"
+                yield f"{work.waiting} tasks of {name} wait in {worker.name} on {worker.host} {alone}"
         if worker.state == "gone":
             held = f", with {len(worker.in_hand)} in hand" if worker.in_hand else ""
             yield f"{worker.name} on {worker.host} was last heard of {worker.seen_s:.0f} s ago{held}"

@@ -30,7 +30,8 @@ class InHand:
 @dataclass(frozen=True)
 class Work:
     """What a worker does for one queue, counted since its start; `rate` is tasks done per second, over the last
-    minute. `paused`: it takes nothing from it, as an operator has asked."""
+    minute. `paused`: it takes nothing from it, as an operator has asked. `waiting`: so many messages wait in it while a
+    task runs alone, one that may be what killed workers."""
 
     concurrency: int
     rate: float
@@ -39,6 +40,7 @@ class Work:
     dead: int
     handed_back: int
     paused: bool = False
+    waiting: int = 0
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ DELIVERIES = 10  # after which a copy is made, which begins to count anew: the b
 
 class Guard(Generic[T]):
     """Wraps `handler`; `take` is for the generated application's receive operation. `in_hand` counts the messages that
-    are being handled."""
+    are being handled, `waiting` those of them that wait while a task runs alone."""
 
     def __init__(self, handler: Handler[T, Any], receive: Receive, runtime: Runtime) -> None:
         self._receive, self._runtime = receive, runtime
@@ -65,7 +65,7 @@ class Guard(Generic[T]):
         self.execution = Execution(handler, receive, runtime, self._ask, self.settling)
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False
-        self.in_hand = 0
+        self.in_hand = self.waiting = 0
 
     async def take(self, task: T | Undecodable) -> None:
         """Handle and settle the delivery that is current. An error of the guard's own ends the worker."""
@@ -148,7 +148,11 @@ class Guard(Generic[T]):
 
     async def _begin(self, received: Received[T]) -> What:
         """Try the task beside others, or alone where it is under suspicion. Raises Closed if the worker drains."""
-        await self._room.enter()
+        self.waiting += 1
+        try:
+            await self._room.enter()
+        finally:
+            self.waiting -= 1
         try:
             what = await self._claim(received, alone=False)
         finally:

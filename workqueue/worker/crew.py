@@ -34,7 +34,7 @@ class Crew:
     """The guards of all that this worker does, as one."""
 
     def __init__(self) -> None:
-        self._guards: list[Guard[Any]] = []
+        self._guards: dict[str, Guard[Any]] = {}
         self.draining = False
 
     def consumers(self, application: type[Any], jobs: Collection[Job], runtime: Runtime, wire: Wire) -> list[list[Any]]:
@@ -42,7 +42,7 @@ class Crew:
         crews = []
         for job in jobs:
             guard = Guard[Any](job.handler, job.receive, runtime)
-            self._guards.append(guard)
+            self._guards[job.receive.operation] = guard
             consumers = [
                 operation_of(application(wire).consumer, job.receive.operation) for _ in range(job.concurrency)
             ]
@@ -53,7 +53,12 @@ class Crew:
 
     def running(self) -> list[Scope]:
         """For any thread: a set is copied in one step."""
-        return [scope for guard in self._guards for scope in list(guard.execution.running)]
+        return [scope for guard in self._guards.values() for scope in list(guard.execution.running)]
+
+    def waiting(self, operation: str) -> int:
+        """How many messages wait in this process while a task runs alone."""
+        guard = self._guards.get(operation)
+        return 0 if guard is None else guard.waiting
 
     async def save(self, ledger: Ledger) -> None:
         """Save the latest checkpoints of what runs. Raises LedgerBusy."""
@@ -66,28 +71,28 @@ class Crew:
 
     @property
     def in_hand(self) -> int:
-        return sum(guard.in_hand for guard in self._guards)
+        return sum(guard.in_hand for guard in self._guards.values())
 
     def drain(self) -> None:
         self.draining = True
-        for guard in self._guards:
+        for guard in self._guards.values():
             guard.drain()
 
     def end(self) -> None:
-        for guard in self._guards:
+        for guard in self._guards.values():
             guard.end()
 
     async def idle(self, within_s: float) -> bool:
         """Wait until nothing is in hand. False: something still was after this time."""
-        return all(await asyncio.gather(*(guard.idle(within_s) for guard in self._guards)))
+        return all(await asyncio.gather(*(guard.idle(within_s) for guard in self._guards.values())))
 
     def unrecorded(self) -> list[str]:
-        return sorted(chain.from_iterable(guard.execution.unrecorded for guard in self._guards))
+        return sorted(chain.from_iterable(guard.execution.unrecorded for guard in self._guards.values()))
 
     def account(self, name: str, more: int = 0) -> Stopped:
         """What became of the messages; `more` are on their way back."""
-        finished = sum(guard.settling.finished for guard in self._guards)
-        return Stopped(name, finished, sum(guard.settling.handed_back for guard in self._guards) + more)
+        finished = sum(guard.settling.finished for guard in self._guards.values())
+        return Stopped(name, finished, sum(guard.settling.handed_back for guard in self._guards.values()) + more)
 
 
 async def start(crews: list[list[Any]]) -> bool:

@@ -112,6 +112,7 @@ class Heartbeat:
                     "concurrency": job.concurrency,
                     "paused": job.receive.queue.name in self.health.paused,
                     "rate": rates[job.receive.operation],
+                    "waiting": self.crew.waiting(job.receive.operation),
                     **self._counts(job.receive.operation),
                 }
                 for job in self.jobs
