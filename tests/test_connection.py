@@ -1,10 +1,13 @@
 """What a connection declares, and when it is opened once more."""
 
 import asyncio
+import gc
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from itertools import chain, count
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import aio_pika
 import aiormq
@@ -12,14 +15,15 @@ import pytest
 from yarl import URL
 
 from tests.test_refusals import linked, queue
-from workqueue.amqp import connection
-from workqueue.amqp.connection import STUMBLES, Link, Stumbled, failure
+from workqueue.amqp import connection, handshake
+from workqueue.amqp.connection import STUMBLES, Link, Stumbled, failure, open_connection
 from workqueue.amqp.frames import Closed
 from workqueue.amqp.lane import Connection, Declaration, Depth, Lane
 from workqueue.amqp.look import look
+from workqueue.amqp.topology import Topology
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import Settings
-from workqueue.testing import vhost
+from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
 
 NOWHERE = Settings(amqp_uri=("amqp://127.0.0.1:1/",))
@@ -146,3 +150,105 @@ async def test_a_close_that_was_cut_off_goes_on_and_the_next_one_waits_for_it() 
     assert not closed.is_set()
     await link.end()
     assert closed.is_set()
+
+
+@asynccontextmanager
+async def nothing_left_over() -> AsyncIterator[None]:
+    """Whatever is done meanwhile leaves no task, and no exception that nobody has asked for."""
+    loop, told = asyncio.get_running_loop(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    try:
+        yield
+        await until(lambda: len(asyncio.all_tasks()) == 1, "all that was begun has ended", 10)
+        gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert told == []
+
+
+async def cancelled_after(ticks: int, doing: Coroutine[Any, Any, object]) -> bool:
+    """Cancel it after so many turns of the event loop, and whether it had not come to its end before."""
+    task = asyncio.ensure_future(doing)
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    in_time = task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled() == in_time
+    if not in_time:
+        task.exception()  # asked for
+    return in_time
+
+
+@pytest.mark.parametrize("error", [None, ConnectionRefusedError("nobody is there")])
+async def test_who_is_cancelled_in_the_turn_in_which_a_connection_is_made_leaves_none(
+    node: Broker, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    made = list[aiormq.Connection]()
+    really = aiormq.Connection.connect
+
+    async def connect(self: aiormq.Connection) -> bool:
+        made.append(self)
+        if error is None:
+            await really(self)
+        asyncio.get_running_loop().call_soon(task.cancel)  # before who waits for this is woken up
+        if error is not None:
+            raise error
+        return True
+
+    monkeypatch.setattr(aiormq.Connection, "connect", connect)
+    async with nothing_left_over():
+        task = asyncio.ensure_future(handshake.connect(URL(vhost(node)), "tested", 5.0))
+        await asyncio.wait([task])
+        assert task.cancelled()
+        if error is None:
+            await until(lambda: made[0].is_closed, "it is closed", 10)
+
+
+async def test_a_connection_is_left_by_who_is_cancelled_in_any_turn_of_its_making(node: Broker) -> None:
+    uri = vhost(node)
+    settings = Settings(amqp_uri=(uri,))
+    declares = Topology([queue("ours")], "tested").declare
+    links = list[Link]()
+
+    async def opened() -> None:
+        links.append(Link(settings, "tested", declares))
+        await links[-1].open()
+
+    async with nothing_left_over():
+        for ticks in chain(range(1, 60), count(60, 5)):  # most of the later ones are waits for the broker
+            in_time = await cancelled_after(ticks, opened())
+            await links[-1].end()
+            if not in_time:
+                break
+        await until(lambda: len(asyncio.all_tasks()) == 1, "all connections have ended", 10)
+        there = await asyncio.to_thread(node.ctl, "list_connections", "vhost")
+        assert uri.rpartition("/")[2] not in there
+
+
+async def test_who_is_cancelled_in_any_turn_of_a_failing_try_leaves_no_exception_behind() -> None:
+    async with nothing_left_over():
+        for ticks in range(1, 40):
+            await cancelled_after(ticks, handshake.connect(URL(NOWHERE.amqp_uri[0]), "tested", 5.0))
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError("the channel did not close")])
+async def test_a_cancellation_that_aiormq_keeps_to_itself_ends_what_it_was_meant_for(
+    node: Broker, error: Exception | None
+) -> None:
+    """Else a send that it has cut off, since its time was over, would go on without an end."""
+    began = asyncio.Event()
+
+    async def declare(_: object) -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if error is not None:
+                raise error from None
+
+    async with nothing_left_over():
+        task = asyncio.ensure_future(open_connection(vhost(node), Settings(), "tested", [declare]))
+        await began.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()

@@ -41,8 +41,9 @@ async def open_connection(
 ) -> DirectConnection:
     """Open a connection of this name, and declare on it what is to be declared before its channels are used.
 
-    Raises BrokerUnreachable, and as `declares`.
+    Raises BrokerUnreachable, and as `declares`. Who is cancelled is told so, and nothing is left open.
     """
+    is_cancelled = _cancellation()
     url = URL(uri).extend_query(heartbeat=max(1, round(settings.heartbeat_s)))
     within_s = CONNECT_EACH_S if len(settings.amqp_uri) > 1 else CONNECT_S
     connection, socket = await connect(url, name, within_s)
@@ -52,13 +53,26 @@ async def open_connection(
                 for declare in declares:
                     await declare(connection)
             opened = await DirectConnection.on(connection, socket)
+        if is_cancelled():
+            raise asyncio.CancelledError
     except BaseException as error:
         socket.abort()
         if isinstance(error, GONE):
+            if is_cancelled():
+                raise asyncio.CancelledError from error
             raise failure(url, socket.tap.closed, error) from error
         raise
     Watch(opened.first, name, f"{url.host}:{url.port}", settings.heartbeat_s)
     return opened
+
+
+def _cancellation() -> Callable[[], bool]:
+    """Tells whether the current task has been cancelled since, which aiormq may keep from it: it tells of a channel
+    instead that it could not close then, and `wait_for` of Python 3.11 of a result that came at the same moment."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    return lambda: task.cancelling() > before
 
 
 Connect = Callable[[str, Settings, str, Iterable[Declaration]], Awaitable[Connection]]

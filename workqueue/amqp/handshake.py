@@ -93,25 +93,26 @@ class Socket(TransportFactory):
 
 
 async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connection, Socket]:
-    """A connection of this name, and its socket. Raises BrokerUnreachable, BrokerRefused."""
+    """A connection of this name, and its socket. Raises BrokerUnreachable, BrokerRefused. Cancelled at whatever moment,
+    it leaves none open."""
     socket = Socket()
     connection = aiormq.Connection(url, client_properties={"connection_name": name}, transport_factory=socket)
     # aiormq's has ten places, and where none is free it drops its word that a channel is closed: the broker then ends
     # the whole connection over the next channel of that number.
     connection.write_queue = asyncio.Queue()
     opening = asyncio.ensure_future(connection.connect())
+    opening.add_done_callback(lambda done: done.cancelled() or done.exception())  # who is cancelled asks for neither
     try:
         await asyncio.wait([opening], timeout=timeout_s)
         if not opening.done():
             raise TimeoutError(f"no answer within {timeout_s:g} s")
         opening.result()
-    except GONE as error:
-        raise failure(url, socket, error) from error
-    finally:
-        if not opening.done():  # aborted first: aiormq would wait for a peer that is silent to close in good order
-            socket.abort()
-            opening.cancel()
-            opening.add_done_callback(lambda done: done.cancelled() or done.exception())
+    except BaseException as error:
+        socket.abort()  # first: aiormq would wait for a peer that is silent to close in good order
+        opening.cancel()
+        if isinstance(error, GONE):
+            raise failure(url, socket, error) from error
+        raise
     return connection, socket
 
 
