@@ -438,7 +438,7 @@ async def test_the_numbers_of_channels_are_used_again_and_are_within_the_brokers
         most = connection.first.connection.connection_tune.channel_max
         monkeypatch.setattr(direct, "SPARE_CHANNELS", most - 4)
         lanes = [await connection.another() for _ in range(3)]
-        with pytest.raises(NoChannelLeft, match="no channel beyond 4"):
+        with pytest.raises(NoChannelLeft):
             await connection.another()
         for _ in range(5):
             await lanes[1].close()

@@ -1,25 +1,29 @@
 """Many consumers of one queue on one connection."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from tests.harness import QUEUE, Site, simulate
-from tests.test_refusals import allow_channels, user_in, user_of
+from tests.test_refusals import allow_channels, linked, user_in, user_of
 from tests.test_silent_hosts import LOADED, RECEIVE, publish, warned
 from workqueue.amqp import consumer, direct
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
 from workqueue.amqp.lane import Depth, Lane
 from workqueue.amqp.links import Links
+from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
 from workqueue.delivery import Delivery, current
-from workqueue.errors import BrokerRefused, WorkQueueError
+from workqueue.dev.node import Node
+from workqueue.errors import BrokerRefused, NoBroker, WorkQueueError
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
@@ -145,13 +149,70 @@ async def test_beyond_the_brokers_limit_of_channels_there_is_a_further_connectio
         assert len(many.links) == 3
 
 
-async def test_a_broker_that_allows_next_to_no_channels_is_told_of_with_the_way_out(
-    node: Broker, monkeypatch: pytest.MonkeyPatch
+LEAST = direct.LEAST_CHANNELS
+
+
+def limit_channels(node: Node, most: int) -> None:
+    """Of each connection that is made from now on."""
+    node.ctl("eval", f"application:set_env(rabbit, channel_max, {most}).")
+
+
+@pytest.fixture
+def limited(own_node: Node, tmp_path: Path) -> Iterator[Site]:
+    here = Site(tmp_path, vhost(own_node))
+    yield here
+    here.stop()
+    own_node.kill()
+    here.tell()
+
+
+@pytest.mark.parametrize("most", [1, 2, LEAST - 1])
+async def test_a_broker_that_allows_too_few_channels_is_told_of_by_all_with_the_way_out(
+    limited: Site, own_node: Node, most: int
 ) -> None:
-    monkeypatch.setattr(direct, "SPARE_CHANNELS", 2046)  # of RabbitMQ's 2,047
-    with pytest.raises(BrokerRefused, match=r"no channel beyond 1 on a connection .*raise channel_max"):
-        async with group(vhost(node)):
-            pass
+    limit_channels(own_node, most)
+    said = f"its channel_max is {most}, and at least {LEAST} is needed (530); raise channel_max in its rabbitmq.conf"
+    worker = await limited.worker("w", "--concurrency", "2", ready=False)
+    produced = await limited.producer("--jsonl", "-", lines=json.dumps(simulate(1)[0]))
+    commands = [("doctor",), ("plan",), ("status",), ("dead", "list")]
+    told = [await limited.workqueue(*command) for command in commands]
+    assert (await worker.ended(), produced.code) == (3, 3)
+    assert [one.code for one in told] == [3] * len(commands), told
+    for text in (worker.text(), produced.err, *(one.err + one.out for one in told)):
+        assert said in text
+        assert "Traceback" not in text
+    with pytest.raises(BrokerRefused, match=f"channel_max is {most}"):
+        await Link(Settings(amqp_uri=(limited.uri,)), "tested").open()
+
+
+async def test_with_the_least_of_channels_a_worker_works_on_many_connections(limited: Site, own_node: Node) -> None:
+    limit_channels(own_node, LEAST)
+    await limited.worker("w", "--concurrency", "3")
+    tasks = [*simulate(10), *simulate(1, failures=1)]
+    await limited.send(tasks)
+    await limited.all_end(tasks)
+    assert "Traceback" not in (await limited.workqueue("doctor")).err
+
+
+async def test_a_worker_and_a_client_whose_broker_allows_too_few_meanwhile_wait_for_it(
+    limited: Site, own_node: Node
+) -> None:
+    worker = await limited.worker("w", "--concurrency", "2")
+    async with linked(limited.uri) as link:
+        await link.open()
+        limit_channels(own_node, 2)
+        own_node.ctl("close_all_connections", "--global", "limited")
+        await until(lambda: "its channel_max is 2" in worker.text(), "the worker says it", 20)
+        await until(lambda: not link.is_open, "the client's connection is gone")
+        with pytest.raises(NoBroker, match="its channel_max is 2"):
+            await Publisher(link, "tested").send(
+                RECEIVE.queue, b"", message_id="1", message_type="t", content_type=None, headers={}, deadline_s=2.0
+            )
+    limit_channels(own_node, 2047)
+    await until(lambda: "is connected again" in worker.text(), "it is back", 20)
+    tasks = simulate(3)
+    await limited.send(tasks)
+    await limited.all_end(tasks)
 
 
 async def looks_of(many: Group, monkeypatch: pytest.MonkeyPatch, found: Callable[[], Depth]) -> list[str]:

@@ -9,7 +9,7 @@ from itertools import count
 
 from yarl import URL
 
-from workqueue.amqp.direct import DirectConnection
+from workqueue.amqp.direct import LEAST_CHANNELS, DirectConnection, allowed_channels
 from workqueue.amqp.frames import Closed
 from workqueue.amqp.handshake import CLOSED, GONE, connect, lost, refused, silent, words
 from workqueue.amqp.lane import Connection, Declaration, Lane
@@ -23,7 +23,7 @@ CONNECT_S = 10.0  # TCP, TLS and the AMQP handshake; a node that takes longer is
 CONNECT_EACH_S = 4.0  # where there are others to ask
 CALL_S = 10.0  # for declaring all queues, or consuming; a quorum queue that elects a leader answers within this
 
-INTERNAL_ERROR = 541  # https://www.rabbitmq.com/amqp-0-9-1-reference#constants
+NOT_ALLOWED, INTERNAL_ERROR = 530, 541  # https://www.rabbitmq.com/amqp-0-9-1-reference#constants
 STUMBLES = 3
 STUMBLE_S = 0.3
 
@@ -48,6 +48,9 @@ async def open_connection(
     within_s = CONNECT_EACH_S if len(settings.amqp_uri) > 1 else CONNECT_S
     connection, socket = await connect(url, name, within_s)
     try:
+        if (allowed := allowed_channels(connection)) < LEAST_CHANNELS:
+            text = f"its channel_max is {allowed}, and at least {LEAST_CHANNELS} is needed"
+            raise BrokerRefused(_tried(url), NOT_ALLOWED, text, "raise channel_max in its rabbitmq.conf")
         async with asyncio.timeout(CALL_S):
             with lost():
                 for declare in declares:
@@ -208,7 +211,11 @@ def failure(url: URL, closed: Closed | None, error: BaseException) -> BrokerUnre
     if closed is not None and closed.refusal:
         return refused(url, closed)
     kind = Stumbled if closed is not None and closed.code == INTERNAL_ERROR else BrokerUnreachable
-    return kind(hide_password(str(url.with_query(None))), _cause(error))
+    return kind(_tried(url), _cause(error))
+
+
+def _tried(url: URL) -> str:
+    return hide_password(str(url.with_query(None)))
 
 
 def _cause(error: BaseException) -> str:

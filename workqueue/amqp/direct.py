@@ -44,6 +44,7 @@ TOKEN_BYTES = 64  # with its name
 FRAME_BYTES = 131_072  # RabbitMQ's own default, where the broker sets no limit
 MOST_CHANNELS = 65_535  # of a connection, by the protocol
 SPARE_CHANNELS = 2  # for who declares, and holds a marker, on channels of the library's own choice
+LEAST_CHANNELS = SPARE_CHANNELS + 3  # a queue's marker takes one of those for lanes, then the first, and a consumer's
 TOGETHER_BYTES = 65_536  # the most to be held back for one write: with more, it is not the call that takes the time
 
 SETTLING: dict[Way, tuple[bytes, int]] = {"ack": (ACK, 0), "requeue": (NACK, 2), "reject": (REJECT, 0)}
@@ -242,12 +243,17 @@ class DirectConnection:
         self.first.abort(CLOSED)
 
 
+def allowed_channels(connection: aiormq.Connection) -> int:
+    """How many the broker allows on it, which is its `channel_max`."""
+    return connection.connection_tune.channel_max or MOST_CHANNELS
+
+
 async def _lane_on(connection: aiormq.Connection, socket: Socket) -> DirectLane:
     """On the lowest number that is free: the library takes the one after the highest, whatever the broker's limit."""
-    most = (connection.connection_tune.channel_max or MOST_CHANNELS) - SPARE_CHANNELS
+    most = allowed_channels(connection) - SPARE_CHANNELS
     number = next((one for one in range(1, most + 1) if one not in connection.channels), None)
     if number is None:
-        raise NoChannelLeft(most)
+        raise NoChannelLeft
     with lost():
         channel = await connection.channel(number)
     assert isinstance(channel, Channel)  # the abstract class lacks `wait`

@@ -53,9 +53,6 @@ class Refused(Exception):
 class NoChannelLeft(Exception):
     """The connection has as many channels as the broker allows."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(f"the broker allows no channel beyond {most} on a connection")
-
 
 class Lane(Protocol):
     """A channel in confirm mode. What is awaited raises what a lost connection raises."""

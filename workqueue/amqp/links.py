@@ -9,7 +9,6 @@ from contextlib import suppress
 
 from workqueue.amqp.connection import Link
 from workqueue.amqp.lane import Depth, Lane, NoChannelLeft
-from workqueue.errors import BrokerRefused
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +44,7 @@ class Links:
                 return link, await link.another()
         link = self._make()
         self._links.append(link)
-        try:
-            return link, await link.another()
-        except NoChannelLeft as error:
-            way_out = "raise channel_max there"
-            raise BrokerRefused(f"queue {self._queue!r} can't be consumed", 530, str(error), way_out) from error
+        return link, await link.another()  # a new one has room for one, and is asked by nobody before
 
     async def look(self, link: Link) -> Depth:
         """How deep the queue is. All who ask at a time are answered by one look. Raises as `Link.lane`, and what a lost
