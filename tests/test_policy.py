@@ -47,6 +47,7 @@ BEFORE = {
     "as many as the limit, alone": (Claimed(4, (ALONE,) * 3, noticed=True), 0, 0, KILLED),
     "one fewer": (Claimed(4, (CRASH, ALONE, ALONE)), 0, 0, Try(alone=True)),
     "another worker's, for a moment": (Taken(0.1), 0, 0, Wait(SHORT, "taken")),
+    "its next attempt is not due": (Taken(3.0, waits=True), 0, 0, Wait(MIDDLE, "early")),
     "for longer": (Taken(3.0), 0, 0, Wait(MIDDLE, "taken")),
     "as many attempts as the message tells of": (Taken(0.1, attempts=2), 2, 0, Wait(SHORT, "taken")),
     "its other copy tells of more, so that it comes later": (Taken(0.1, attempts=2), 1, 0, Wait(MIDDLE, "taken")),

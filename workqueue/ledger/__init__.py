@@ -90,10 +90,11 @@ FIRST = Claimed(fence=1, crashes=())
 @dataclass(frozen=True)
 class Taken:
     """Another claim on the task is alive, or its next attempt is not due, for `left_s` more seconds (unless the claim
-    is renewed). `attempts`: those that failed, as far as the ledger knows."""
+    is renewed). `attempts`: those that failed, as far as the ledger knows. `waits`: nobody has it."""
 
     left_s: float
     attempts: int = 0
+    waits: bool = False
 
 
 @dataclass(frozen=True)

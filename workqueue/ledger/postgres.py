@@ -114,7 +114,7 @@ class PostgresLedger:
                 if cancel is not None and (state == "waiting" or left_s <= 0):
                     await self._change(CANCEL_ENDED, (task_id, fence))
                 elif state == "running" or (waits and left_s > 0):
-                    return Taken(max(0.0, left_s), attempts)
+                    return Taken(max(0.0, left_s), attempts, state != "running")
             # It was pruned, or released, in between.
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:

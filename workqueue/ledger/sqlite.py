@@ -113,7 +113,7 @@ class SqliteLedger:
                 elif gone and dead != holder:
                     dead = holder
                 elif state == "running" or (next_at == lease_until and left_s > 0):
-                    return Taken(max(0.0, left_s), attempts)
+                    return Taken(max(0.0, left_s), attempts, state != "running")
             # It was pruned, or released, in between; or its holder is dead.
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:

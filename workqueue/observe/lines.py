@@ -22,6 +22,7 @@ log = logging.getLogger("workqueue.events")
 
 WORDS: dict[str, str] = {
     "taken": "is taken  {task}",
+    "early": "is not due yet  {task}",
     "crashed": "its worker died, or lost its claim ({count})  {task}",
     "behind": "comes after a copy that tells more  {task}",
     "alone": "must run alone  {task}",

@@ -35,9 +35,10 @@ from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter, Verdict
 
 Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"]
 """Why a message is a dead letter."""
-Because = Literal["taken", "crashed", "behind", "alone", "redelivered", "returned"]
-"""Why a message comes later though no attempt failed: another worker has it; a worker died with it; another copy of it
-tells more; it must run alone and can't now; the broker has delivered it too often; it was a dead letter too often."""
+Because = Literal["taken", "early", "crashed", "behind", "alone", "redelivered", "returned"]
+"""Why a message comes later though no attempt failed: another worker has it; its next attempt is not due; a worker died
+with it; another copy of it tells more; it must run alone and can't now; the broker has delivered it too often; it was a
+dead letter too often."""
 
 ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
 LONGEST_S = 366 * 86_400.0  # that a handler may ask for
@@ -104,7 +105,7 @@ def before_attempt(
     rung = rung_of(answer.left_s, rungs)
     if answer.attempts > told:  # another copy has the whole story: that one is to come first
         rung = rungs[min(rungs.index(rung) + 1, len(rungs) - 1)]
-    return Wait(rung, "taken")
+    return Wait(rung, "early" if answer.waits else "taken")
 
 
 def _of_claim(claim: Claimed, told: int, rungs: Sequence[Rung], crash_limit: int) -> Try | Wait | Bury:

@@ -24,7 +24,7 @@ The steps of each, and their order, are in `settling`.
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic
@@ -191,13 +191,10 @@ class Guard(Generic[T]):
     async def _answer(self, received: Received[T], alone: bool) -> Claimed | Taken | Finished | Conflict:
         """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
         task_id, digest = received.task.id, codec.digest(received.arrived.body)
-        lease_s, kind, request = self._receive.lease_s, received.kind, uuid4()
-
-        def claim() -> Coroutine[Any, Any, Claimed | Taken | Finished | Conflict]:
-            return self._ledger.claim(
-                task_id, self._worker, lease_s, kind=kind, digest=digest, alone=alone, request=request
-            )
-
+        claim = partial(
+            self._ledger.claim, task_id, self._worker, self._receive.lease_s, kind=received.kind, digest=digest,
+            alone=alone, request=uuid4(),
+        )  # fmt: skip
         try:
             answer = await self._ask(claim, self._is_draining)
             if isinstance(answer, Finished) and _is_sent_back(received.arrived, answer):
