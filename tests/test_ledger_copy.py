@@ -92,9 +92,10 @@ async def every_state(ledger: Ledger) -> dict[str, UUID]:
     await claimed(ledger, made["released"], NOW_S, "lost it", alone=True)
     claim = await claimed(ledger, made["released"])
     assert await ledger.release(made["released"], claim.fence)
-    for word in ("crashed", "asked and gone"):
-        await claimed(ledger, made[word], NOW_S, "killed it", alone=True)
+    await claimed(ledger, made["crashed"], NOW_S, "killed it", alone=True)
+    claim = await claimed(ledger, made["asked and gone"], LONG_S, "killed it", alone=True)
     assert await ledger.cancel(made["asked and gone"], "by ops: too late") == "asked"
+    assert await ledger.renew(made["asked and gone"], claim.fence, NOW_S)
     claim = await claimed(ledger, made["done"], alone=True)
     assert await ledger.complete(made["done"], claim.fence, 1, '{"kind":"nap","word":"é"}')
     for word in ("dead", "revived"):
