@@ -15,6 +15,7 @@ LONG = "a" * 900 + "!"
 def test_it_finds_what_the_pattern_finds() -> None:
     search = Search(re.compile("No such (file|folder)"))
     assert [search.finds(text) for text in ("x: No such folder", "no such file", "")] == [True, False, False]
+    assert (signal.getsignal(signal.SIGVTALRM), signal.getitimer(signal.ITIMER_VIRTUAL)) == (signal.SIG_DFL, (0.0, 0.0))
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*$", "(a*)*c", "(?:a|aa)+$"])

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from workqueue.errors import ExtraMissing
 from workqueue.extras import needed
+from workqueue.process.stdout import whole
 
 COMMANDS = {
     "init": ("workqueue.cli.init", "lay down the example as a project of your own"),
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS)
     parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER)
     given = parser.parse_args(arguments)
+    sys.stdout = whole(sys.stdout)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may be one that can't be shown
     try:
