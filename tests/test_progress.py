@@ -17,7 +17,7 @@ from tests.generated.worker import Application
 from tests.generated.worker.messages.json import Nap, NapResult, Task
 from tests.harness import RECEIVE
 from workqueue import Settings, TaskContext, TaskDead
-from workqueue.cli.operate import reached
+from workqueue.cli.tables import reached
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.tasks.progress import CHECKPOINT_BYTES, TEXT_LIMIT, Progress
 from workqueue.testing import run_task

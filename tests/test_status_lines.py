@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from workqueue.cli.operate import display
 from workqueue.cli.status import AT_MOST, rendered
+from workqueue.cli.tables import display
 from workqueue.ops.status import Status
 from workqueue.ops.workers import InHand, Work, Worker
 

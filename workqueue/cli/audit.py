@@ -4,21 +4,9 @@ from typing import Annotated
 
 import typer
 
-from workqueue.cli.operate import (
-    HERE,
-    Folder,
-    Form,
-    Output,
-    app,
-    call,
-    display,
-    ledger_of,
-    project_of,
-    row,
-    run,
-    table,
-    write_json,
-)
+from workqueue.cli.operate import HERE, Folder, app, call, ledger_of, project_of, run
+from workqueue.cli.output import Form, Output, write_json
+from workqueue.cli.tables import display, row, table
 from workqueue.ops.audit import Action, actions
 
 commands = app()

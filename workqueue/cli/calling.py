@@ -9,23 +9,18 @@ import typer
 from workqueue.cli.operate import (
     HERE,
     Folder,
-    Form,
-    Output,
     agreed,
     app,
     call,
     can_be_asked,
-    display,
     ids_of,
     ledger_of,
     progress,
     project_of,
-    row,
     run,
-    say,
-    table,
-    write_json,
 )
+from workqueue.cli.output import Form, Output, put, say, told, write_json
+from workqueue.cli.tables import display, row, table
 from workqueue.contract import Receive
 from workqueue.errors import UsageInvalid, WorkQueueError
 from workqueue.ops.cancelling import Cancelled, cancel
@@ -67,25 +62,24 @@ def cancel_tasks(
     except (WorkQueueError, KeyboardInterrupt):
         if len(found) < len(wanted):
             say(f"{len(found)} of {len(wanted)} were called off, see below; ask again for the others")
-        _told(list(found.values()), output)
+        _show(list(found.values()), output)
         raise
-    _told(list(found.values()), output)
-    return 0 if all(one.state == "cancelled" for one in found.values()) else 1
+    known = _show(list(found.values()), output)
+    return 0 if known and all(one.state == "cancelled" for one in found.values()) else 1
 
 
-def _told(found: list[Cancelled], output: Form) -> None:
-    if output is Form.TABLE:
-        made = table("task", "state", "kind", "worker")
-        for one in found:
-            row(made, one.id, one.state, one.kind or "", one.worker or "")
-        display(made)
-    else:
-        write_json(output, found)
+def _show(found: list[Cancelled], output: Form) -> bool:
+    """Whether standard output has it."""
+    made = table("task", "state", "kind", "worker")
+    for one in found:
+        row(made, one.id, one.state, one.kind or "", one.worker or "")
+    known = told(lambda: display(made) if output is Form.TABLE else write_json(output, found))
     for one in found:
         if one.state == "asked":
             say(f"{one.id} runs still on {one.worker}, which was asked to stop it, and says where one is that stays")
         elif not one.known:
             say(f"the ledger knew nothing of {one.id}: it is not run, should it come")
+    return known
 
 
 @pausing.command()
@@ -154,23 +148,21 @@ def purge_queue(
     try:
         run(act)
     finally:
-        print(f"purge: {done.purged} of {done.matched} messages")
+        known = told(lambda: put(f"purge: {done.purged} of {done.matched} messages\n"))
     if done.running:
         say(f"{done.running} stay: their tasks run, and go on")
     if done.ended_by is not None:
         raise done.ended_by
     if done.left > done.running:
         say(f"{done.left} wait there now: more has come, or came back")
-    return 1 if done.left else 0
+    return 1 if done.left or not known else 0
 
 
 def _shown(found: Paused, output: Form) -> int:
     word = "paused" if found.paused else "resumed"
-    if output is Form.TABLE:
-        before = "" if found.changed else f" (it was {'already' if found.paused else 'not paused'})"
-        display(f"{found.queue} is {word}{before}; workers that say so: {', '.join(found.obey) or 'none is seen'}")
-    else:
-        write_json(output, [found], one=True)
+    before = "" if found.changed else f" (it was {'already' if found.paused else 'not paused'})"
+    text = f"{found.queue} is {word}{before}; workers that say so: {', '.join(found.obey) or 'none is seen'}"
+    known = told(lambda: display(text) if output is Form.TABLE else write_json(output, [found], one=True))
     if found.others:
         say(f"not yet: {', '.join(found.others)}; one that died just now, or is of an earlier version, does not obey")
     elif found.paused and found.consumers is None:
@@ -180,7 +172,7 @@ def _shown(found: Paused, output: Form) -> int:
             f"{found.consumers} consumers take from it still, which tell the ledger nothing: workers of an earlier "
             "version, or without rights on its tables, or somebody else"
         )
-    return 0 if found.is_so else 1
+    return 0 if found.is_so and known else 1
 
 
 def _receive(project: Project, queue: str) -> Receive:

@@ -8,27 +8,22 @@ from typing import Annotated
 import typer
 from rich.console import Group
 
-from workqueue.cli.letters import SAMPLES, filter_of, listed, opened, preview
+from workqueue.cli.letters import SAMPLES, filter_of, grouped, listed, opened, preview
 from workqueue.cli.operate import (
     HERE,
     Folder,
-    Form,
-    Output,
     agreed,
     app,
     call,
     can_be_asked,
-    display,
     field_of,
     ledger_of,
     progress,
     project_of,
-    row,
     run,
-    say,
-    table,
-    write_json,
 )
+from workqueue.cli.output import Form, Output, put, say, told, write_json
+from workqueue.cli.tables import display
 from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops import letters
 from workqueue.ops.audit import operator
@@ -77,13 +72,7 @@ def show_groups(
     if output is not Form.TABLE:
         write_json(output, made)
         return 0
-    shown = table("letters:", "sendable:", "kind", "reason", "oldest", "newest", "queue", "error")
-    for group in made:
-        row(
-            shown, group.count, group.pass_contract, group.kind, group.reason, group.oldest, group.newest, group.queue,
-            group.error,
-        )  # fmt: skip
-    display(shown if made else "no dead letters")
+    display(grouped(made) if made else "no dead letters")
     return 0
 
 
@@ -196,8 +185,7 @@ def mend(
             await carry_out(project, Desk(project, ledger, _name()), _name(), wanted, why=why)
 
     run(act)
-    print(wanted.id)
-    return 0
+    return 0 if told(lambda: put(f"{wanted.id}\n")) else 1
 
 
 async def _find(desk: Desk, id: str) -> list[Opened]:
@@ -242,18 +230,19 @@ def _act(
         return 1 if missing or (selection.refused and not dry_run) else 0
     if not (yes or agreed(f"{action} {len(selection.letters)} letters?")):
         return 1
-    moved = Moved(action, operator(), why)
+    moved, known = Moved(action, operator(), why), False
     try:
         run(lambda: move(selection, moved))
     finally:  # Ctrl-C too: what was done until then was done
-        _told(moved, len(selection.letters))
+        known = _told(moved, len(selection.letters))
     if moved.ended_by is not None:
         raise moved.ended_by
-    return 1 if moved.left or moved.unsure or selection.refused else 0
+    return 1 if moved.left or moved.unsure or selection.refused or not known else 0
 
 
-def _told(moved: Moved, of: int) -> None:
-    print(f"{moved.action}: {moved.moved} of {of} letters")
+def _told(moved: Moved, of: int) -> bool:
+    """Whether standard output has it."""
+    known = told(lambda: put(f"{moved.action}: {moved.moved} of {of} letters\n"))
     if moved.unsure:
         say(f"{moved.unsure} more, and these may be among the dead letters still: ask again, it doubles nothing")
     if moved.gone:
@@ -262,6 +251,7 @@ def _told(moved: Moved, of: int) -> None:
         say(f"stays: {letter.id or letter.key}: {problem}")
     if len(moved.left) > SAMPLES:
         say(f"{len(moved.left)} stay in all")
+    return known
 
 
 def _read(folder: Path, wanted: Filter) -> list[Letter]:

@@ -5,19 +5,10 @@ import os
 from rich.console import Group
 from rich.text import Text
 
-from workqueue.cli.operate import (
-    HERE,
-    Folder,
-    Form,
-    Output,
-    app,
-    call,
-    display,
-    project_of,
-    run,
-    write_json,
-)
+from workqueue.cli.operate import HERE, Folder, app, call, project_of, run
+from workqueue.cli.output import Form, Output, write_json
 from workqueue.cli.status import ledger_if_there
+from workqueue.cli.tables import display
 from workqueue.errors import escaped
 from workqueue.ops.doctor import Finding, doctor
 

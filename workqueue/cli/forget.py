@@ -9,23 +9,18 @@ import typer
 from workqueue.cli.operate import (
     HERE,
     Folder,
-    Form,
-    Output,
     agreed,
     app,
     call,
     can_be_asked,
-    display,
     ids_of,
     ledger_of,
     progress,
     project_of,
-    row,
     run,
-    say,
-    table,
-    write_json,
 )
+from workqueue.cli.output import Form, Output, say, told, write_json
+from workqueue.cli.tables import display, row, table
 from workqueue.ledger import Ledger
 from workqueue.ops.desk import Desk
 from workqueue.ops.forgetting import Forgotten, forget, look
@@ -65,17 +60,15 @@ def forget_tasks(
         if not (yes or agreed(f"erase {len(gone)} tasks, and their {sum(one.letters for one in gone)} dead letters?")):
             return 1
         there = run(lambda: at_the_desk(lambda ledger, desk: forget(ledger, desk, wanted, why=why)))
-    if output is Form.TABLE:
-        made = table("task", "state", "in the ledger", "letters:")
-        for one in there:
-            row(made, one.id, one.state, "erased" if one.row else "", one.letters)
-        display(made if there else "no task was named")
-    else:
-        write_json(output, there)
-    return _told(there)
+    made = table("task", "state", "in the ledger", "letters:")
+    for one in there:
+        row(made, one.id, one.state, "erased" if one.row else "", one.letters)
+    known = told(lambda: display(made) if output is Form.TABLE else write_json(output, there))
+    _explain(there)
+    return 0 if known and not any(one.is_open for one in there) else 1
 
 
-def _told(there: list[Forgotten]) -> int:
+def _explain(there: list[Forgotten]) -> None:
     for one in there:
         if one.is_open:
             say(f"{one.id} is {one.state}, and is left alone: workqueue cancel {one.id}")
@@ -85,7 +78,6 @@ def _told(there: list[Forgotten]) -> int:
             say(f"if no worker has taken the message of {one.id} from its queue since it was cancelled, it is run")
     if any(one.row for one in there):
         say("a copy of a message that comes later is a new task, and is run")
-    return 1 if any(one.is_open for one in there) else 0
 
 
 def main(arguments: list[str]) -> int:

@@ -4,7 +4,9 @@ from typing import Annotated
 
 import typer
 
-from workqueue.cli.operate import Form, Output, app, call, display, progress, run, say, write_json
+from workqueue.cli.operate import app, call, progress, run
+from workqueue.cli.output import Form, Output, say, told, write_json
+from workqueue.cli.tables import display
 from workqueue.ops.copying import Copied, copy, reopen, reopen_lost
 
 commands = app()
@@ -36,12 +38,10 @@ def copy_ledger(
     done = run(act)
     if done.again:
         say(f"{done.source} was closed by an earlier copy to the same ledger: this one has gone on with it")
-    if output is Form.TABLE:
-        display(f"ledger copy: {done.copied:,} copied, {done.kept:,} kept, {done.replaced:,} replaced")
-    else:
-        write_json(output, [done], one=True)
+    text = f"ledger copy: {done.copied:,} copied, {done.kept:,} kept, {done.replaced:,} replaced"
+    known = told(lambda: display(text) if output is Form.TABLE else write_json(output, [done], one=True))
     say(f"{done.source} is closed; start workers and applications with the LEDGER_URL of {done.target}")
-    return 0
+    return 0 if known else 1
 
 
 @commands.command("reopen")
@@ -62,11 +62,11 @@ def reopen_ledger(
     opened, closed = run(
         lambda: reopen_lost(source, target, why=why) if lost else reopen(source, target, why=why, force=force)
     )
-    display(f"{opened} is open again")
+    known = told(lambda: display(f"{opened} is open again"))
     say(f"{closed} is not to be used any more")
     if lost:
         say("a task that was done there since may be done again")
-    return 0
+    return 0 if known else 1
 
 
 def main(arguments: list[str]) -> int:

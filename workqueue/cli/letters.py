@@ -10,10 +10,12 @@ from datetime import UTC, datetime, timedelta
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from workqueue.cli.operate import row, say, table
+from workqueue.cli.output import say
+from workqueue.cli.tables import row, table
 from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops.desk import Selection
 from workqueue.ops.letters import Filter, Letter, Opened, plain_id
+from workqueue.ops.letters import Group as Alike
 from workqueue.ops.searching import Search
 
 SAMPLES = 3
@@ -29,6 +31,16 @@ def preview(selection: Selection) -> None:
         say(f"  ... and {len(selection.letters) - SAMPLES} more")
     for why, count in Counter(why for _, why in selection.refused).most_common():
         say(f"{count} are left alone: {why}")
+
+
+def grouped(found: Sequence[Alike]) -> RenderableType:
+    made = table("letters:", "sendable:", "kind", "reason", "oldest", "newest", "queue", "error")
+    for group in found:
+        row(
+            made, group.count, group.pass_contract, group.kind, group.reason, group.oldest, group.newest, group.queue,
+            group.error,
+        )  # fmt: skip
+    return made
 
 
 def listed(found: Sequence[Letter]) -> RenderableType:

@@ -9,20 +9,9 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from workqueue.cli.operate import (
-    HERE,
-    Folder,
-    Form,
-    Output,
-    app,
-    call,
-    display,
-    project_of,
-    row,
-    run,
-    table,
-    write_json,
-)
+from workqueue.cli.operate import HERE, Folder, app, call, project_of, run
+from workqueue.cli.output import Form, Output, put, write_json
+from workqueue.cli.tables import display, row, table
 from workqueue.errors import UsageInvalid, escaped
 from workqueue.ops.plan import Plan, definitions, plan
 
@@ -46,7 +35,7 @@ def show(
         raise UsageInvalid(f"--export {export!r}: there are definitions, and nothing else")
     project = project_of(folder)
     if export is not None:
-        print(json.dumps(definitions(project), indent=2))
+        put(json.dumps(definitions(project), indent=2) + "\n")
         return 0
     found = run(lambda: plan(project, f"plan-{os.getpid()}"))
     if output is Form.TABLE:

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from workqueue.cli.operate import app, call
+from workqueue.cli.output import put
 from workqueue.ops.audit import Action
 from workqueue.ops.cancelling import Cancelled
 from workqueue.ops.copying import Copied
@@ -46,7 +47,7 @@ def show() -> int:
 
     A later version may add to a record; it takes nothing away within a major one.
     """
-    print(json.dumps(schemas(), indent=2))
+    put(json.dumps(schemas(), indent=2) + "\n")
     return 0
 
 

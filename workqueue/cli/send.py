@@ -2,13 +2,15 @@
 
 import os
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
-from workqueue.cli.operate import HERE, Folder, app, call, field_of, project_of, run, say
+from workqueue.cli.operate import HERE, Folder, app, call, field_of, project_of, run
+from workqueue.cli.output import put, say, told
 from workqueue.client import Client
+from workqueue.client.results import Handle
 from workqueue.contract import Send
 from workqueue.errors import TaskDead, TaskInvalid, TaskUnfinished, UsageInvalid
 from workqueue.ops.project import Project
@@ -51,20 +53,26 @@ def send(
                     raise
                 way_out = "a text that could be JSON, as a number could, has quotes of its own: zip='\"04109\"'"
                 raise TaskInvalid(error.message_id, f"{error.reason}; {way_out}") from error
-            print(handle.id)
+            known = told(lambda: put(f"{handle.id}\n"))
             if wait is None:
-                return 0
-            try:
-                result = await handle.result(timeout_s=wait)
-            except (TaskDead, TaskUnfinished) as error:
-                say(str(error))
-                return 1
-            print(
-                result.model_dump_json(by_alias=True, exclude_unset=True) if isinstance(result, BaseModel) else "null"
-            )
-            return 0
+                return 0 if known else 1
+            return await _wait(handle, wait, known)
 
     return run(ask)
+
+
+async def _wait(handle: Handle[Any], within_s: float, known: bool) -> int:
+    """Write the task's result. `known` is whether standard output has the id: it has no more if it has not that."""
+    try:
+        result = await handle.result(timeout_s=within_s)
+    except (TaskDead, TaskUnfinished) as error:
+        say(str(error))
+        return 1
+    text = result.model_dump_json(by_alias=True, exclude_unset=True) if isinstance(result, BaseModel) else "null"
+    if not known:
+        say(text)
+        return 1
+    return 0 if told(lambda: put(f"{text}\n")) else 1
 
 
 def _operation(project: Project, to: str | None) -> tuple[str, Send]:

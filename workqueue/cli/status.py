@@ -12,26 +12,9 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from workqueue.cli.operate import (
-    HERE,
-    Folder,
-    Form,
-    Output,
-    app,
-    call,
-    console,
-    display,
-    ledger_of,
-    project_of,
-    reached,
-    row,
-    run,
-    say,
-    shown,
-    span,
-    table,
-    write_json,
-)
+from workqueue.cli.operate import HERE, Folder, app, call, ledger_of, project_of, run
+from workqueue.cli.output import Form, Output, say, write_json
+from workqueue.cli.tables import console, display, reached, row, shown, span, table
 from workqueue.errors import BrokerUnreachable, LedgerUnreachable, escaped
 from workqueue.ledger import Ledger
 from workqueue.ledger.none import SilentLedger
@@ -66,7 +49,6 @@ def show(
         while True:
             if (found := look_again(project)) is not None:
                 _write(found, Form.TABLE if output is Form.TABLE else Form.JSONL)
-                sys.stdout.flush()
             time.sleep(WATCH_S)
     else:
         with Live(console=console(), auto_refresh=False) as live:

@@ -7,22 +7,9 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from workqueue.cli.operate import (
-    HERE,
-    Folder,
-    Form,
-    Output,
-    ago,
-    app,
-    call,
-    display,
-    id_of,
-    ledger_of,
-    project_of,
-    reached,
-    run,
-    write_json,
-)
+from workqueue.cli.operate import HERE, Folder, app, call, id_of, ledger_of, project_of, run
+from workqueue.cli.output import Form, Output, write_json
+from workqueue.cli.tables import ago, display, reached
 from workqueue.errors import escaped
 from workqueue.ops.story import Attempt, Return, Story, story
 
