@@ -416,14 +416,19 @@ async def test_an_error_of_a_statement_is_the_handlers_and_the_next_block_works(
     assert [outcome.state for outcome in await ledger.outcomes([task_id])] == ["done"]
 
 
+def with_an_effect(store: Store) -> None:
+    """It is there already, so that to write it again fails."""
+    store.run("CREATE TABLE effect (n integer PRIMARY KEY)")
+    store.run("INSERT INTO effect VALUES (1)")
+
+
 async def test_a_block_that_goes_on_after_a_statement_failed_is_committed_as_a_whole_or_not_at_all(
     ledger: Ledger, store: Store
 ) -> None:
     """PostgreSQL commits nothing then and says so of no error; SQLite goes on without the statement."""
     task_id = uuid4()
     claim = await claimed(ledger, task_id)
-    store.run("CREATE TABLE effect (n integer PRIMARY KEY)")
-    store.run("INSERT INTO effect VALUES (1)")
+    with_an_effect(store)
     is_done, error = True, ""
     try:
         async with ledger.completion(task_id, claim.fence, 1, None) as db:
@@ -444,8 +449,7 @@ async def test_a_block_whose_transaction_a_failed_statement_has_ended_commits_no
 ) -> None:
     task_id = uuid4()
     claim = await claimed(ledger, task_id)
-    store.run("CREATE TABLE effect (n integer PRIMARY KEY)")
-    store.run("INSERT INTO effect VALUES (1)")
+    with_an_effect(store)
     word = "OR ROLLBACK " if store.mark == "?" else ""
     for more in ([], ["INSERT INTO effect VALUES (2)"]):
         with pytest.raises((sqlite3.OperationalError, psycopg.errors.InFailedSqlTransaction)):  # noqa: PT012

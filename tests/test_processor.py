@@ -112,16 +112,9 @@ class FakeLedger(NoLedger):
         self.values.append((name, *values))
 
     async def claim(
-        self,
-        task_id: UUID,
-        worker: str,
-        lease_s: float,
-        *,
-        kind: str,
-        digest: bytes,
-        alone: bool,
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
         request: UUID | None = None,
-    ) -> Claimed | Taken | Finished | Conflict:
+    ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         self.requests.append(request)
         self._asked("claim", task_id, worker, lease_s)
         self.alone.append(alone)

@@ -127,16 +127,9 @@ class Ledger(Protocol):
         """What lies in it beside the tasks."""
 
     async def claim(
-        self,
-        task_id: UUID,
-        worker: str,
-        lease_s: float,
-        *,
-        kind: str,
-        digest: bytes,
-        alone: bool,
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
         request: UUID | None = None,
-    ) -> Claimed | Taken | Finished | Conflict:
+    ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         """Claim the task, if nobody has a claim that is alive, its next attempt is due, and it is not finished.
 
         `digest` is that of the payload, kept from the first claim on; empty where it is not known. `alone` says that

@@ -29,16 +29,9 @@ class NoLedger:
     board = NoBoard()
 
     async def claim(
-        self,
-        task_id: UUID,
-        worker: str,
-        lease_s: float,
-        *,
-        kind: str,
-        digest: bytes,
-        alone: bool,
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
         request: UUID | None = None,
-    ) -> Claimed | Taken | Finished | Conflict:
+    ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         return GRANTED
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:

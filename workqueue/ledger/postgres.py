@@ -88,16 +88,9 @@ class PostgresLedger:
         return self
 
     async def claim(
-        self,
-        task_id: UUID,
-        worker: str,
-        lease_s: float,
-        *,
-        kind: str,
-        digest: bytes,
-        alone: bool,
+        self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
         request: UUID | None = None,
-    ) -> Claimed | Taken | Finished | Conflict:
+    ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         claim = (task_id, text_of(worker), float(lease_s), text_of(kind), digest or None, alone, request)
         while True:
             try:

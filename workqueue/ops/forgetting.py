@@ -8,6 +8,7 @@ from typing import Literal
 from uuid import UUID
 
 from workqueue.client.asking import asked
+from workqueue.client.status import status_of
 from workqueue.errors import WorkQueueError
 from workqueue.ledger import Ledger
 from workqueue.ops.audit import note, operator
@@ -104,5 +105,5 @@ async def _state(ledger: Ledger, task_id: UUID) -> State:
     entry = await asked(ledger, partial(ledger.entry, task_id))
     if entry is None:
         return "unknown"
-    is_over = entry.state in ("waiting", "running") and entry.cancel is not None and not entry.held
-    return "cancelled" if is_over else entry.state  # it died while it was called off, and nothing comes to end it
+    # Also where its worker died while it was called off, and nothing comes to end it.
+    return "cancelled" if status_of(task_id, entry).state == "cancelled" else entry.state

@@ -77,6 +77,4 @@ async def _workers(
     here = [one for one in await workers(ledger) if queue in one.queues and one.state not in ("gone", "stopping")]
     obey = [one for one in here if one.queues[queue].paused is paused]
     others = tuple(one.name for one in here if one not in obey)
-    in_hand = sum(task.operation == operation for one in obey for task in one.in_hand)
-    in_hand += sum(one.queues[queue].waiting for one in obey)
-    return tuple(one.name for one in obey), others, in_hand
+    return tuple(one.name for one in obey), others, sum(one.held(queue, operation) for one in obey)

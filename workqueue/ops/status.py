@@ -119,7 +119,7 @@ def _receiving(
     return Queue(
         queue=name,
         ready=ready,
-        in_hand=None if seen is None else sum(_held(worker, receive) for worker in here),
+        in_hand=None if seen is None else sum(worker.held(name, receive.operation) for worker in here),
         delayed={queue: None if found is None else found.messages for queue, found in delayed.items()},
         dead_queue=receive.dead.name,
         dead=None if dead is None else dead.messages,
@@ -131,11 +131,6 @@ def _receiving(
         else round(ready / rate if ready else 0.0, 1),
         paused=pauses.get(name),
     )
-
-
-def _held(worker: Worker, receive: Receive) -> int:
-    running = sum(one.operation == receive.operation for one in worker.in_hand)
-    return running + worker.queues[receive.queue.name].waiting
 
 
 def _sending(send: Send, depths: Mapping[str, Depth]) -> Queue:

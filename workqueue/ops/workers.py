@@ -64,6 +64,10 @@ class Worker:
     queues: Mapping[str, Work]
     in_hand: tuple[InHand, ...]
 
+    def held(self, queue: str, operation: str) -> int:
+        """How many messages of the queue, and so of this operation, it has: those that it runs, and that wait in it."""
+        return sum(one.operation == operation for one in self.in_hand) + self.queues[queue].waiting
+
 
 async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
     """Those that were heard of within an hour, by name. One that is gone has in hand what nobody else has taken, and
