@@ -296,6 +296,15 @@ async def test_publishing_and_acking_leave_nothing_behind(site: Site) -> None:
         assert await work(300) - before < 100
 
 
+async def test_what_comes_for_a_consumer_that_has_left_goes_back_if_the_broker_does_not_have_it_yet() -> None:
+    broker = Broker()
+    broker.lane.deliver(Arrival(7, redelivered=False, consumer=b"gone"))
+    assert broker.written == frame.marshal(Basic.Nack(7, requeue=True), 1)
+    broker.abort("cut")
+    broker.lane.deliver(Arrival(8, redelivered=False, consumer=b"gone"))
+    assert broker.written == frame.marshal(Basic.Nack(7, requeue=True), 1)
+
+
 async def test_a_worker_that_gets_nothing_but_deliveries_keeps_its_connection(site: Site) -> None:
     worker = await site.worker(WORKQUEUE_HEARTBEAT_S="1")  # the library gives a silent broker up after 6 s
     tasks = simulate(450, seconds=0.02)

@@ -350,12 +350,11 @@ async def test_one_crash_less_is_one_more_chance() -> None:
     assert await bench.take() == ["claim", "run", "complete", "ack"]
 
 
-async def test_where_nobody_counts_crashes_the_brokers_count_is_taken() -> None:
+async def test_where_nobody_counts_crashes_each_time_that_a_message_comes_again_is_one() -> None:
     limit = RECEIVE.crash_limit
     for headers, count, expected in (
-        ({}, limit, [DEAD, "bury"]),
-        ({"x-crashes": 1}, limit - 1, [DEAD, "bury"]),
-        ({}, limit - 1, ["release", RUNGS[limit - 2]]),
+        ({"x-crashes": limit - 1}, 1, [DEAD, "bury"]),
+        ({"x-crashes": limit - 2}, 1, ["release", RUNGS[limit - 2]]),
         ({"x-crashes": limit - 1}, 0, ["run", "complete"]),
     ):
         bench = Bench()
@@ -363,6 +362,13 @@ async def test_where_nobody_counts_crashes_the_brokers_count_is_taken() -> None:
         assert await bench.take(headers=headers, delivery_count=count) == ["claim", *expected, "ack"]
         if expected[0] == "release":
             assert bench.publisher.copies[0]["headers"] == {"x-crashes": limit - 1}
+
+
+async def test_a_message_that_went_from_one_dead_consumer_to_the_next_counts_as_one_crash() -> None:
+    bench = Bench()
+    bench.ledger.claim_answer = claimed(None, fence=0)
+    assert await bench.take(delivery_count=RECEIVE.crash_limit + 5) == ["claim", "release", RUNGS[0], "ack"]
+    assert bench.publisher.copies[0]["headers"] == {"x-crashes": 1}
 
 
 async def test_a_task_whose_worker_died_waits_before_it_is_tried_again_and_longer_each_time() -> None:

@@ -17,7 +17,7 @@ from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
 from workqueue.amqp.direct import DirectLane
 from workqueue.amqp.lane import Lane
-from workqueue.amqp.links import Links
+from workqueue.amqp.source import Source
 from workqueue.amqp.topology import Topology
 from workqueue.contract import load
 from workqueue.dev.node import Node
@@ -116,9 +116,8 @@ async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site
     loaded, settings = load("tests.generated.worker"), Settings(amqp_uri=(site.uri,))
     opened, ended = list[Lane](), list[WorkQueueError]()
     link = Losing(settings, "starting", Topology(loaded.queues, "starting").declare)
-    consumer = Consumer(
-        Links("starting", QUEUE, lambda: link), loaded.receives[QUEUE], "starting", settings, ended.append
-    )
+    source = Source("starting", QUEUE, link)
+    consumer = Consumer(source, loaded.receives[QUEUE], "starting", settings, ended.append)
     await consumer.start()
     (task,) = simulate(1)
     await site.publish(json.dumps(task).encode(), message_id=task["id"])

@@ -288,19 +288,36 @@ async def declare(site: Site, name: str, **arguments: Any) -> None:
         await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum", **arguments})
 
 
-@pytest.mark.parametrize("limit", [{}, {"x-delivery-limit": 20}])
-async def test_dead_letters_in_a_queue_without_the_delivery_limit_are_tolerated_and_the_policy_is_said_once(
+@pytest.mark.parametrize("limit", [{}, {"x-delivery-limit": 2_000_000_000}])
+async def test_a_queue_without_the_contracts_delivery_limit_is_used_and_the_policy_is_said_once(
     site: Site, limit: dict[str, Any]
 ) -> None:
     await declare(site, DEAD_QUEUE, **limit)
     worker = await site.worker("w", "--concurrency", "2")
     await site.publish(b"garbage")
     await site.dead_letters(1)
-    (line,) = worker.says(f"queue '{DEAD_QUEUE}' was declared without")
+    (line,) = worker.says(f"queue '{DEAD_QUEUE}' was declared with")
     there = site.uri.rpartition("/")[2]
     pattern = re.escape(DEAD_QUEUE)
     command = f"rabbitmqctl set_policy -p {there} {DEAD_QUEUE} '^{pattern}$' '{{\"delivery-limit\":1000000000}}'"
     assert command + " --apply-to queues" in line
+
+
+async def test_queues_of_a_lower_delivery_limit_are_used_and_where_the_steps_are_is_said_once(site: Site) -> None:
+    limits = (QUEUE, DEAD_QUEUE)
+    await declare(site, DEAD_QUEUE, **{"x-delivery-limit": 20})
+    await declare(site, QUEUE, **{**RECEIVE.queue.arguments, "x-delivery-limit": 20})
+    worker = await site.worker("w", "--concurrency", "2")
+    sent = simulate(2)
+    await site.send(sent)
+    await site.all_end(sent)
+    for name in limits:
+        (line,) = worker.says(f"queue '{name}' was declared with x-delivery-limit 20, not as the contract has it")
+        assert "`workqueue plan` has the steps" in line
+    planned = json.loads((await site.workqueue("plan", "-o", "json")).out)["queues"]
+    for one in planned:
+        assert one["state"] == ("low limit" if one["queue"] in limits else "same")
+        assert one["queue"] not in limits or any("delete_queue -p" in step for step in one["steps"])
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Closed(NamedTuple):
 
 @dataclass(slots=True)
 class Arrival:
-    """A message that was delivered, or one that is returned (it has the tag 0).
+    """A message that was delivered to a `consumer`, or one that is returned (it has the tag 0, and no consumer).
 
     `properties` is None if they can't be read. Of a body larger than is held, `oversized_bytes` is all there is.
     """
@@ -59,6 +59,7 @@ class Arrival:
     size: int = 0
     body: bytes = b""
     oversized_bytes: int | None = None
+    consumer: bytes = b""
 
 
 class Receiver(Protocol):
@@ -91,7 +92,7 @@ class Content:
             if method == DELIVER:
                 tag_at = 5 + content[4]  # after the consumer tag, which is a short string
                 tag = int.from_bytes(content[tag_at : tag_at + 8], "big")
-                self._arriving = Arrival(tag, bool(content[tag_at + 8] & 1))
+                self._arriving = Arrival(tag, bool(content[tag_at + 8] & 1), consumer=content[5:tag_at])
             elif method in (ACK, NACK):
                 tag, bits = int.from_bytes(content[4:12], "big"), content[12]
                 self.receiver.confirmed(tag, multiple=bool(bits & 1), stored=method == ACK)

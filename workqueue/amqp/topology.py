@@ -1,6 +1,7 @@
 """The contract's queues on the broker: declared, or looked at where we may not declare."""
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -31,14 +32,13 @@ class Topology:
     """Declares the contract's queues on one connection after the other; `name` is for what it says, each thing once.
 
     Each queue is declared actively, so that one which exists with other properties is found at once. Two things are
-    tolerated, and said: the user may not declare, but the queue exists; and dead letters in a queue of an older
-    contract, without a delivery limit. RabbitMQ 4 then drops a dead letter that was looked at 20 times.
+    tolerated, and said: the user may not declare, but the queue exists; and a queue of an older contract, with another
+    delivery limit. A low one drops good messages: a dead letter that was looked at too often, a task that many idle
+    workers lost one after the other, see `Source`.
     """
 
     def __init__(self, queues: Iterable[Queue], name: str) -> None:
         self._queues, self._name = tuple(queues), name
-        targets = {queue.arguments.get("x-dead-letter-routing-key") for queue in self._queues}
-        self._ends = {q.name for q in self._queues if "x-dead-letter-routing-key" not in q.arguments} & targets
         self._said: set[str] = set()
 
     async def declare(self, connection: AbstractConnection) -> None:
@@ -88,19 +88,21 @@ class Topology:
         self, connection: AbstractConnection, asking: "Asking", queue: Queue, refusal: ChannelClosed
     ) -> None:
         differs = LIMIT_DIFFERS.search(words(refusal))
-        if queue.name not in self._ends or LIMIT not in queue.arguments or differs is None:
+        if differs is None:
             raise _differs(connection, refusal) from refusal
+        limit = int(differs[1]) if differs[1] else None
         there: dict[str, Any] = {name: value for name, value in queue.arguments.items() if name != LIMIT}
-        if differs[1]:
-            there[LIMIT] = int(differs[1])
         try:
-            await asking.declare(queue, there)  # that is the only difference
+            await asking.declare(queue, there if limit is None else there | {LIMIT: limit})  # the only difference
         except ChannelClosed as error:
             raise _differs(connection, error) from error
-        self._say(
-            f"queue {queue.name!r} was declared without the contract's {LIMIT}; unless a policy says it, run: "
-            + limit_policy(queue, _vhost(connection.url))
+        has = f"queue {queue.name!r} was declared " + (
+            f"without the contract's {LIMIT}" if limit is None else f"with {LIMIT} {limit}, not as the contract has it"
         )
+        if is_low(limit, queue):
+            self._say(f"{has}; it is used as it is, no policy raises that, and `workqueue plan` has the steps")
+        else:
+            self._say(f"{has}; unless a policy says it, run: {limit_policy(queue, _vhost(connection.url))}")
 
     def _say(self, what: str) -> None:
         if what not in self._said:
@@ -149,6 +151,12 @@ def _differs(connection: AbstractConnection, error: ChannelClosed) -> ContractIn
         f"a queue at {place(connection)} is not what the contract declares: {words(error)}; "
         "change spec/, or delete the queue there, and with it all that is in it; `workqueue plan` tells what differs"
     )
+
+
+def is_low(limit: int | None, queue: Queue) -> bool:
+    """Whether the delivery limit that a queue was declared with is lower than the contract's: of an argument and a
+    policy RabbitMQ takes the lower one (seen on 4.0), so that only a new queue gets a higher one."""
+    return limit is not None and limit < queue.arguments.get(LIMIT, math.inf)
 
 
 def limit_policy(queue: Queue, vhost: str) -> str:

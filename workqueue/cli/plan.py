@@ -56,7 +56,7 @@ def rendered(found: Plan) -> RenderableType:
             row(made, "", "", one.name, _value(one.contract), _value(one.broker))
         if queue.why is not None:
             lines.append(f"{queue.queue}: {queue.why}")
-        if queue.state in ("policy", "new queue"):
+        if queue.state in ("policy", "low limit", "new queue"):
             lines.append(f"{queue.queue}, what it takes:")
             lines += [f"  {number}. {step}" for number, step in enumerate(queue.steps, 1)]
     where = f"{found.version} at {found.broker}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workqueue.amqp.probe import Probe, probe
+from workqueue.amqp.topology import LIMIT
 from workqueue.errors import LedgerDiffers
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ledger.board import Overdue
@@ -15,6 +16,7 @@ from workqueue.ops.project import Project
 from workqueue.ops.status import Status, paused, status
 from workqueue.ops.workers import contract_differs
 from workqueue.settings import hide_password
+from workqueue.tasks.processor import DELIVERIES
 
 CONSUMER_TIMEOUT_S = 1800.0  # RabbitMQ's default, https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 CLOCK_S = 5.0
@@ -54,6 +56,7 @@ async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
         *_broker(compared, tried),
         *_queues(compared),
         *_at_work(project, now),
+        *_crowded(project, compared, now),
         *_gone(project, now, await _overdue(ledger)),
         _ledger(project, ledger, now),
         *_limits(project),
@@ -98,6 +101,8 @@ def _queue(queue: QueuePlan, compared: Plan) -> Finding | None:
             return Finding(about, "fault" if anything else "warning", "it does not exist", queue.steps[0])
         case "policy":
             return Finding(about, "warning", f"{differs}, unless a policy says otherwise", queue.steps[0])
+        case "low limit":
+            return Finding(about, "warning", f"{differs}, which no policy raises", "workqueue plan has the steps")
         case "new queue":
             return Finding(about, "fault", f"{differs}: no worker starts", "workqueue plan has the steps")
         case "unseen":
@@ -139,6 +144,19 @@ async def _overdue(ledger: Ledger) -> list[Overdue]:
     with suppress(LedgerBusy):  # which is a finding of its own
         return await ledger.board.overdue(OVERDUE_S)
     return []
+
+
+def _crowded(project: Project, compared: Plan, now: Status) -> Iterator[Finding]:
+    """Queues whose workers are so many that a task may be lost by one after the other, as their node dies, and reach
+    the broker's limit on the way: see `amqp/source.py`."""
+    stated = {receive.queue.name: receive.queue.arguments for receive in project.receives.values()}
+    for queue in compared.queues:
+        arguments = stated.get(queue.queue, {})
+        limit = next((one.broker for one in queue.differences if one.name == LIMIT), arguments.get(LIMIT))
+        workers = sum(queue.queue in worker.queues and worker.state != "gone" for worker in now.workers)
+        if arguments.get("x-queue-type") == "quorum" and limit is not None and 0 <= limit <= workers + DELIVERIES:
+            said = f"{workers} workers, and {LIMIT} {limit}: a node that dies may make dead letters of good tasks"
+            yield Finding(f"queue {queue.queue}", "warning", said, "state 1000 in the contract, then workqueue plan")
 
 
 def _gone(project: Project, now: Status, found: Iterable[Overdue]) -> Iterator[Finding]:

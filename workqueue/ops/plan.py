@@ -9,13 +9,13 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from workqueue.amqp.compare import Compared, Difference, compare
-from workqueue.amqp.topology import LIMIT, limit_policy
+from workqueue.amqp.topology import LIMIT, is_low, limit_policy
 from workqueue.contract import Queue
 from workqueue.ops.project import Project
 
 UNSEEN = "policies, unacked messages and the consumer timeout can't be seen over AMQP"
 
-State = Literal["same", "missing", "policy", "new queue", "unseen"]
+State = Literal["same", "missing", "policy", "low limit", "new queue", "unseen"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class QueuePlan:
     | same      | it is as the contract has it                                                                   |
     | missing   | a worker, or a producer, declares it when it starts                                            |
     | policy    | workers take it as it is, and a policy gives it what it lacks: `steps` has the command         |
+    | low limit | workers take it as it is; no policy raises its delivery limit, but a new queue: `steps`        |
     | new queue | workers refuse it; RabbitMQ changes no queue, so a new one must take its place: `steps`        |
     | unseen    | the user may not compare it, or the broker does not say all: `why`                             |
     """
@@ -91,8 +92,9 @@ def _queue(found: Compared, is_end: bool, vhost: str) -> QueuePlan:
         return QueuePlan(name, "unseen", differences, (), found.unseen)
     if not differences:
         return QueuePlan(name, "same", (), ())
-    lacks_limit = LIMIT in found.queue.arguments and [one.name for one in differences] == [LIMIT]
-    if is_end and lacks_limit and found.unseen is None:
+    if [one.name for one in differences] == [LIMIT] and found.unseen is None and differences[0].broker != -1:
+        if is_low(differences[0].broker, found.queue):
+            return QueuePlan(name, "low limit", differences, _steps(name, is_end, vhost))
         return QueuePlan(name, "policy", differences, (limit_policy(found.queue, vhost),))
     return QueuePlan(name, "new queue", differences, _steps(name, is_end, vhost), found.unseen)
 
