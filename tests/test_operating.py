@@ -555,6 +555,21 @@ async def test_an_action_that_is_interrupted_says_what_it_did_and_the_audit_has_
     assert moved + told["unsure"] + told["left"] == 40
 
 
+async def test_a_redrive_that_goes_slowly_leaves_the_letters_to_others_meanwhile(fast: Site, broken: Path) -> None:
+    await fast.worker(script=MOODY)
+    tasks = await buried(fast, 14)
+    mend(broken)
+    process = await start(fast, "dead", "redrive", "--all", "--yes", "--rate", "2")
+    await until(lambda: fast.ended(), "the first is done")
+    listed = await ask(fast, "dead", "list")
+    assert process.returncode is None
+    assert 0 < len(listed) < len(tasks)
+    out, err = await process.communicate()
+    assert err.decode().count("Traceback") == 0
+    assert "14 of 14 letters" in out.decode()
+    await fast.all_end(tasks)
+
+
 async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_again(
     fast: Site, broken: Path, node: Broker
 ) -> None:
@@ -571,10 +586,16 @@ async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_
     async def some_are_sent() -> bool:
         return await in_queue() > 4
 
+    async def cut_off() -> bool:
+        connections = node.ctl("list_connections", "pid", "client_properties").splitlines()
+        for line in connections:
+            if f'"desk-{process.pid}"' in line:
+                node.ctl("close_connection", line.split("\t")[0], "cut")
+        await asyncio.sleep(0.2)
+        return process.returncode is not None
+
     await until(some_are_sent, "some are sent", 30)
-    for line in node.ctl("list_connections", "pid", "client_properties").splitlines():
-        if f'"desk-{process.pid}"' in line:
-            node.ctl("close_connection", line.split("\t")[0], "cut")
+    await until(cut_off, "it is cut while it holds the letters", 30)
     out, err = await process.communicate()
     assert process.returncode == 3, err
     moved = int(re.findall(rb"redrive: (\d+) of 60", out)[0])

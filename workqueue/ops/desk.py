@@ -1,5 +1,6 @@
 """The dead-letter desk: letters read, and sent back to their tasks or thrown away."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
@@ -89,8 +90,11 @@ class Desk:
         await self.note(f"dead {selection.action} begins", why, {"letters": count})
         try:
             for queue, reader in self._readers(Filter(queues=frozenset(letter.queue for letter in selection.letters))):
-                async with self.for_itself(queue):
-                    await moving.all_of(queue, reader, letters, per_s)
+                leave_s: float | None = 0.0
+                while leave_s is not None:
+                    await asyncio.sleep(leave_s)
+                    async with self.for_itself(queue):
+                        leave_s = await moving.some_of(queue, reader, letters, per_s)
             through = True
         except WorkQueueError as error:
             moved.ended_by = error

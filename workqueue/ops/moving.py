@@ -7,6 +7,8 @@ again, and doubles nothing.
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +30,8 @@ from workqueue.tasks.story import SENT_BACK, sent_back, without_brokers
 
 AT_ONCE = 100  # letters that are sent back and not confirmed
 CONFIRM_S = 30.0
+HOLD_S = 3.0  # for which a queue is held at most, from the first letter on, where they are to go slowly
+LEAVE_S = 1.0  # and then left to others, who would see nothing in it
 
 Action = Literal["redrive", "drop"]
 
@@ -59,24 +63,34 @@ class Moving:
         self._project, self._ledger, self._name, self._moved, self._tell = project, ledger, name, moved, tell
         self._tracer = open_tracing(project.settings, name)
 
-    async def all_of(self, queue: str, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None) -> None:
+    async def some_of(
+        self, queue: str, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None
+    ) -> float | None:
         """Move those of the letters that lie in the queue, which is this process's own meanwhile, and take them from
-        `letters`, where each key has as many as there are of the same. Raises QueueMissing, BrokerUnreachable."""
+        `letters`, where each key has as many as there are of the same.
+
+        With `per_s`, so many a second, and for some seconds: the answer is then for how many the queue is left to
+        others before the next are due. None: all that lie in it are through. Raises QueueMissing, BrokerUnreachable.
+        """
         link = Link(self._project.settings, f"{self._name} publishes")
         self._publisher, self._free = Publisher(link, self._name), asyncio.Semaphore(AT_ONCE)
         try:
             async with hold(self._project.settings, queue, self._name) as held:
                 try:
-                    await self._pass(held, reader, letters, per_s)
+                    leave_s = await self._pass(held, reader, letters, per_s)
                     await held.end()
                 finally:  # of the last acks nobody knows
                     self._moved.moved -= held.untaken
                     self._moved.unsure += held.untaken
+            return leave_s
         finally:
             await link.end()
 
-    async def _pass(self, held: Held, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None) -> None:
+    async def _pass(
+        self, held: Held, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None
+    ) -> float | None:
         moving: set[asyncio.Task[None]] = set()
+        pause_s, until_s = 1 / per_s if per_s else 0.0, math.inf
         try:
             async for arrived in held:
                 same = letters.get(key_of(arrived))
@@ -87,8 +101,13 @@ class Moving:
                 task = asyncio.ensure_future(self._move(held, reader.receive_of(arrived), arrived, letter))
                 moving.add(task)
                 task.add_done_callback(moving.discard)
-                if per_s is not None:
-                    await asyncio.sleep(1 / per_s)
+                if pause_s:
+                    now_s = time.monotonic()
+                    until_s = min(until_s, now_s + HOLD_S)
+                    if now_s + pause_s > until_s:
+                        return max(pause_s, LEAVE_S)
+                    await asyncio.sleep(pause_s)
+            return None
         finally:
             if moving:
                 await asyncio.wait(moving)
