@@ -29,6 +29,9 @@ def preview(selection: Selection) -> None:
         say(f"  {letter.kind}  {letter.id or letter.key}  {letter.reason}: {letter.error}")
     if len(selection.letters) > SAMPLES:
         say(f"  ... and {len(selection.letters) - SAMPLES} more")
+    if selection.absent:
+        more = f" and {len(selection.absent) - SAMPLES} more" if len(selection.absent) > SAMPLES else ""
+        say(f"no such dead letter: {', '.join(selection.absent[:SAMPLES])}{more}")
     for why, count in Counter(why for _, why in selection.refused).most_common():
         say(f"{count} are left alone: {why}")
 

@@ -28,13 +28,15 @@ Progress = Callable[[int, int], object]
 class Selection:
     """The letters that an action is for, frozen: those of `letters`, and none that comes later.
 
-    `matched` is how many the filter took; `refused` has those of them that are not moved, with why.
+    `matched` is how many the filter took; `refused` has those of them that are not moved, with why. `absent` are ids
+    that the filter names and no letter that it took has.
     """
 
     action: Action
     matched: int
     letters: tuple[Letter, ...]
     refused: tuple[tuple[Letter, str], ...]
+    absent: tuple[str, ...] = ()
 
 
 class Desk:
@@ -77,7 +79,8 @@ class Desk:
                 refused.append((letter, why))
             elif most is None or len(chosen) < most:
                 chosen.append(letter)
-        return Selection(action, len(matched), tuple(chosen), tuple(refused))
+        absent = wanted.ids - {letter.id for letter in matched}
+        return Selection(action, len(matched), tuple(chosen), tuple(refused), tuple(sorted(absent)))
 
     async def move(self, selection: Selection, moved: Moved, *, per_s: float | None = None) -> None:
         """Carry it out, and keep it in the ledger's audit. What becomes of it is in `moved`, as what cuts it short is;
