@@ -180,7 +180,7 @@ class SyncClient:
 class SyncHandle(Generic[R]):
     """As `Handle`, for code that blocks."""
 
-    handle: Handle[R] = field(repr=False)
+    handle: Handle[R]
     client: SyncClient = field(repr=False, compare=False)
 
     @property
