@@ -233,20 +233,34 @@ async def test_a_drain_ends_at_once_while_the_broker_is_away(alone: Site, own_no
     assert await worker.ended(within_s=5) == 0
 
 
-async def test_a_task_that_runs_past_the_brokers_consumer_timeout_runs_once(
-    alone: Site, own_node: Node, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture
+def hasty(own_node: Node) -> Iterator[Node]:
+    """A broker that takes a message back after a second."""
     for variable, milliseconds in (("consumer_timeout", 1000), ("channel_tick_interval", 300)):
         own_node.ctl("eval", f"application:set_env(rabbit, {variable}, {milliseconds}).")
-    request.addfinalizer(own_node.kill)
+    yield own_node
+    own_node.kill()
+
+
+async def test_a_task_that_runs_past_the_brokers_consumer_timeout_runs_once(alone: Site, hasty: Node) -> None:
     await alone.worker("first")
     await alone.worker("second")
     tasks = simulate(2, seconds=4.0)
     await alone.send(tasks)
-    await until(lambda: "delivery acknowledgement" in own_node.log.read_text(), "the broker takes the tasks back")
+    await until(lambda: "delivery acknowledgement" in hasty.log.read_text(), "the broker takes the tasks back")
     await alone.all_end(tasks)
     assert [note.word for note in alone.record()].count("start") == 2
     await until(lambda: sum(len(one.says("done already")) for one in alone.workers) >= 2, "they are recognised", 30)
+
+
+async def test_tasks_beside_one_that_runs_past_the_consumer_timeout_run_once_too(alone: Site, hasty: Node) -> None:
+    await alone.worker("many", "--concurrency", "5")
+    tasks = simulate(1, seconds=4.0) + simulate(25, seconds=0.6)
+    await alone.send(tasks)
+    await alone.all_end(tasks)
+    assert "delivery acknowledgement" in hasty.log.read_text()
+    assert [note.word for note in alone.record()].count("start") == len(tasks)
+    await until(lambda: alone.depth_is(0), "all are acked", 30)
 
 
 async def test_a_rolling_restart_of_all_workers_fails_no_attempt_and_doubles_nothing(site: Site) -> None:
