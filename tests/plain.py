@@ -74,7 +74,7 @@ class PlainLane:
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel) -> None:
         self.cause: str | None = None
         self._connection, self._channel = connection, channel
-        self._takers: dict[str, Deliver] = {}
+        self._deliver: Deliver = lambda arrived: None
         self._queue = ""
         self._held: dict[int, AbstractIncomingMessage] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -121,7 +121,7 @@ class PlainLane:
                 self._do(message.reject(requeue=False))
 
     async def consume(self, queue: str, tag: str, prefetch: int, deliver: Deliver, most_bytes: int) -> None:
-        self._queue, self._takers[tag] = queue, deliver
+        self._queue, self._deliver = queue, deliver
         underlay = await self._channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(self._cancelled)
         with lost():
@@ -131,7 +131,6 @@ class PlainLane:
     async def cancel(self, tag: str) -> None:
         with lost():
             await (await self._channel.get_queue(self._queue, ensure=False)).cancel(tag)
-        self._takers.pop(tag, None)
 
     async def look(self, queue: str) -> Depth:
         with lost():
@@ -164,14 +163,10 @@ class PlainLane:
             message.content_type, message.content_encoding, message.headers, message.priority, message.correlation_id,
             message.reply_to, message.message_id, message.type,
         )  # fmt: skip
-        consumer, size = message.consumer_tag or "", len(message.body)
-        if (deliver := self._takers.get(consumer)) is None:
-            return self.settle(tag, "requeue")
-        deliver(Arrival(tag, bool(message.redelivered), properties, size, message.body, None, consumer.encode()))
+        self._deliver(Arrival(tag, bool(message.redelivered), properties, len(message.body), message.body))
 
-    def _cancelled(self, why: Basic.Cancel) -> None:
-        if (deliver := self._takers.pop(why.consumer_tag or "", None)) is not None:
-            deliver(None)
+    def _cancelled(self, _: object) -> None:
+        self._deliver(None)
 
     def _lost(self, _: object, error: BaseException | None) -> None:
         self._end(words(error) if error is not None else CLOSED)
@@ -179,8 +174,7 @@ class PlainLane:
     def _end(self, cause: str) -> None:
         if self.cause is None:
             self.cause = cause
-            for deliver in self._takers.values():
-                deliver(None)
+            self._deliver(None)
 
     def _do(self, what: Any) -> None:
         """For what can't be waited for here; where it fails, the connection has ended."""

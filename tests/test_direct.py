@@ -198,7 +198,7 @@ async def test_a_refusal_ends_all_in_flight_and_says_whether_it_can_only_be_over
         assert not broker.lane.is_open
 
 
-@pytest.mark.parametrize("code", [320, 506, 541])
+@pytest.mark.parametrize("code", [320, 504, 506, 541])
 async def test_what_may_pass_is_no_refusal(code: int) -> None:
     broker = Broker()
     publishing = broker.publish("a")
@@ -294,15 +294,6 @@ async def test_publishing_and_acking_leave_nothing_behind(site: Site) -> None:
 
         before = await work(20)
         assert await work(300) - before < 100
-
-
-async def test_what_comes_for_a_consumer_that_has_left_goes_back_if_the_broker_does_not_have_it_yet() -> None:
-    broker = Broker()
-    broker.lane.deliver(Arrival(7, redelivered=False, consumer=b"gone"))
-    assert broker.written == frame.marshal(Basic.Nack(7, requeue=True), 1)
-    broker.abort("cut")
-    broker.lane.deliver(Arrival(8, redelivered=False, consumer=b"gone"))
-    assert broker.written == frame.marshal(Basic.Nack(7, requeue=True), 1)
 
 
 async def test_a_worker_that_gets_nothing_but_deliveries_keeps_its_connection(site: Site) -> None:

@@ -234,12 +234,12 @@ def test_a_worker_that_is_gone_is_not_taken_for_one_of_another_contract_by_its_n
     assert [(one.about, one.state) for one in found] == [("worker contract-1", "warning")]
 
 
-async def test_more_workers_than_a_low_delivery_limit_stands_are_told_of(fast: Site) -> None:
+async def test_more_consumers_than_a_low_delivery_limit_stands_are_told_of(fast: Site) -> None:
     async with fast.amqp() as channel:
         await declared(channel, queues(fast)[fast.queue], {LIMIT: 12})
     await fast.worker("one")
-    assert not [one for one in await ask(fast, "doctor") if "workers, and" in one["said"]]
-    await fast.worker("two")
-    (found,) = [one for one in await ask(fast, "doctor") if "workers, and" in one["said"]]
+    assert not [one for one in await ask(fast, "doctor") if "consumers, and" in one["said"]]
+    await fast.worker("two", "--concurrency", "3")
+    (found,) = [one for one in await ask(fast, "doctor") if "consumers, and" in one["said"]]
     assert (found["about"], found["state"]) == (f"queue {fast.queue}", "warning")
-    assert found["said"].startswith(f"2 workers, and {LIMIT} 12: ")
+    assert found["said"].startswith(f"4 consumers, and {LIMIT} 12: ")

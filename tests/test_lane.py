@@ -310,30 +310,6 @@ async def test_a_consumer_that_is_cancelled_gets_no_more_and_its_tag_can_be_used
         assert arrived.body == b"later"
 
 
-async def test_many_consumers_of_one_channel_have_each_their_own_messages_and_their_own_prefetch(
-    node: Broker, opener: Opener
-) -> None:
-    uri = vhost(node)
-    queue = await declare(uri)
-    async with opened(opener, uri) as lane:
-        inboxes = [await consume(lane, queue, prefetch=1, tag=f"tested.{number}") for number in range(3)]
-        await fill(lane, queue, 5)
-        first = [(await inbox.take())[0] for inbox in inboxes]
-        assert sorted(one.properties.message_id for one in first) == ["0", "1", "2"]
-        assert await lane.look(queue) == Depth(2, 3)
-        lane.settle(first[1].tag, "ack")
-        (next_,) = await inboxes[1].take()
-        assert next_.properties.message_id == "3"
-        await lane.cancel("tested.1")
-        lane.settle(next_.tag, "ack")
-        assert await lane.look(queue) == Depth(1, 2)
-        assert all(inbox.empty() for inbox in inboxes)
-        await spoil(lane)
-        assert [await inbox.take() for inbox in (inboxes[0], inboxes[2])] == [[None], [None]]
-        assert inboxes[1].empty()
-    await lies(uri, queue, 3)
-
-
 async def test_a_queue_that_is_deleted_ends_its_consumer_and_not_the_channel(node: Broker, opener: Opener) -> None:
     uri = vhost(node)
     queue = await declare(uri)

@@ -17,6 +17,7 @@ import pytest
 
 from tests.harness import ROOT, Site, simulate, task
 from tests.operators import ask, start, workqueue
+from workqueue.amqp.held import for_itself
 from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
 from workqueue.ledger import Claimed, open_ledger
@@ -24,6 +25,7 @@ from workqueue.ops.workers import workers
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
+from workqueue.testing.proxy import Proxy
 
 MOODY = str(ROOT / "tests" / "workers" / "moody.py")
 GONE_S = 10.0
@@ -578,7 +580,6 @@ async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_
     tasks = await buried(fast, 60)
     mend(broken)
     worker.process.send_signal(signal.SIGSTOP)
-    process = await start(fast, "dead", "redrive", "--all", "--yes", "--rate", "4")
 
     async def in_queue() -> int:
         async with fast.amqp() as channel:
@@ -587,17 +588,15 @@ async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_
     async def some_are_sent() -> bool:
         return await in_queue() > 4
 
-    async def cut_off() -> bool:
-        connections = node.ctl("list_connections", "pid", "client_properties").splitlines()
-        for line in connections:
-            if f'"desk-{process.pid}"' in line:
-                node.ctl("close_connection", line.split("\t")[0], "cut")
-        await asyncio.sleep(0.2)
-        return process.returncode is not None
-
-    await until(some_are_sent, "some are sent", 30)
-    await until(cut_off, "it is cut while it holds the letters", 30)
-    out, err = await process.communicate()
+    async with Proxy(node.port) as proxy:
+        uri = fast.uri.replace(f":{node.port}/", f":{proxy.port}/")
+        process = await start(fast, "dead", "redrive", "--all", "--yes", "--rate", "4", AMQP_URI=uri)
+        holding = f"desk-{process.pid}"
+        await until(some_are_sent, "some are sent", 30)
+        await until(lambda: proxy.named(holding), "it holds the letters", 30)
+        for flow in proxy.named(holding):
+            flow.cut()
+        out, err = await process.communicate()
     assert process.returncode == 3, err
     moved = int(re.findall(rb"redrive: (\d+) of 60", out)[0])
     unsure = sum(map(int, re.findall(rb"(\d+) more, and these", err)))
@@ -609,6 +608,23 @@ async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_
     worker.process.send_signal(signal.SIGCONT)
     await until(lambda: len(fast.ended()) == 60, "all are done")
     assert fast.ended() == {one["id"]: 1 for one in tasks}
+
+
+async def test_who_waits_for_the_letters_and_is_cut_off_meanwhile_is_told_so_in_a_line(
+    fast: Site, node: Broker
+) -> None:
+    await fast.worker("one")
+    async with for_itself(Settings(amqp_uri=(fast.uri,)), fast.dead_queue, "first"), Proxy(node.port) as proxy:
+        uri = fast.uri.replace(f":{node.port}/", f":{proxy.port}/")
+        process = await start(fast, "dead", "list", AMQP_URI=uri)
+        waiting = f"desk-{process.pid} locks"
+        await until(lambda: proxy.named(waiting), "it waits", 30)
+        await asyncio.sleep(1.0)
+        for flow in proxy.named(waiting):
+            flow.cut()
+        _, err = await process.communicate()
+    assert process.returncode == 3
+    assert b"fault of its own" not in err
 
 
 async def test_letters_that_are_the_same_are_all_moved(fast: Site) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import QUEUE, ROOT, Site, simulate
+from tests.harness import DEAD_QUEUE, QUEUE, ROOT, Site, simulate
 from workqueue.amqp.connection import Link
 from workqueue.amqp.consumer import Consumer
 from workqueue.amqp.direct import DirectLane
 from workqueue.amqp.lane import Lane
-from workqueue.amqp.source import Source
+from workqueue.amqp.links import Links
 from workqueue.amqp.topology import Topology
 from workqueue.contract import load
 from workqueue.dev.node import Node
@@ -116,8 +116,9 @@ async def test_a_worker_that_loses_its_channel_while_it_starts_starts_again(site
     loaded, settings = load("tests.generated.worker"), Settings(amqp_uri=(site.uri,))
     opened, ended = list[Lane](), list[WorkQueueError]()
     link = Losing(settings, "starting", Topology(loaded.queues, "starting").declare)
-    source = Source("starting", QUEUE, link)
-    consumer = Consumer(source, loaded.receives[QUEUE], "starting", settings, ended.append)
+    consumer = Consumer(
+        Links("starting", QUEUE, lambda: link), loaded.receives[QUEUE], "starting", settings, ended.append
+    )
     await consumer.start()
     (task,) = simulate(1)
     await site.publish(json.dumps(task).encode(), message_id=task["id"])
@@ -231,6 +232,21 @@ async def test_a_drain_ends_at_once_while_the_broker_is_away(alone: Site, own_no
     await until(lambda: worker.says("waits for a broker"), "the worker notices")
     worker.signal(signal.SIGTERM)
     assert await worker.ended(within_s=5) == 0
+
+
+async def test_a_node_that_is_killed_while_many_consumers_wait_makes_no_dead_letter(
+    alone: Site, own_node: Node
+) -> None:
+    worker = await alone.worker("many", "--concurrency", "40")
+    tasks = simulate(1, seconds=3.0)
+    await alone.send(tasks)
+    await until(lambda: [note.word for note in alone.record()].count("start") == 1, "it is in hand")
+    await asyncio.sleep(2.0)  # a queue that is younger when its node is killed may find no leader
+    own_node.kill()
+    own_node.start()
+    await alone.all_end(tasks)
+    await until(lambda: worker.says("done already"), "it has come again, and is recognised", 30)
+    assert await alone.depth_is(0, DEAD_QUEUE)
 
 
 @pytest.fixture

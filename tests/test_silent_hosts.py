@@ -15,11 +15,10 @@ import pytest
 from tests.harness import QUEUE, Site, simulate
 from workqueue.amqp import connection, consumer, watch
 from workqueue.amqp.connection import Link
-from workqueue.amqp.consumer import Consumer
+from workqueue.amqp.consumer import Consumer, Incoming
 from workqueue.amqp.lane import Lane
+from workqueue.amqp.links import Links
 from workqueue.amqp.publisher import Publisher
-from workqueue.amqp.session import Incoming
-from workqueue.amqp.source import Source
 from workqueue.amqp.topology import Topology
 from workqueue.amqp.watch import Patience
 from workqueue.contract import load
@@ -65,15 +64,15 @@ async def linked(uris: tuple[str, ...], kind: type[Link] = Link, **settings: flo
         await link.close()
 
 
-def source(link: Link) -> Source:
-    return Source("tested", RECEIVE.queue.name, link)
+def links(link: Link) -> Links:
+    return Links("tested", RECEIVE.queue.name, lambda: link)
 
 
 @asynccontextmanager
 async def consuming(link: Link, **settings: float) -> AsyncIterator[tuple[Consumer, "asyncio.Queue[Incoming]"]]:
     """A consumer of the task queue that acks what it gets, and what that is."""
     failed: list[WorkQueueError] = []
-    one = Consumer(source(link), RECEIVE, "tested", Settings(**settings), failed.append)  # type: ignore[arg-type]
+    one = Consumer(links(link), RECEIVE, "tested", Settings(**settings), failed.append)  # type: ignore[arg-type]
     got: asyncio.Queue[Incoming] = asyncio.Queue()
 
     async def take() -> None:
@@ -359,7 +358,7 @@ async def test_what_a_drained_consumer_has_is_still_yielded_and_with_the_broker_
 ) -> None:
     receive = dataclasses.replace(RECEIVE, prefetch=3)
     async with linked(ways.uris) as link:
-        one = Consumer(source(link), receive, "tested", Settings(), lambda error: None)
+        one = Consumer(links(link), receive, "tested", Settings(), lambda error: None)
         await one.start()
         await publish(ways.uris[1], count=3)
         messages = one.recv()

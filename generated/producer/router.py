@@ -102,7 +102,7 @@ class SubmitTaskRouter(Publisher[json.Task]):
                                 "x-dead-letter-routing-key": "task-queue.dead",
                                 "x-dead-letter-strategy": "at-least-once",
                                 "x-overflow": "reject-publish",
-                                "x-delivery-limit": 1000,
+                                "x-delivery-limit": 1000000,
                             },
                         ),
                         exchange=None,

@@ -97,7 +97,7 @@ class ProcessTaskRouter(Subscriber[json.Task]):
                                 "x-dead-letter-routing-key": "task-queue.dead",
                                 "x-dead-letter-strategy": "at-least-once",
                                 "x-overflow": "reject-publish",
-                                "x-delivery-limit": 1000,
+                                "x-delivery-limit": 1000000,
                             },
                         ),
                         exchange=None,

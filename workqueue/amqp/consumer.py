@@ -14,11 +14,11 @@ from workqueue import delivery
 from workqueue.amqp.connection import CALL_S, reconnect_delay_s
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.handshake import GONE, words
-from workqueue.amqp.lane import Lane
-from workqueue.amqp.session import Incoming, Session
-from workqueue.amqp.source import Source
+from workqueue.amqp.links import Links
+from workqueue.amqp.session import Session
 from workqueue.amqp.watch import Patience
 from workqueue.contract import Receive
+from workqueue.delivery import Delivery
 from workqueue.errors import BrokerRefused, BrokerUnreachable, WorkerFault, WorkQueueError
 from workqueue.settings import Settings
 
@@ -48,6 +48,26 @@ Fatal = Callable[[WorkQueueError], None]
 """Told when a consumer ends for good."""
 
 
+class Incoming:
+    """A delivery as the generated application sees it. The guard around the handler settles; the kernel's own ideas
+    of it (ack after the handler, requeue on an exception) come too late, and only catch a guard that failed."""
+
+    def __init__(self, arrived: Delivery) -> None:
+        self._delivery = arrived
+        self.payload = arrived.body
+        self.headers = dict(arrived.headers)
+        self.correlation_id = self.reply_to = None
+
+    async def ack(self) -> None:
+        pass
+
+    async def nack(self) -> None:
+        if not self._delivery.settled:
+            self._delivery.requeue()
+
+    reject = nack
+
+
 class Consumer:
     """Delivers the messages of one queue, one session after the other, until it is drained.
 
@@ -55,12 +75,11 @@ class Consumer:
     """
 
     def __init__(
-        self, source: Source, receive: Receive, tag: str, settings: Settings, fatal: Fatal, *, joins: bool = False
+        self, links: Links, receive: Receive, tag: str, settings: Settings, fatal: Fatal, *, joins: bool = False
     ) -> None:
-        self._source, self._receive, self._tag, self._settings, self._fatal = source, receive, tag, settings, fatal
+        self._links, self._receive, self._tag, self._settings, self._fatal = links, receive, tag, settings, fatal
         self._joins = joins
         self._session: Session | None = None
-        self._before: Lane | None = None  # the channel of the session before
         self._draining, self._open = False, asyncio.Event()
         self._open.set()
 
@@ -78,7 +97,7 @@ class Consumer:
         """Consume. Raises as `Link.open` when there is no broker to start with, or none that lets this user read the
         queue; one that goes later is waited for."""
         if not self._joins:
-            await self._source.open()
+            await self._links.open()
         if self._open.is_set():
             await self._subscribed(starting=True)
 
@@ -101,11 +120,11 @@ class Consumer:
                     continue
                 arrived = session.delivery(message, self._receive.queue)
                 delivery.current.set(arrived)
-                self._source.in_hand += 1
+                self._links.in_hand += 1
                 try:
                     yield Incoming(arrived)
                 finally:
-                    self._source.in_hand -= 1
+                    self._links.in_hand -= 1
         except WorkQueueError as error:
             self._fatal(error)
 
@@ -142,11 +161,9 @@ class Consumer:
         self._open.set()
 
     async def _rest(self) -> None:
-        """While it is paused: stay connected, so that a broker that goes is noticed, and a queue keeps its marker. On
-        another channel: what came late on the one before goes back with it."""
-        await self._leave()
+        """While it is paused: stay connected, so that a broker that goes is noticed, and a queue keeps its marker."""
         try:
-            session = self._session = await self._join()
+            session = self._session = self._session or Session(*await self._links.channel())
         except GONE:
             return await asyncio.sleep(BRIEF_PAUSE_S)
         while not self._open.is_set() and session.lane.is_open:
@@ -154,31 +171,17 @@ class Consumer:
                 async with asyncio.timeout(REST_S):
                     await self._open.wait()
         if not self._open.is_set():
-            self._source.say(f"lost its connection: {session.cause}")
+            self._links.say(f"lost its connection: {session.cause}")
         await self._leave()
 
-    async def move(self) -> None:
-        """Go on on another channel, once what was delivered on this one is handled."""
-        session = self._session
-        if not await self._take_no_more() and session is not None:
-            session.lane.abort("it does not cancel a consumer")  # and may go on to deliver to it
-
-    async def _take_no_more(self) -> bool:
-        """False: the broker has not said that it delivers no more."""
-        if self._session is None:
-            return True
-        session, told = self._session, False
-        session.left = True
-        with suppress(*GONE):
-            async with asyncio.timeout(DRAIN_S):
-                await session.lane.cancel(self._tag)
-            told = True
-        session.inbox.put(None)
-        return told
-
-    async def _join(self) -> Session:
-        self._before = await self._source.join(self, self._before)
-        return Session(self._before)
+    async def _take_no_more(self) -> None:
+        if self._session is not None:
+            session = self._session
+            session.left = True
+            with suppress(*GONE):
+                async with asyncio.timeout(DRAIN_S):
+                    await session.lane.cancel(self._tag)
+            session.inbox.put(None)
 
     async def stop(self) -> None:
         self._draining = True
@@ -192,7 +195,7 @@ class Consumer:
         while True:
             session = None
             try:
-                session = await self._join()
+                session = Session(*await self._links.channel())
                 async with asyncio.timeout(CALL_S):
                     await self._subscribe(session)
                 self._session = session
@@ -203,15 +206,15 @@ class Consumer:
                 why = words(error)
                 if isinstance(error, TimeoutError):
                     why = f"no answer within {CALL_S:g} s; the node may not reach the queue's leader"
-                if session is not None:
-                    if not isinstance(error, ChannelAccessRefused):  # which closes the channel, and no other
-                        session.lane.abort(why)
-                    await self._source.leave(self, session.lane)
+                if session is not None and isinstance(error, ChannelAccessRefused):
+                    await session.lane.close()  # by the broker: this channel, and no other
+                elif session is not None:
+                    session.lane.abort(why)
                 unusable = self._unusable(error, why)
                 if patience.waited_s > self._settings.reconnect_s or (starting and isinstance(unusable, BrokerRefused)):
                     raise unusable from error
                 if patience.due():
-                    self._source.say(f"can't consume: {why}")
+                    self._links.say(f"can't consume: {why}")
                 failures += 1
                 await asyncio.sleep(reconnect_delay_s(failures, random.random))
 
@@ -249,51 +252,49 @@ class Consumer:
                     unknown_s = 0.0
             except GONE as error:
                 why = "its node does not answer" if isinstance(error, TimeoutError) else words(error)
-                self._source.say(f"lost its queue {self.queue}: {why}")
+                self._links.say(f"lost its queue {self.queue}: {why}")
                 session.lane.abort(why)
                 return None
             if starved == AGREE:
                 await self._starved(session)
-                starved = 0
+                return None
             within_s = min(SOON_S, self._settings.check_s) if starved or unknown_s else self._settings.check_s
 
     def _lost(self, session: Session) -> None:
-        self._source.say(f"lost a consumer of {self.queue}: {session.cause}")
+        self._links.say(f"lost a consumer of {self.queue}: {session.cause}")
         if session.lane.is_open:  # its queue is gone, and is declared again with a new connection
             session.lane.abort(session.cause)
 
     async def _starved(self, session: Session) -> None:
         """Where others are at work on the connection, it is this consumer that was forgotten, and not the node that is
-        of no use. What the broker thinks it has delivered goes back with the channel, so all move to another one."""
+        of no use."""
         why = "idle although messages are ready"
         log.warning("%s  %s; re-subscribing", self._tag, why)
-        if self._source.in_hand:
-            await self._source.move(session.lane)
+        if self._links.in_hand:
+            await session.lane.close()
         else:
-            session.left = True
             session.lane.abort(why)
-            session.inbox.put(None)
 
     async def _look(self, session: Session) -> tuple[int, int]:
         """How many messages wait in the queue, and how many consumers it has, as far as the node knows."""
         async with asyncio.timeout(LOOK_S):
-            return await self._source.look()
+            return await self._links.look(session.link)
 
     async def _prove(self, session: Session) -> None:
         """Subscribe anew on the same channel: that is answered only by the queue's leader. One does it for all."""
-        async with self._source.proving:
-            if time.monotonic() - self._source.proved_s < UNKNOWN_S:
+        async with self._links.proving:
+            if time.monotonic() - self._links.proved_s < UNKNOWN_S:
                 return
             async with asyncio.timeout(PROVE_S):
                 await session.lane.cancel(self._tag)
                 if not session.left:
                     await self._subscribe(session)
-            self._source.proved_s = time.monotonic()
+            self._links.proved_s = time.monotonic()
         if not self._open.is_set():  # it was paused meanwhile
             await self._take_no_more()
 
     async def _leave(self) -> None:
-        """End the session."""
+        """End the session. Closing its channel gives what was delivered and not settled back to the broker."""
         session, self._session = self._session, None
         if session is not None:
-            await self._source.leave(self, session.lane)
+            await session.lane.close()

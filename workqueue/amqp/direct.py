@@ -44,8 +44,7 @@ TOKEN_BYTES = 64  # with its name
 FRAME_BYTES = 131_072  # RabbitMQ's own default, where the broker sets no limit
 MOST_CHANNELS = 65_535  # of a connection, by the protocol
 SPARE_CHANNELS = 2  # for who declares, and holds a marker, on channels of the library's own choice
-LEAST_CHANNELS = SPARE_CHANNELS + 4  # of those for lanes a queue's marker takes one; the first, and the consumers' old
-# and new one, when they go from one to the other
+LEAST_CHANNELS = SPARE_CHANNELS + 3  # a queue's marker takes one of those for lanes, then the first, and a consumer's
 TOGETHER_BYTES = 65_536  # the most to be held back for one write: with more, it is not the call that takes the time
 
 SETTLING: dict[Way, tuple[bytes, int]] = {"ack": (ACK, 0), "requeue": (NACK, 2), "reject": (REJECT, 0)}
@@ -53,7 +52,10 @@ SETTLING: dict[Way, tuple[bytes, int]] = {"ack": (ACK, 0), "requeue": (NACK, 2),
 
 
 class DirectLane:
-    """See `Lane`. `answered` is set with every confirm, for a watch to reset."""
+    """See `Lane`. `deliver` gets each message that is delivered.
+
+    `answered` is set with every confirm, for a watch to reset.
+    """
 
     most_bytes = 1 << 62
 
@@ -61,8 +63,7 @@ class DirectLane:
         self.channel, self.socket, self._loop = channel, socket, asyncio.get_running_loop()
         assert socket.transport is not None
         self._transport = socket.transport
-        self._takers: dict[bytes, Deliver] = {}  # by the tag of the consumer
-        self._prefetch: int | None = None
+        self.deliver: Deliver = _nobody
         self.answered = False
         self._frame_bytes = channel.connection.connection_tune.frame_max
         self._body_bytes = (self._frame_bytes or FRAME_BYTES) - START_BYTES - 1
@@ -121,30 +122,20 @@ class DirectLane:
         await confirmed
 
     async def consume(self, queue: str, tag: str, prefetch: int, deliver: Deliver, most_bytes: int) -> None:
-        self._takers[tag.encode()], self.most_bytes = deliver, most_bytes
+        self.deliver, self.most_bytes = deliver, most_bytes
         self.channel.on_consumer_cancel_callbacks.add(self._cancelled)
         with lost():
-            if prefetch != self._prefetch:  # it holds for each consumer that comes after, by itself
-                await self.channel.basic_qos(prefetch_count=prefetch)
-                self._prefetch = prefetch
+            await self.channel.basic_qos(prefetch_count=prefetch)
             await self.channel.basic_consume(queue, _astray, consumer_tag=tag)
 
     async def cancel(self, tag: str) -> None:
         with lost():
             await self.channel.basic_cancel(tag)
-        self._takers.pop(tag.encode(), None)
 
     async def look(self, queue: str) -> Depth:
         with lost():
             told = await self.channel.queue_declare(queue, passive=True)
         return Depth(told.message_count or 0, told.consumer_count or 0)
-
-    def deliver(self, arrived: Arrival) -> None:
-        deliver = self._takers.get(arrived.consumer)
-        if deliver is not None:
-            deliver(arrived)
-        elif self.is_open:  # else the broker has it back already
-            self.settle(arrived.tag, "requeue")
 
     def confirmed(self, tag: int, *, multiple: bool, stored: bool) -> None:
         self.answered = True
@@ -196,9 +187,8 @@ class DirectLane:
                 self.abort(f"it does not close a channel: {words(error)}")
         self._end(CLOSED, ConnectionError(CLOSED))
 
-    def _cancelled(self, why: Basic.Cancel) -> None:
-        if (deliver := self._takers.pop((why.consumer_tag or "").encode(), None)) is not None:
-            deliver(None)
+    def _cancelled(self, _: object) -> None:
+        self.deliver(None)
 
     def _lost(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
@@ -213,9 +203,8 @@ class DirectLane:
         for _, confirmed in waiting.values():
             if not confirmed.done():
                 confirmed.set_exception(error)
-        takers, self._takers = self._takers, {}
-        for deliver in takers.values():
-            deliver(None)
+        deliver, self.deliver = self.deliver, _nobody
+        deliver(None)
 
     def _check(self) -> None:
         if not self.is_open:
@@ -269,6 +258,10 @@ async def _lane_on(connection: aiormq.Connection, socket: Socket) -> DirectLane:
         channel = await connection.channel(number)
     assert isinstance(channel, Channel)  # the abstract class lacks `wait`
     return DirectLane(socket, channel)
+
+
+def _nobody(arrived: Arrival | None) -> None:
+    pass
 
 
 async def _astray(message: DeliveredMessage) -> None:

@@ -41,14 +41,14 @@ class Closed(NamedTuple):
 
     @property
     def refusal(self) -> bool:
-        """Whether the same request would be refused again. Not so 320 (an operator, or a node that stops), 506 (out of
-        resources) and 541 (an internal error), which pass."""
-        return 403 <= self.code <= 406 or (500 <= self.code < 600 and self.code not in (506, 541))
+        """Whether the same request would be refused again. Not so 320 (an operator, or a node that stops), 504 (the
+        channel ended before it came), 506 (out of resources) and 541 (an internal error), which pass."""
+        return 403 <= self.code <= 406 or (500 <= self.code < 600 and self.code not in (504, 506, 541))
 
 
 @dataclass(slots=True)
 class Arrival:
-    """A message that was delivered to a `consumer`, or one that is returned (it has the tag 0, and no consumer).
+    """A message that was delivered, or one that is returned (it has the tag 0).
 
     `properties` is None if they can't be read. Of a body larger than is held, `oversized_bytes` is all there is.
     """
@@ -59,7 +59,6 @@ class Arrival:
     size: int = 0
     body: bytes = b""
     oversized_bytes: int | None = None
-    consumer: bytes = b""
 
 
 class Receiver(Protocol):
@@ -92,7 +91,7 @@ class Content:
             if method == DELIVER:
                 tag_at = 5 + content[4]  # after the consumer tag, which is a short string
                 tag = int.from_bytes(content[tag_at : tag_at + 8], "big")
-                self._arriving = Arrival(tag, bool(content[tag_at + 8] & 1), consumer=content[5:tag_at])
+                self._arriving = Arrival(tag, bool(content[tag_at + 8] & 1))
             elif method in (ACK, NACK):
                 tag, bits = int.from_bytes(content[4:12], "big"), content[12]
                 self.receiver.confirmed(tag, multiple=bool(bits & 1), stored=method == ACK)

@@ -177,6 +177,8 @@ async def for_itself(settings: Settings, queue: str, name: str, *checks: Declara
                 await _lock(lane, queue)
         except TimeoutError:
             raise QueueHeld(queue, LOCK_WAIT_S) from None
+        except GONE as error:
+            raise BrokerUnreachable(hide_password(settings.amqp_uri[0]), words(error)) from error
         yield
     finally:
         await link.end()

@@ -80,13 +80,11 @@ class Lane(Protocol):
     async def consume(self, queue: str, tag: str, prefetch: int, deliver: Deliver, most_bytes: int) -> None:
         """Have messages of this queue delivered, at most `prefetch` that are not settled, with bodies of `most_bytes`.
 
-        A channel may have many consumers, each with its own `prefetch`; `most_bytes` is the same for all. A consumer's
-        `tag` may be used again once it is cancelled.
+        The consumer's `tag` may be used again once it is cancelled.
         """
 
     async def cancel(self, tag: str) -> None:
-        """Return once the broker delivers no more to this consumer. What it was given, and is not settled, stays so;
-        what still comes for it goes back."""
+        """Return once the broker delivers no more to this consumer."""
 
     async def look(self, queue: str) -> Depth:
         """Ends the channel if there is no such queue."""

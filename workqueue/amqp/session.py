@@ -1,4 +1,4 @@
-"""One life of a consumer, and what is delivered in it."""
+"""One life of a consumer, and what was delivered in it."""
 
 import asyncio
 import time
@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 
+from workqueue.amqp.connection import Link
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.handshake import GONE
 from workqueue.amqp.lane import Lane
@@ -56,8 +57,10 @@ class Inbox:
 
 @dataclass
 class Session:
-    """One life of a consumer: from basic.consume until its channel, or the broker's wish to deliver to it, ends."""
+    """One life of a consumer, on a channel of its own: from basic.consume until the channel, or the broker's wish to
+    deliver to it, ends."""
 
+    link: Link
     lane: Lane
     inbox: Inbox = field(default_factory=Inbox)
     began: float = field(default_factory=time.monotonic)
@@ -95,23 +98,3 @@ class Session:
             properties=properties,
             oversized_bytes=arrived.oversized_bytes,
         )
-
-
-class Incoming:
-    """A delivery as the generated application sees it. The guard around the handler settles; the kernel's own ideas
-    of it (ack after the handler, requeue on an exception) come too late, and only catch a guard that failed."""
-
-    def __init__(self, arrived: Delivery) -> None:
-        self._delivery = arrived
-        self.payload = arrived.body
-        self.headers = dict(arrived.headers)
-        self.correlation_id = self.reply_to = None
-
-    async def ack(self) -> None:
-        pass
-
-    async def nack(self) -> None:
-        if not self._delivery.settled:
-            self._delivery.requeue()
-
-    reject = nack

@@ -25,6 +25,7 @@ from workqueue.settings import hide_password
 log = logging.getLogger(__name__)
 
 LIMIT = "x-delivery-limit"
+BROKERS_LIMIT = 20  # of a quorum queue that states none, from RabbitMQ 4 on
 LIMIT_DIFFERS = re.compile(rf"inequivalent arg '{LIMIT}' .* current is (?:none|(?:the value )?'(\d+)')")
 
 
@@ -34,7 +35,7 @@ class Topology:
     Each queue is declared actively, so that one which exists with other properties is found at once. Two things are
     tolerated, and said: the user may not declare, but the queue exists; and a queue of an older contract, with another
     delivery limit. A low one drops good messages: a dead letter that was looked at too often, a task that many idle
-    workers lost one after the other, see `Source`.
+    consumers lost one after the other as their node died.
     """
 
     def __init__(self, queues: Iterable[Queue], name: str) -> None:

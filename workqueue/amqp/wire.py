@@ -9,12 +9,11 @@ from asyncapi_python.kernel.endpoint.message import WireMessage
 from asyncapi_python.kernel.wire import AbstractWireFactory, EndpointParams
 
 from workqueue.amqp.connection import Connect, Link
-from workqueue.amqp.consumer import Consumer, Fatal
+from workqueue.amqp.consumer import Consumer, Fatal, Incoming
 from workqueue.amqp.lane import Declaration
+from workqueue.amqp.links import Links
 from workqueue.amqp.marker import Marked, Marker
 from workqueue.amqp.publisher import Publisher
-from workqueue.amqp.session import Incoming
-from workqueue.amqp.source import Source
 from workqueue.amqp.topology import Topology
 from workqueue.codec import Body
 from workqueue.contract import Contract, Send
@@ -93,14 +92,14 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         self._links: list[Link] = []
         self._producing: tuple[Link, Publisher] | None = None
         self._consumers: list[Consumer] = []
-        self._sources: dict[str, Source] = {}
+        self._consuming: dict[str, Links] = {}
         self._paused = set[str]()
 
     async def create_consumer(self, **params: Unpack[EndpointParams]) -> Consumer:
         tag = f"{self._name}.{len(self._consumers) + 1}"
         receive = self._contract.receives[_queue_name(params)]
-        source, joins = self._source(receive.queue.name), bool(self._consumers)
-        consumer = Consumer(source, receive, tag, self._settings, self._fatal, joins=joins)
+        links, joins = self._links_to(receive.queue.name), bool(self._consumers)
+        consumer = Consumer(links, receive, tag, self._settings, self._fatal, joins=joins)
         if receive.queue.name in self._paused:
             await consumer.pause()
         self._consumers.append(consumer)
@@ -148,12 +147,15 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
     async def close(self) -> None:
         await asyncio.gather(*(link.end() for link in self._links))
 
-    def _source(self, queue: str) -> Source:
-        if queue not in self._sources:
-            marker = self._marker(queue, self._name, hold=True)
-            link = self._link(f"{self._name} consumes {queue}", self._topology.declare, *marker)
-            self._sources[queue] = Source(self._name, queue, link)
-        return self._sources[queue]
+    def _links_to(self, queue: str) -> Links:
+        name = f"{self._name} consumes {queue}"
+
+        def make() -> Link:
+            return self._link(name, self._topology.declare, *self._marker(queue, self._name, hold=True))
+
+        if queue not in self._consuming:
+            self._consuming[queue] = Links(self._name, queue, make)
+        return self._consuming[queue]
 
     def _marker(self, queue: str, name: str, *, hold: bool) -> list[Declaration]:
         return [] if self._ledger is None else [Marker(queue, self._ledger, name, hold=hold).check]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from workqueue.amqp.topology import BROKERS_LIMIT
 from workqueue.compiler.documents import mapping
 from workqueue.compiler.findings import Findings, channel_at, channel_of, shown
 
@@ -14,7 +15,6 @@ MOVES = (
 )
 """What makes a message leave a queue by itself."""
 QUORUM_ONLY = ("x-dead-letter-strategy", "x-delivery-limit", "x-quorum-initial-group-size")
-BROKERS_LIMIT = 20  # deliveries after which RabbitMQ 4 drops a message of a quorum queue that states no limit
 
 
 def binding(channel: Any) -> Mapping[str, Any]:

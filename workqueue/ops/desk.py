@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+from workqueue.amqp.compare import compare
 from workqueue.amqp.held import for_itself, hold
 from workqueue.contract import Receive
 from workqueue.errors import LedgerUnreachable, WorkQueueError
 from workqueue.ledger import Ledger
 from workqueue.ops.audit import note
 from workqueue.ops.letters import Filter, Letter, Opened, Reader
-from workqueue.ops.moving import Action, Moved, Moving
+from workqueue.ops.moving import LEAVE_S, Action, Moved, Moving
 from workqueue.ops.project import Project, same_ledger
 
 TELL_EVERY = 100
@@ -93,11 +94,7 @@ class Desk:
         await self.note(f"dead {selection.action} begins", why, {"letters": count})
         try:
             for queue, reader in self._readers(Filter(queues=frozenset(letter.queue for letter in selection.letters))):
-                leave_s: float | None = 0.0
-                while leave_s is not None:
-                    await asyncio.sleep(leave_s)
-                    async with self.for_itself(queue):
-                        leave_s = await moving.some_of(queue, reader, letters, per_s)
+                await self._all_of(moving, queue, reader, letters, per_s)
             through = True
         except WorkQueueError as error:
             moved.ended_by = error
@@ -107,6 +104,29 @@ class Desk:
             told = {"moved": moved.moved, "unsure": moved.unsure, "left": count - found - moved.gone + len(moved.left)}
             with suppress(LedgerUnreachable):
                 await self.note(f"dead {selection.action} ends", why, told | {"gone": moved.gone})
+
+    async def _all_of(
+        self, moving: Moving, queue: str, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None
+    ) -> None:
+        """A queue that may be held again and again, each time a delivery, is left to others in between."""
+        leaves = per_s is not None and await self._is_as_stated(queue)
+        leave_s, again = 0.0, leaves
+        while True:
+            async with self.for_itself(queue):
+                left_s = await moving.some_of(queue, reader, letters, per_s, leaves=leaves)
+            if left_s is not None:
+                leave_s, again = left_s, True
+            elif again and any(letters.values()):  # a count that is asked for too soon may read 0
+                leave_s, again = LEAVE_S, False
+            else:
+                return
+            await asyncio.sleep(leave_s)
+
+    async def _is_as_stated(self, queue: str) -> bool:
+        """Whether the dead letters' queue has the contract's delivery limit, as far as can be seen."""
+        dead = [receive.dead for receive in self._project.receives.values() if receive.dead.name == queue][:1]
+        _, (found,) = await compare(self._project.settings, dead, self._name)
+        return found.exists is True and not found.differences and found.unseen is None
 
     async def note(self, what: str, why: str, told: Mapping[str, object]) -> None:
         """Keep in the ledger that somebody did this. Raises LedgerUnreachable."""

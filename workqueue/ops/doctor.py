@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workqueue.amqp.probe import Probe, probe
-from workqueue.amqp.topology import LIMIT
+from workqueue.amqp.topology import BROKERS_LIMIT, LIMIT
 from workqueue.errors import LedgerDiffers
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ledger.board import Overdue
@@ -147,16 +147,26 @@ async def _overdue(ledger: Ledger) -> list[Overdue]:
 
 
 def _crowded(project: Project, compared: Plan, now: Status) -> Iterator[Finding]:
-    """Queues whose workers are so many that a task may be lost by one after the other, as their node dies, and reach
-    the broker's limit on the way: see `amqp/source.py`."""
-    stated = {receive.queue.name: receive.queue.arguments for receive in project.receives.values()}
-    for queue in compared.queues:
-        arguments = stated.get(queue.queue, {})
-        limit = next((one.broker for one in queue.differences if one.name == LIMIT), arguments.get(LIMIT))
-        workers = sum(queue.queue in worker.queues and worker.state != "gone" for worker in now.workers)
-        if arguments.get("x-queue-type") == "quorum" and limit is not None and 0 <= limit <= workers + DELIVERIES:
-            said = f"{workers} workers, and {LIMIT} {limit}: a node that dies may make dead letters of good tasks"
-            yield Finding(f"queue {queue.queue}", "warning", said, "state 1000 in the contract, then workqueue plan")
+    """Queues with so many consumers that a task may be lost by one after the other, as their node dies, and reach the
+    broker's limit on the way."""
+    version = compared.version.rpartition(" ")[2]
+    unstated = BROKERS_LIMIT if version.partition(".")[0] not in ("3", "?") else None
+    quorum = {
+        each.queue.name: each.queue.arguments.get(LIMIT, unstated)
+        for each in project.receives.values()
+        if each.queue.arguments.get("x-queue-type") == "quorum"
+    }
+    there = {
+        queue.queue: unstated if one.broker is None else one.broker
+        for queue in compared.queues
+        for one in queue.differences
+        if one.name == LIMIT
+    }
+    for queue in now.queues:
+        limit, consumers = there.get(queue.queue, quorum.get(queue.queue)), queue.consumers or 0
+        if queue.queue in quorum and consumers and limit is not None and 0 <= limit <= consumers + DELIVERIES:
+            said = f"{consumers} consumers, and {LIMIT} {limit}: a node that dies may make dead letters of good tasks"
+            yield Finding(f"queue {queue.queue}", "warning", said, "state 1000000 in the contract, then workqueue plan")
 
 
 def _gone(project: Project, now: Status, found: Iterable[Overdue]) -> Iterator[Finding]:

@@ -64,20 +64,20 @@ class Moving:
         self._tracer = open_tracing(project.settings, name)
 
     async def some_of(
-        self, queue: str, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None
+        self, queue: str, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None, *, leaves: bool
     ) -> float | None:
         """Move those of the letters that lie in the queue, which is this process's own meanwhile, and take them from
         `letters`, where each key has as many as there are of the same.
 
-        With `per_s`, so many a second, and for some seconds: the answer is then for how many the queue is left to
-        others before the next are due. None: all that lie in it are through. Raises QueueMissing, BrokerUnreachable.
+        With `per_s`, so many a second. If it `leaves` the queue to others, this takes some seconds, and the answer is
+        for how many more it is left. None: all that lie in it are through. Raises QueueMissing, BrokerUnreachable.
         """
         link = Link(self._project.settings, f"{self._name} publishes")
         self._publisher, self._free = Publisher(link, self._name), asyncio.Semaphore(AT_ONCE)
         try:
             async with hold(self._project.settings, queue, self._name) as held:
                 try:
-                    leave_s = await self._pass(held, reader, letters, per_s)
+                    leave_s = await self._pass(held, reader, letters, per_s, HOLD_S if leaves else math.inf)
                     await held.end()
                 finally:  # of the last acks nobody knows
                     self._moved.moved -= held.untaken
@@ -87,7 +87,7 @@ class Moving:
             await link.end()
 
     async def _pass(
-        self, held: Held, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None
+        self, held: Held, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None, hold_s: float
     ) -> float | None:
         moving: set[asyncio.Task[None]] = set()
         pause_s, until_s = 1 / per_s if per_s else 0.0, math.inf
@@ -103,7 +103,7 @@ class Moving:
                 task.add_done_callback(moving.discard)
                 if pause_s:
                     now_s = time.monotonic()
-                    until_s = min(until_s, now_s + HOLD_S)
+                    until_s = min(until_s, now_s + hold_s)
                     if now_s + pause_s > until_s:
                         return max(pause_s, LEAVE_S)
                     await asyncio.sleep(pause_s)

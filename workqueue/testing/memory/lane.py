@@ -58,9 +58,8 @@ class MemoryLane:
 
     def __init__(self, broker: Broker, abort: Callable[[str], None]) -> None:
         self._broker, self.abort = broker, abort
-        self._takers: dict[str, tuple[Taker, Deliver]] = {}  # by the tag of the consumer
-        self._left: list[Taker] = []
-        self._delivered: dict[int, Taker] = {}
+        self._taker: Taker | None = None
+        self._deliver: Deliver = lambda arrived: None
         self.cause: str | None = None
         self.connection = cast(AbstractConnection, Declaring(broker))
 
@@ -79,24 +78,20 @@ class MemoryLane:
             raise Unroutable
 
     def settle(self, tag: int, way: Way) -> None:
-        if self.cause is not None:
+        if self.cause is not None or self._taker is None:
             raise ConnectionError(self.cause)
-        self._broker.settle(self._delivered.pop(tag), tag, way)
+        self._broker.settle(self._taker, tag, way)
 
     async def consume(self, queue: str, tag: str, prefetch: int, deliver: Deliver, most_bytes: int) -> None:
         def arrives(number: int, message: Message) -> None:
-            self._delivered[number] = taker
             deliver(message.delivered(number, most_bytes))
 
-        taker = Taker(queue, prefetch, arrives)
-        self._takers[tag] = taker, deliver
-        self._broker.consume(taker)
+        self._deliver, self._taker = deliver, Taker(queue, prefetch, arrives)
+        self._broker.consume(self._taker)
 
     async def cancel(self, tag: str) -> None:
-        if tag in self._takers:
-            taker, _ = self._takers.pop(tag)
-            self._broker.cancel(taker)
-            self._left.append(taker)
+        if self._taker is not None:
+            self._broker.cancel(self._taker)
 
     async def look(self, queue: str) -> Depth:
         return Depth(len(self._broker.messages(queue)), 1)
@@ -104,10 +99,9 @@ class MemoryLane:
     def end(self, cause: str) -> None:
         if self.cause is None:
             self.cause = cause
-            for taker in (*self._left, *(taker for taker, _ in self._takers.values())):
-                self._broker.leave(taker)
-            for _, deliver in self._takers.values():
-                deliver(None)
+            if self._taker is not None:
+                self._broker.leave(self._taker)
+            self._deliver(None)
 
     async def close(self) -> None:
         self.end(CLOSED)
