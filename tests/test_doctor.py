@@ -243,3 +243,20 @@ async def test_more_consumers_than_a_low_delivery_limit_stands_are_told_of(fast:
     (found,) = [one for one in await ask(fast, "doctor") if "consumers, and" in one["said"]]
     assert (found["about"], found["state"]) == (f"queue {fast.queue}", "warning")
     assert found["said"].startswith(f"4 consumers, and {LIMIT} 12: ")
+
+
+@pytest.mark.parametrize(
+    ("rights", "state", "said"),
+    [
+        (("^$", ".*", ".*"), "warning", "may not declare a queue"),
+        ((".*", "^$", ".*"), "fault", "may not publish"),
+        ((".*", ".*", "^$"), "fault", "may not read"),
+    ],
+)
+async def test_a_right_that_the_user_lacks_is_told_by_its_name(
+    fast: Site, node: Broker, rights: tuple[str, str, str], state: str, said: str
+) -> None:
+    await fast.send(simulate(1))
+    fast.uri = user_of(node, fast.uri, *rights)
+    (found,) = [one for one in await ask(fast, "doctor") if one["about"] == "permissions"]
+    assert (found["state"], said in found["said"]) == (state, True), found

@@ -243,7 +243,7 @@ async def test_letters_are_grouped_listed_shown_filtered_and_dropped(fast: Site,
         fast, "dead", "drop", "--id", "-", "--yes", "--why", "of no use", given=f"garbage\nabsent\n{ids['invalid']}"
     )
     assert (told.code, told.out) == (0, "drop: 2 of 2 letters\n")
-    assert "no such dead letter: absent\n" in told.err
+    assert "no letter that is meant has the id absent\n" in told.err
     assert {one["reason"] for one in await ask(fast, "dead", "list")} == {"failed", "conflict"}
 
 

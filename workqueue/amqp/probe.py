@@ -7,8 +7,9 @@ import asyncio
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
 
 from workqueue.amqp.connection import Link
@@ -25,9 +26,11 @@ EXPIRES_MS = 50
 class Probe:
     """What was found. `problem` is in the broker's words, of the step that failed: to make the queues (`made`), to
     publish and have it confirmed (`confirmed`), and to have it expire and come to the second queue (`dead_lettered`).
-    `blocked`: the broker takes no messages now, an alarm for memory or disk is on; this is its reason."""
+    `refused` is the right that the user lacks for that step. `blocked`: the broker takes no messages now, an alarm for
+    memory or disk is on; this is its reason."""
 
     made: bool = False
+    refused: Literal["configure", "write", "read"] | None = None
     confirmed: bool = False
     dead_lettered: bool = False
     blocked: str | None = None
@@ -52,12 +55,16 @@ async def _probe(lane: DirectLane, name: str) -> Probe:
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": second,
     }
+    right: Literal["configure", "write", "read"] = "configure"
     try:
         with lost():
             await lane.channel.queue_declare(second, exclusive=True)
+            right = "read"  # of a queue that dead-letters, and to write to where that goes
             await lane.channel.queue_declare(first, exclusive=True, arguments=back)
     except GONE as error:
-        return Probe(problem=words(error))
+        if right == "read" and "access to exchange" in words(error):
+            right = "write"
+        return Probe(refused=right if isinstance(error, ChannelAccessRefused) else None, problem=words(error))
     try:
         async with asyncio.timeout(ANSWER_S):
             await lane.publish(first, Basic.Properties(message_id=name, delivery_mode=2), b"probe", mandatory=True)

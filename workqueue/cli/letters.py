@@ -31,7 +31,7 @@ def preview(selection: Selection) -> None:
         say(f"  ... and {len(selection.letters) - SAMPLES} more")
     if selection.absent:
         more = f" and {len(selection.absent) - SAMPLES} more" if len(selection.absent) > SAMPLES else ""
-        say(f"no such dead letter: {', '.join(selection.absent[:SAMPLES])}{more}")
+        say(f"no letter that is meant has the id {', '.join(selection.absent[:SAMPLES])}{more}")
     for why, count in Counter(why for _, why in selection.refused).most_common():
         say(f"{count} are left alone: {why}")
 

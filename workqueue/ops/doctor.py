@@ -72,7 +72,11 @@ def _broker(compared: Plan, tried: Probe) -> Iterator[Finding]:
         yield Finding("broker", "warning", f"{where}: not tested", "use RabbitMQ 3.10 or later")
     else:
         yield Finding("broker", "ok", where)
-    if not tried.made:
+    if tried.refused in ("write", "read"):
+        said = "publish: no retry and no dead letter moves" if tried.refused == "write" else "read from a queue"
+        way_out = "rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'"
+        yield Finding("permissions", "fault", f"this user may not {said}: {tried.problem}", way_out)
+    elif not tried.made:
         way_out = "rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*', or have somebody else declare the queues"
         yield Finding("permissions", "warning", f"this user may not declare a queue: {tried.problem}", way_out)
     elif tried.blocked is not None:
