@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import pytest
 from aiormq.exceptions import ChannelNotFoundEntity
 
@@ -126,6 +127,63 @@ async def test_a_connection_that_is_lost_is_told_once_and_all_come_back(
         await until(lambda: len(many.taken) == 3 * MANY, "all is taken")
         await until(lambda: all(one.is_consuming for one in many.consumers), "all consume again")
     assert [line for line in warned(caplog) if "lost" in line] == [f"tested  lost a consumer of {QUEUE}: cut"]
+
+
+async def test_what_many_consumers_held_and_did_not_ack_outlasts_a_cut_and_a_restart(own_node: Node) -> None:
+    """RabbitMQ 3.10 forgets at its restart in which order more than 32 consumers of one channel gave back what they
+    held: acks then count for other messages."""
+    uri, count = vhost(own_node), 60
+    link = Link(Settings(amqp_uri=(uri,)), "tested", Topology(LOADED.queues, "tested").declare)
+    shared, held, acked, is_cut = Links("tested", QUEUE, lambda: link), set[str](), set[str](), asyncio.Event()
+
+    async def take(one: Consumer) -> None:
+        async for _ in one.recv():
+            arrived = current.get()
+            name = arrived.message_id or ""
+            if not is_cut.is_set():
+                held.add(name)
+                await is_cut.wait()
+            elif name in sorted(held)[::2]:
+                arrived.ack()
+                acked.add(name)
+            else:
+                kept.add(name)
+                await asyncio.Event().wait()
+
+    kept = set[str]()
+    consumers = [
+        Consumer(shared, RECEIVE, f"tested.{number}", Settings(), fail, joins=number > 0) for number in range(count)
+    ]
+    for one in consumers:
+        await one.start()
+    taking = [asyncio.ensure_future(take(one)) for one in consumers]
+    await publish(uri, count)
+    await until(lambda: len(held) == count, "each has one", 30)
+    await asyncio.sleep(2.0)  # a queue that is younger when its node stops may find no leader
+    (await link.lane()).abort("cut")
+    is_cut.set()
+    await until(lambda: len(acked) + len(kept) == count, "half are acked, and half are not", 60)
+    for task in taking:
+        task.cancel()
+    await asyncio.gather(*taking, return_exceptions=True)
+    await link.end()
+    await asyncio.to_thread(own_node.stop)
+    await asyncio.to_thread(own_node.start)
+    left = set[str]()
+    async with await aio_pika.connect(uri) as connection:
+        queue = await (await connection.channel()).get_queue(QUEUE, ensure=False)
+
+        async def all_left() -> bool:
+            while (message := await queue.get(fail=False, no_ack=True)) is not None:
+                left.add(message.message_id or "")
+            return len(left) >= count // 2
+
+        await until(all_left, "what was not acked is there", 30)
+    assert left == kept
+
+
+def fail(error: WorkQueueError) -> None:
+    raise error
 
 
 async def test_beyond_the_brokers_limit_of_channels_there_is_a_further_connection(
