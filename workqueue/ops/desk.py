@@ -109,13 +109,12 @@ class Desk:
         self, moving: Moving, queue: str, reader: Reader, letters: dict[str, list[Letter]], per_s: float | None
     ) -> None:
         """A queue that may be held again and again, each time a delivery, is left to others in between."""
-        leaves = per_s is not None and await self._is_as_stated(queue)
-        leave_s, again = 0.0, leaves
+        again = leaves = per_s is not None and await self._is_as_stated(queue)
         while True:
             async with self.for_itself(queue):
-                left_s = await moving.some_of(queue, reader, letters, per_s, leaves=leaves)
-            if left_s is not None:
-                leave_s, again = left_s, True
+                leave_s = await moving.some_of(queue, reader, letters, per_s, leaves=leaves)
+            if leave_s is not None:
+                again = True
             elif again and any(letters.values()):  # a count that is asked for too soon may read 0
                 leave_s, again = LEAVE_S, False
             else:

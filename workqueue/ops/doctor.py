@@ -64,9 +64,14 @@ async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
     ]
 
 
-def _broker(compared: Plan, tried: Probe) -> Iterator[Finding]:
+def _product(compared: Plan) -> tuple[str, tuple[int, ...]]:
+    """What the broker is, and the first numbers of its version, as far as it tells them."""
     product, _, version = compared.version.rpartition(" ")
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    return product, tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+
+
+def _broker(compared: Plan, tried: Probe) -> Iterator[Finding]:
+    product, numbers = _product(compared)
     where = f"{compared.version} at {compared.broker}"
     if product != "RabbitMQ" or numbers < LAST:
         yield Finding("broker", "warning", f"{where}: not tested", "use RabbitMQ 3.10 or later")
@@ -153,8 +158,7 @@ async def _overdue(ledger: Ledger) -> list[Overdue]:
 def _crowded(project: Project, compared: Plan, now: Status) -> Iterator[Finding]:
     """Queues with so many consumers that a task may be lost by one after the other, as their node dies, and reach the
     broker's limit on the way."""
-    version = compared.version.rpartition(" ")[2]
-    unstated = BROKERS_LIMIT if version.partition(".")[0] not in ("3", "?") else None
+    unstated = BROKERS_LIMIT if _product(compared)[1] >= (4,) else None
     quorum = {
         each.queue.name: each.queue.arguments.get(LIMIT, unstated)
         for each in project.receives.values()
