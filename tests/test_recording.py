@@ -67,8 +67,9 @@ async def test_what_is_confirmed_while_the_ledger_is_told_is_told_next() -> None
     ids=["busy", "lost", "unexpected"],
 )
 async def test_a_ledger_that_can_not_be_told_is_a_line_and_fails_no_send(
-    caplog: pytest.LogCaptureFixture, error: Exception, trace: bool
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception, trace: bool
 ) -> None:
+    monkeypatch.setattr("workqueue.client.recording.PATIENCE_S", 0.0)
     told, sent = Told(), some(3)
     told.error = error
     here = recording(told)
@@ -81,6 +82,35 @@ async def test_a_ledger_that_can_not_be_told_is_a_line_and_fails_no_send(
     told.error = None
     await here.record(sent[0], 60.0)
     assert told.times == [sent[:2], [sent[2]], [sent[0]]]
+
+
+async def test_a_ledger_that_is_locked_for_a_moment_is_told_and_nobody_is_bothered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told, sent = Told(), some(3)
+    told.error = LedgerBusy("database is locked")
+    here = recording(told)
+    waiting = [asyncio.ensure_future(here.record(sent[0], 60.0))]
+    await asyncio.sleep(0.1)
+    assert not waiting[0].done()
+    waiting += [asyncio.ensure_future(here.record(one, 60.0)) for one in sent[1:]]
+    await asyncio.sleep(0)
+    told.error = None
+    await asyncio.wait_for(asyncio.gather(*waiting), 20)
+    assert told.times[-2:] == [sent[:1], sent[1:]]
+    assert not caplog.records
+
+
+async def test_while_a_ledger_stays_busy_only_the_first_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workqueue.client.recording.PATIENCE_S", 0.1)
+    told, sent = Told(), some(2)
+    told.error = LedgerBusy("no answer")
+    here = recording(told)
+    await here.record(sent[0], 60.0)
+    tries = len(told.times)
+    assert tries > 1
+    await here.record(sent[1], 60.0)
+    assert told.times[tries:] == [sent[1:]]
 
 
 async def test_nobody_waits_longer_than_its_time_and_the_ledger_is_told_all_the_same(

@@ -2,10 +2,14 @@
 
 import asyncio
 import logging
+import time
 
 from workqueue.amqp.watch import Patience
 from workqueue.errors import LedgerLost
 from workqueue.ledger import Ledger, LedgerBusy, Sent
+
+PATIENCE_S = 1.0  # with a ledger that is busy, and was not till now: another process has it locked, or it restarts
+AGAIN_S = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +21,7 @@ class Recording:
         self._ledger, self._name = ledger, name
         self._sent: list[tuple[Sent, asyncio.Future[bool]]] = []
         self._writing: asyncio.Task[None] | None = None
-        self._failing = Patience()
+        self._failing, self._busy = Patience(), False
 
     async def record(self, sent: Sent, within_s: float) -> None:
         """Return once the ledger knows that the task waits, or can't be told, or has not answered in time: it was sent,
@@ -48,7 +52,7 @@ class Recording:
             while self._sent:
                 sent, self._sent = self._sent, []
                 try:
-                    await self._ledger.record([task for task, _ in sent])
+                    await self._tell([task for task, _ in sent])
                 except Exception as error:  # noqa: BLE001  # whatever it is, they were sent
                     self._say(error)
                 finally:
@@ -56,6 +60,21 @@ class Recording:
                         _end(ended, True)
         finally:
             self._writing = None
+
+    async def _tell(self, sent: list[Sent]) -> None:
+        """Raises LedgerBusy where it stays so, and at once while it does; and LedgerLost."""
+        until_s = time.monotonic() + (0.0 if self._busy else PATIENCE_S)
+        while True:
+            try:
+                await self._ledger.record(sent)
+            except LedgerBusy:
+                if time.monotonic() >= until_s:
+                    self._busy = True
+                    raise
+            else:
+                self._busy = False
+                return
+            await asyncio.sleep(AGAIN_S)
 
     def _say(self, why: Exception | str) -> None:
         if self._failing.due():
