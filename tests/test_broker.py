@@ -52,6 +52,13 @@ def listener(greeting: bytes) -> Iterator[int]:
         thread.join()
 
 
+def test_a_folder_that_can_not_be_had_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / ".broker")
+    assert broker.main(["stop", "--folder", folder]) == 3
+    assert capsys.readouterr().err == f"broker: {folder}/broker.json: Not a directory\n"
+
+
 def test_the_address_of_the_folders_own_broker_in_amqp_uri_names_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

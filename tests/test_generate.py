@@ -1,6 +1,8 @@
 """The generator script on a copy of the project: the same bytes every time, and a check that misses nothing."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +170,15 @@ def test_a_spec_that_cannot_be_compiled_is_one_line_and_changes_nothing(
 
 
 @pytest.mark.example
+def test_a_disk_that_takes_nothing_is_one_line_and_changes_nothing(copy: Path) -> None:
+    before = tree(copy)
+    command = f"ulimit -f 0; exec {sys.executable} -m workqueue generate {copy}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(f"generate: {copy}") or done.stderr.startswith("generate: /"), done.stderr
+    assert tree(copy) == before
+
+
 def test_two_schemas_of_one_name_are_one_line(copy: Path, generate: Generate) -> None:
     """In one contract.json they could not be told apart."""
     edit(

@@ -67,12 +67,13 @@ def show_groups(
     until: Until = None, id: Ids = None,
 ) -> int:  # fmt: skip
     """How many died of what: letters of one kind, reason and error together."""
-    found = _read(folder, filter_of(queue, reason, kind, error, worker, contract, since, until, id))
+    wanted = filter_of(queue, reason, kind, error, worker, contract, since, until, id)
+    found = _read(folder, wanted)
     made = letters.groups(found)
     if output is not Form.TABLE:
         write_json(output, made)
         return 0
-    display(grouped(made) if made else "no dead letters")
+    display(grouped(made) if made else _none(wanted))
     return 0
 
 
@@ -84,12 +85,13 @@ def show_list(
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="so many, the newest")] = None,
 ) -> int:  # fmt: skip
     """The letters, the newest last."""
-    found = _read(folder, filter_of(queue, reason, kind, error, worker, contract, since, until, id))
+    wanted = filter_of(queue, reason, kind, error, worker, contract, since, until, id)
+    found = _read(folder, wanted)
     last = found[-(limit or (SHOWN if output is Form.TABLE else len(found) or 1)) :]
     if output is not Form.TABLE:
         write_json(output, last)
     else:
-        display(listed(last) if last else "no dead letters")
+        display(listed(last) if last else _none(wanted))
     if len(last) < len(found):
         say(f"the newest {len(last)} of {len(found)}; --limit shows more")
     return 0
@@ -264,6 +266,10 @@ def _read(folder: Path, wanted: Filter) -> list[Letter]:
                 return await Desk(project, ledger, _name(), tell).letters(wanted)
 
     return run(ask)
+
+
+def _none(wanted: Filter) -> str:
+    return "no dead letters" if wanted.says_nothing else "no dead letter is meant by these filters"
 
 
 def _name() -> str:

@@ -26,13 +26,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="only say whether generated/ is what spec/ makes")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="whose spec/ and generated/ (default: .)")
     given = parser.parse_args(arguments)
+    try:
+        return _compile(given.folder, given.check)
+    except OSError as error:  # of the disk: a folder that is not ours to write, no room left
+        print(f"generate: {escaped(f'{error.filename or given.folder}: {error.strerror or error}')}", file=sys.stderr)
+        return 2
+
+
+def _compile(given: Path, check: bool) -> int:
     with needed("workqueue generate"):
         from workqueue.compiler import generate
-    check, home = given.check, given.folder.resolve()
+    home = given.resolve()
     generated = home / "generated"
     if not (home / "spec").is_dir():
         print(
-            f"generate: {given.folder / 'spec'}: there is no such folder; name the one that holds spec/",
+            f"generate: {given / 'spec'}: there is no such folder; name the one that holds spec/",
             file=sys.stderr,
         )
         return 2

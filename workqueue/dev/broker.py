@@ -217,6 +217,9 @@ def main(arguments: list[str]) -> int:
     except BrokerError as error:
         say(str(error))
         return error.exit_code
+    except OSError as error:  # of the disk: a folder that is not ours to write, no room left
+        say(f"{error.filename or given.folder}: {error.strerror or error}")
+        return 3
     except KeyboardInterrupt:
         say("interrupted" + "; what it was starting is stopped again" * (given.command == "start"))
         return 130
