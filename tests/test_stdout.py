@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.harness import ROOT
+from workqueue.cli import operate
 
 NOISY = """
 import signal
@@ -36,3 +38,16 @@ def test_a_long_answer_is_whole_though_signals_come_while_nobody_reads(unbuffere
     quiet = subprocess.run([sys.executable, "-m", "workqueue", "records"], cwd=ROOT, capture_output=True, check=True)
     assert (command.returncode, len(told)) == (0, len(quiet.stdout))
     assert told == quiet.stdout
+
+
+def test_a_file_that_can_not_be_read_is_named_and_is_not_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = operate.app()
+
+    @commands.command()
+    def read() -> None:
+        (tmp_path / "settings").read_text()
+
+    assert operate.call(commands, "workqueue read", []) == 2
+    assert capsys.readouterr().err == f"workqueue read: {tmp_path}/settings: No such file or directory\n"

@@ -15,11 +15,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WINDOW = 200, CHANNEL = 1, MOST_PACED = 10000, RING = 65536 };
+enum { WINDOW = 200, CHANNEL = 1, MOST_PACED = 10000, MOST_TIMED = 100000, RING = 65536 };
 static const char *QUEUE = "bench";
 static amqp_connection_state_t connection;
 static uint64_t published, unconfirmed, oldest = 1; /* tags count from 1 */
 static char pending[RING];
+static double sent_at[RING], took[MOST_TIMED]; /* of what the callers send */
+static int timed;
 
 static void must(int good, const char *what) {
     if (!good) {
@@ -86,6 +88,7 @@ static void await_confirms(uint64_t allowed) {
         must(frame.frame_type == AMQP_FRAME_METHOD && frame.payload.method.id == AMQP_BASIC_ACK_METHOD, "a publish");
         amqp_basic_ack_t *ack = frame.payload.method.decoded;
         for (uint64_t tag = ack->multiple ? oldest : ack->delivery_tag; tag <= ack->delivery_tag; tag++) {
+            if (pending[tag % RING] && timed < MOST_TIMED) took[timed++] = now() - sent_at[tag % RING];
             unconfirmed -= pending[tag % RING];
             pending[tag % RING] = 0;
         }
@@ -94,13 +97,14 @@ static void await_confirms(uint64_t allowed) {
     }
 }
 
-static void publish(double seconds) {
+static void publish(double seconds, uint64_t window) {
     char body[512];
     amqp_bytes_t bytes = {make_task(body, sizeof body, seconds), body};
     amqp_basic_properties_t properties = {._flags = AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_DELIVERY_MODE_FLAG};
     properties.content_type = amqp_cstring_bytes("application/json");
     properties.delivery_mode = AMQP_DELIVERY_PERSISTENT;
-    await_confirms(WINDOW - 1);
+    await_confirms(window - 1);
+    sent_at[(published + 1) % RING] = now();
     must(amqp_basic_publish(connection, CHANNEL, amqp_empty_bytes, amqp_cstring_bytes(QUEUE), 1, 0, &properties,
                             bytes) == AMQP_STATUS_OK, "publish");
     published++;
@@ -124,7 +128,7 @@ static void send_plan(const char *plan) {
                 must(paced < MOST_PACED, "to remember so many times");
                 at[paced++] = now();
             }
-            publish(seconds);
+            publish(seconds, WINDOW);
         }
         plan += used + (plan[used] == ',');
     }
@@ -135,6 +139,30 @@ static void send_plan(const char *plan) {
     printf("{\"sent\": %d, \"seconds\": %.9f, \"peak_mib\": %.3f, \"at\": [", sent, took, usage.ru_maxrss / 1024.0);
     for (int i = 0; i < paced; i++) printf("%s%.9f", i ? ", " : "", at[i]);
     puts("]}");
+}
+
+static int by_length(const void *one, const void *other) {
+    double difference = *(const double *)one - *(const double *)other;
+    return (difference > 0) - (difference < 0);
+}
+
+/* Callers who each send their next one when the one before is confirmed are a window of as many. */
+static void send_by_callers(int count, int callers) {
+    struct rusage before, after;
+    amqp_confirm_select(connection, CHANNEL);
+    answered("confirm.select");
+    must(count <= MOST_TIMED, "to time so many");
+    getrusage(RUSAGE_SELF, &before);
+    double began = now();
+    for (int sent = 0; sent < count; sent++) publish(0, callers);
+    await_confirms(0);
+    double seconds = now() - began;
+    getrusage(RUSAGE_SELF, &after);
+    qsort(took, timed, sizeof *took, by_length);
+    double cpu_s = (after.ru_utime.tv_sec - before.ru_utime.tv_sec) + (after.ru_stime.tv_sec - before.ru_stime.tv_sec)
+        + (after.ru_utime.tv_usec - before.ru_utime.tv_usec + after.ru_stime.tv_usec - before.ru_stime.tv_usec) / 1e6;
+    printf("{\"sent\": %d, \"seconds\": %.9f, \"p99_ms\": %.6f, \"cpu_us\": %.3f}\n", timed, seconds,
+           took[timed * 99 / 100] * 1e3, cpu_s / count * 1e6);
 }
 
 static void consume(void) {
@@ -162,7 +190,10 @@ static void consume(void) {
 int main(int count, char **arguments) {
     must(count > 1, "to know what to do");
     open_queue();
-    if (!strcmp(arguments[1], "send"))
+    int tasks, callers;
+    if (!strcmp(arguments[1], "send") && sscanf(arguments[count - 1], "%d@%d", &tasks, &callers) == 2)
+        send_by_callers(tasks, callers);
+    else if (!strcmp(arguments[1], "send"))
         send_plan(arguments[count - 1]);
     else
         consume();

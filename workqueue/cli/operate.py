@@ -60,8 +60,10 @@ def call(commands: typer.Typer, name: str, arguments: list[str]) -> int:
         return failed(name, str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except OSError as error:  # of standard output, where the help goes
-        lost = unwritten(error)
+    except OSError as error:
+        if error.filename is not None:
+            return failed(name, f"{error.filename}: {error.strerror}", 2)
+        lost = unwritten(error)  # standard output, where the help goes
         return 0 if isinstance(lost, ReaderGone) else failed(name, str(lost), lost.exit_code)
     return code if isinstance(code, int) else 0
 
