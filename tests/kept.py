@@ -88,7 +88,7 @@ class KeptWorker(Kept):
 
     def kill(self) -> None:
         life = self.lives[-1]
-        assert isinstance(self.process, subprocess.Popen)
+        assert self.process is not None
         life.killed = time.time()
         self.process.kill()
 
@@ -96,7 +96,7 @@ class KeptWorker(Kept):
         """End it by SIGTERM."""
         self.closing = True
         life = self.lives[-1]
-        assert isinstance(self.process, subprocess.Popen)
+        assert self.process is not None
         if life.ended is None:
             life.termed = time.time()
             self.process.terminate()

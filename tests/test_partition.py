@@ -117,6 +117,25 @@ async def test_a_delay_lets_packets_arrive_late_and_in_order(ends: dict[bytes, s
     assert (received(ends[FAR]), received(ends[FAR])) == (b"first", b"second")
 
 
+# Two hosts by turns, each of which says where it is, and starts a script that says so.
+WHERE = """
+import os, sys
+from pathlib import Path
+from tests.hosts import Host, isolated
+from workqueue.testing.prefork import start
+
+def main():
+    hosts = [Host("here", "10.203.0.11"), Host("there", "10.203.0.12")]
+    for host in hosts * 2:
+        with host.inside():
+            print(os.readlink("/proc/thread-self/ns/net"), flush=True)
+            assert start(["where.py"], Path(sys.argv[1]), dict(os.environ), (0, 1, 2)).wait(60) == 0
+    return 0
+
+sys.exit(isolated(main))
+"""
+
+
 @pytest.mark.broker
 async def test_what_is_cut_off_gets_no_reset_and_all_of_a_run_ends_with_it(tmp_path: Path) -> None:
     if reason := lacking():
@@ -134,6 +153,18 @@ async def test_what_is_cut_off_gets_no_reset_and_all_of_a_run_ends_with_it(tmp_p
         running.wait()
         running.stdout.close()
     await until(lambda: not sleepers(), "what ran on a host has ended")
+
+
+@pytest.mark.broker
+def test_a_script_runs_on_the_host_of_the_thread_that_starts_it(tmp_path: Path) -> None:
+    if reason := lacking():
+        pytest.skip(f"partition: {reason}")
+    (tmp_path / "where.py").write_text("import os; print(os.readlink('/proc/self/ns/net'), flush=True)")
+    done = subprocess.run([sys.executable, "-c", WHERE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.split()
+    assert said[::2] == said[1::2]
+    assert len(set(said)) == 2
 
 
 def sleepers() -> list[str]:

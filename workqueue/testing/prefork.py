@@ -114,7 +114,8 @@ class Prefork:
 
 
 @cache
-def _server() -> Prefork:
+def _server(network: str) -> Prefork:
+    """One for each network namespace: a fork is where its server is."""
     return Prefork()
 
 
@@ -123,7 +124,8 @@ def start(
 ) -> Forked | subprocess.Popen[bytes]:
     """Start `python ARGUMENTS` in this folder: a fork, where that makes no difference."""
     if IS_POSSIBLE and at_start(environment) == at_start(os.environ):
-        return _server().start(arguments, folder, environment, streams)
+        network = os.readlink("/proc/thread-self/ns/net")
+        return _server(network).start(arguments, folder, environment, streams)
     stdin, stdout, stderr = streams
     return subprocess.Popen(
         [sys.executable, *arguments], cwd=folder, env=environment, stdin=stdin, stdout=stdout, stderr=stderr
