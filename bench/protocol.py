@@ -18,7 +18,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+
+from uuid_utils.compat import uuid7
 
 RECORD = struct.Struct("<ddd")
 """Seconds asked for, start and end of the handler by CLOCK_MONOTONIC, which all processes of a machine share."""
@@ -57,9 +58,9 @@ def _note(seconds: float, start: float) -> None:
 
 
 def make_task(seconds: float) -> dict[str, Any]:
-    """A whole task of our contract, as JSON can hold it."""
+    """A whole task of our contract, as JSON can hold it; its id is as a `Client` makes them, in order of time."""
     payload = {"kind": "simulate", "seconds": seconds}
-    return {"id": str(uuid4()), "created_at": datetime.now(UTC).isoformat(), "payload": payload}
+    return {"id": str(uuid7()), "created_at": datetime.now(UTC).isoformat(), "payload": payload}
 
 
 class Plan:

@@ -69,9 +69,10 @@ static int make_task(char *body, size_t size, double seconds) {
     struct tm utc;
     char at[32];
     must(getrandom(r, sizeof r, 0) == sizeof r, "getrandom");
-    r[6] = (r[6] & 0x0f) | 0x40;
-    r[8] = (r[8] & 0x3f) | 0x80;
     clock_gettime(CLOCK_REALTIME, &t);
+    for (int byte = 0; byte < 6; byte++) r[byte] = (t.tv_sec * 1000LL + t.tv_nsec / 1000000) >> (40 - 8 * byte);
+    r[6] = (r[6] & 0x0f) | 0x70;
+    r[8] = (r[8] & 0x3f) | 0x80;
     strftime(at, sizeof at, "%Y-%m-%dT%H:%M:%S", gmtime_r(&t.tv_sec, &utc));
     return snprintf(body, size,
                     "{\"id\": \"%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x\", "
