@@ -1,9 +1,11 @@
 """Two ledgers for one queue would do each task twice: who comes second with another one does not start."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import aio_pika
 import pytest
@@ -56,6 +58,43 @@ async def test_a_worker_that_comes_back_to_a_queue_of_another_ledger_ends(node: 
                 lane.abort("cut")
                 with pytest.raises(LedgerDiffers):
                     await first.lane()
+
+
+async def test_an_answer_that_comes_late_and_names_another_ledger_ends_the_connection(
+    node: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = vhost(node)
+    async with process(uri, 1) as first:
+        lane = await first.open()
+        async with await aio_pika.connect(uri) as connection:
+            await (await connection.channel()).queue_delete("task-queue.ledger")
+            async with process(uri, 2) as second:
+                await second.open()
+                monkeypatch.setattr("workqueue.amqp.marker.AGAIN_S", 0.0)
+                lane.abort("cut")
+                lane = await first.lane()
+                await until(lambda: not lane.is_open, "it is ended")
+                monkeypatch.undo()
+                with pytest.raises(LedgerDiffers):
+                    await first.lane()
+
+
+async def test_who_comes_back_to_a_marker_that_gives_no_answer_works_and_is_told_so_if_that_lasts(
+    node: Broker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workqueue.amqp.marker.ANSWER_S", 2.0)
+    monkeypatch.setattr("workqueue.amqp.marker.AGAIN_S", 0.2)
+    marker = Marker("task-queue", SimpleNamespace(identity=1, place="/ledger/1"), "tested", hold=True)
+    silent: Any = SimpleNamespace(channel=lambda **given: asyncio.Event().wait())
+    async with await aio_pika.connect(vhost(node)) as connection:
+        assert connection.transport is not None
+        await marker.check(connection.transport.connection)
+    began = time.monotonic()
+    await marker.check(silent)
+    assert time.monotonic() - began < 1.5
+    assert not caplog.records
+    await until(lambda: bool(caplog.records), "it is said")
+    assert "one ledger is unchecked: no answer within 2 s" in caplog.records[0].getMessage()
 
 
 async def test_a_marker_lives_as_long_as_a_worker_and_then_its_time(

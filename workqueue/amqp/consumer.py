@@ -34,7 +34,7 @@ UNKNOWN_S = 12.0
 """A node that can't reach a quorum queue's leader within 250 ms counts no messages and no consumers, so that says
 nothing; nor does it for a leader that is always that far away. Before a consumer is asked to prove itself then, a new
 leader has been elected, if that is what is going on: a consume would block the channel until it is."""
-PROVE_S = 5.0  # so that it is answered soon, unless the node is cut off from its peers
+PROVE_S = 3.0  # so that it is answered soon, unless the node is cut off from its peers
 
 REST_S = 1.0  # between two looks whether the connection of a paused consumer is there
 DRAIN_S = 3.0  # for the broker's word that it delivers no more: if that does not come, closing the channel says it too
@@ -135,13 +135,8 @@ class Consumer:
         if not self._draining:
             if error is not None:
                 log.error("%s  a fault of our own", self._tag, exc_info=error)
-            why = (
-                "it was cancelled"
-                if kernel.cancelled()
-                else f"{type(error).__name__}: {error}"
-                if error
-                else "no error"
-            )
+            ended = f"{type(error).__name__}: {error}" if error else "no error"
+            why = "it was cancelled" if kernel.cancelled() else ended
             self._fatal(WorkerFault(f"{self._tag} ended unasked: {why}; restart the worker, and report this"))
 
     async def drain(self) -> None:
@@ -233,7 +228,7 @@ class Consumer:
 
     async def _next(self, session: Session) -> Arrival | None:
         """The next message, or None when the session is over. An idle session is probed."""
-        starved, unknown_s, within_s = 0, 0.0, self._settings.check_s
+        starved, known_s, within_s = 0, time.monotonic(), self._settings.check_s
         while True:
             try:
                 message = await session.inbox.get(within_s)
@@ -246,10 +241,11 @@ class Consumer:
             try:
                 messages, consumers = await self._look(session)
                 starved = starved + 1 if messages else 0
-                unknown_s = 0.0 if messages or consumers else unknown_s + within_s
-                if unknown_s >= UNKNOWN_S:
+                if messages or consumers:
+                    known_s = time.monotonic()
+                elif time.monotonic() - known_s >= UNKNOWN_S:
                     await self._prove(session)
-                    unknown_s = 0.0
+                    known_s = time.monotonic()
             except GONE as error:
                 why = "its node does not answer" if isinstance(error, TimeoutError) else words(error)
                 self._links.say(f"lost its queue {self.queue}: {why}")
@@ -258,7 +254,8 @@ class Consumer:
             if starved == AGREE:
                 await self._starved(session)
                 return None
-            within_s = min(SOON_S, self._settings.check_s) if starved or unknown_s else self._settings.check_s
+            in_doubt = starved or not (messages or consumers)
+            within_s = min(SOON_S, self._settings.check_s) if in_doubt else self._settings.check_s
 
     def _lost(self, session: Session) -> None:
         self._links.say(f"lost a consumer of {self.queue}: {session.cause}")

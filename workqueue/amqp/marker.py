@@ -8,6 +8,7 @@ second with another number is refused. The marker lives for as long as a worker 
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any, Protocol
 
 from aiormq.abc import AbstractConnection, DeliveredMessage
@@ -17,9 +18,13 @@ from workqueue.amqp.handshake import words
 from workqueue.errors import LedgerDiffers
 
 log = logging.getLogger(__name__)
+_closing: set["asyncio.Future[None]"] = set()  # the event loop keeps none of its own
 
 EXPIRES_MS = 30_000  # a worker that reconnects within this finds its marker as it was
 ANSWER_S = 5.0
+AGAIN_S = 1.0
+"""How long a connection waits for the answer, the first and those that follow: a node that has just lost the marker's
+leader gives none for long, and must not keep a worker from its own queue. The answer counts when it comes."""
 
 
 class Marked(Protocol):
@@ -40,24 +45,37 @@ class Marker:
 
     def __init__(self, queue: str, ledger: Marked, name: str, *, hold: bool, make: bool = True) -> None:
         self._queue, self._ledger, self._name, self._hold, self._make = queue, ledger, name, hold, make
-        self._said = False
+        self._said = self._answered = False
 
     async def check(self, connection: AbstractConnection) -> None:
         """Declare it, and with `hold` keep it alive for as long as the connection. Raises LedgerDiffers, and what a
-        lost connection raises."""
+        lost connection raises. An answer that comes late, and is LedgerDiffers, ends the connection: the next one is
+        refused by it."""
+        checking = asyncio.ensure_future(self._check(connection))
+        try:
+            await asyncio.wait([checking], timeout=AGAIN_S if self._answered else ANSWER_S)
+        except asyncio.CancelledError:
+            checking.cancel()
+            raise
+        if checking.done():
+            return await checking
+        checking.add_done_callback(partial(_ended_late, connection))
+
+    async def _check(self, connection: AbstractConnection) -> None:
         number = self._ledger.identity
         arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-expires": EXPIRES_MS, "x-max-length": number}
         marker = f"{self._queue}.ledger"
+        late = asyncio.get_running_loop().call_later(ANSWER_S, self._say, f"no answer within {ANSWER_S:g} s")
         try:
-            async with asyncio.timeout(ANSWER_S):
-                channel = await connection.channel(publisher_confirms=False)
-                if not self._make:
-                    await channel.queue_declare(marker, passive=True)
-                await channel.queue_declare(marker, durable=True, arguments=arguments)
-                if self._hold:
-                    await channel.basic_consume(marker, _ignore, no_ack=True)
-                else:
-                    await channel.close()
+            channel = await connection.channel(publisher_confirms=False)
+            if not self._make:
+                await channel.queue_declare(marker, passive=True)
+            await channel.queue_declare(marker, durable=True, arguments=arguments)
+            if self._hold:
+                await channel.basic_consume(marker, _ignore, no_ack=True)
+            else:
+                await channel.close()
+            self._answered = True
         except ChannelPreconditionFailed as error:
             if "x-max-length" not in words(error):
                 self._say(words(error))
@@ -67,13 +85,20 @@ class Marker:
             return
         except (ChannelAccessRefused, ChannelClosed) as error:
             self._say(words(error))
-        except TimeoutError:  # a replica that lost its leader for good must not keep a worker from its own queue
-            self._say(f"no answer within {ANSWER_S:g} s")
+        finally:
+            late.cancel()
 
     def _say(self, why: str) -> None:
         if not self._said:
             self._said = True
             log.warning("%s  that all work on %s with one ledger is unchecked: %s", self._name, self._queue, why)
+
+
+def _ended_late(connection: AbstractConnection, checking: "asyncio.Task[None]") -> None:
+    if not checking.cancelled() and isinstance(checking.exception(), LedgerDiffers):
+        closing = asyncio.ensure_future(connection.close())
+        _closing.add(closing)
+        closing.add_done_callback(_closing.discard)
 
 
 async def _ignore(message: DeliveredMessage) -> None:
