@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -14,20 +13,22 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 
-from workqueue.errors import SettingInvalid
+from workqueue.delivery import Delivery
+from workqueue.errors import LedgerLost, SettingInvalid
 from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Event, Started, Told
 from workqueue.tasks.policy import ERROR_LIMIT, describe
+from workqueue.tasks.received import Received
 from workqueue.tasks.scope import CutOff, Holder
 from workqueue.tasks.stack import LINES, TAIL_CHARACTERS, traceback_lines, traceback_tail
 from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter
 
 WAIT_S = 20.0
-TASK = SimpleNamespace(id=UUID(int=7), payload=SimpleNamespace(kind="resize"))
-KIND_OF = attrgetter("kind")
+TASK = SimpleNamespace(id=UUID(int=7))
+RECEIVED: Received[Any] = Received(TASK, TASK.id, cast(Delivery, None), "resize", str(TASK.id))
 
 
 class Answer(BaseModel):
@@ -39,7 +40,7 @@ ANSWER = Answer(of="the handler")
 
 def attempts(handler: Any, told: list[Told] | None = None, tell_begin: bool = False) -> Attempts:
     tell = (told if told is not None else []).append
-    return Attempts(handler, Holder("w1", "resize", cast(Ledger, None), 60.0, tell, KIND_OF), tell_begin=tell_begin)
+    return Attempts(handler, Holder("w1", "resize", cast(Ledger, None), 60.0, tell), tell_begin=tell_begin)
 
 
 async def outcome(handler: Any, limit_s: float | None = None) -> Any:
@@ -51,7 +52,7 @@ async def outcome_of(runner: Attempts, limit_s: float | None = None) -> Any:
     run = TaskContext("w1", 1, Settings(), None, cast(Any, None))
     async with asyncio.timeout(WAIT_S):
         try:
-            result: Any = await runner.run(TASK, run, 5, limit_s)
+            result: Any = await runner.run(RECEIVED, run, 5, limit_s)
         except Exception as error:  # noqa: BLE001  # and nothing else may come
             result = error
         await asyncio.sleep(0)  # a cancellation that was left behind would come out here
@@ -60,6 +61,19 @@ async def outcome_of(runner: Attempts, limit_s: float | None = None) -> Any:
     assert task.cancelling() == 0
     assert not runner.running
     return result
+
+
+class Secret(type):
+    """Tells nothing of its classes."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__name__", "__qualname__", "__module__"):
+            raise RuntimeError(name)
+        return super().__getattribute__(name)
+
+
+class Nameless(Exception, metaclass=Secret):
+    pass
 
 
 class Unreadable(Exception):
@@ -118,6 +132,7 @@ ODD: dict[str, tuple[Callable[[], object], str]] = {
     "stop async": (raising(StopAsyncIteration()), "StopAsyncIteration"),
     "unreadable": (raising(Unreadable()), "Unreadable: (its text can't be read: str() raises ValueError)"),
     "exits when read": (raising(ExitsWhenRead()), "ExitsWhenRead: (its text can't be read: str() raises SystemExit)"),
+    "nameless": (raising(Nameless("x")), "Nameless: x"),
     "no text": (raising(NoText()), "NoText: (its text can't be read: str() raises TypeError)"),
     "a memory error": (raising(MemoryError()), "MemoryError"),
     "a recursion error": (endless, "RecursionError: maximum recursion depth exceeded"),
@@ -126,6 +141,10 @@ ODD: dict[str, tuple[Callable[[], object], str]] = {
     "not picklable": (raising(ValueError(lambda: 1)), "ValueError: <function"),
     "our cut-off": (raising(CutOff()), "the handler raised CutOff"),
     "our lost claim": (raising(ClaimLost()), "the handler raised ClaimLost"),
+    "a lost ledger": (
+        raising(LedgerLost("/l.db", "it was deleted")),
+        "the handler raised LedgerLost: ",
+    ),
     **{
         f"retry after {delay!r}": (
             raising(RetryAfter(cast(Any, delay), "busy")),
@@ -238,7 +257,7 @@ def test_a_handler_that_is_thrown_away_with_its_loop_is_no_failed_attempt() -> N
         await asyncio.Event().wait()
 
     async def begin() -> None:
-        await attempts(wait).run(TASK, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, None)
+        await attempts(wait).run(RECEIVED, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, None)
 
     loop = asyncio.new_event_loop()
     task = loop.create_task(begin())
@@ -334,9 +353,9 @@ async def test_a_generator_function_is_given_up_too() -> None:
     assert isinstance(await outcome(generate), GiveUp)
 
 
-@pytest.mark.parametrize("error", [ClaimLost, LedgerBusy])
+@pytest.mark.parametrize("error", [ClaimLost(), LedgerBusy(), LedgerLost("/l.db", "it was deleted")], ids=repr)
 async def test_a_completion_that_lost_its_claim_or_its_ledger_did_whatever_the_handler_makes_of_it(
-    error: type[Exception],
+    error: Exception,
 ) -> None:
     class Lost:
         async def __aenter__(self) -> None:
@@ -348,12 +367,12 @@ async def test_a_completion_that_lost_its_claim_or_its_ledger_did_whatever_the_h
         try:
             async with run.completion():
                 pass
-        except error as lost:
+        except type(error) as lost:
             raise ValueError("mine") from lost
 
     run = TaskContext("w1", 1, Settings(), None, cast(Any, lambda _: Lost()))
-    with pytest.raises(error):
-        await attempts(handle).run(TASK, run, 5, None)
+    with pytest.raises(type(error)):
+        await attempts(handle).run(RECEIVED, run, 5, None)
 
 
 async def test_a_completion_in_a_thread_is_a_failure_that_says_the_way_out() -> None:

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar, assert_type
+from typing import Any, Final, TypeVar, assert_type
+from uuid import UUID
 
 import pytest
 from pamqp.commands import Basic
@@ -134,6 +135,29 @@ async def test_the_lifespan_is_open_while_the_task_runs() -> None:
     log = list[str]()
     await run_task(Application, handle, Odd(kind="odd", way="exits"), lifespan=resources, to="do_errand")
     assert log == ["opened", "used", "closed"]
+
+
+@pytest.mark.parametrize("way", ["another id", "no id", "a text", "no payload"])
+async def test_a_handler_may_change_its_task_and_it_is_the_one_that_came_all_the_same(way: str) -> None:
+    async def handle(task: Task, context: TaskContext[None]) -> None:
+        changed: Any = task
+        match way:
+            case "another id":
+                changed.id = UUID(int=1)
+            case "no id":
+                del changed.id
+            case "a text":
+                changed.id = str(task.id)
+            case _:
+                del changed.payload
+        if context.attempt == 1:
+            raise ValueError("too early")
+
+    async with MemoryQueue(Application, both(handle), Client(Producer)) as queue:
+        task = await queue.client.send(NAP, to=TO)
+        assert await task.result(timeout_s=WAIT_S) is None
+    told = {(event.id, event.kind) for event in queue.events if isinstance(event, Event)}
+    assert told == {(str(task.id), "nap")}
 
 
 # --- a queue ----------------------------------------------------------------------------------------------------------

@@ -7,23 +7,24 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import pairwise
-from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
+from workqueue.delivery import Delivery
 from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.tasks import scope as scopes
 from workqueue.tasks.events import Event, Running, Told
 from workqueue.tasks.progress import Progress
+from workqueue.tasks.received import Received
 from workqueue.tasks.scope import CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
 
 WAIT_S = 20.0
-TASK = SimpleNamespace(id=UUID(int=7), payload=SimpleNamespace(kind="resize"))
-KIND_OF = attrgetter("kind")
+TASK = SimpleNamespace(id=UUID(int=7))
+RECEIVED: Received[Any] = Received(TASK, TASK.id, cast(Delivery, None), "resize", str(TASK.id))
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -51,8 +52,8 @@ def a_scope(
     limit_s: float | None, lease_s: float, renew: Callable[[], Awaitable[bool]] = kept, told: list[Told] | None = None
 ) -> Scope:
     tell = (told if told is not None else []).append
-    holder = Holder("w1", "resize", cast(Ledger, Renewing(renew)), lease_s, tell, KIND_OF)
-    return Scope(holder, TASK, 5, limit_s, 1, Progress())
+    holder = Holder("w1", "resize", cast(Ledger, Renewing(renew)), lease_s, tell)
+    return Scope(holder, RECEIVED, 5, limit_s, 1, Progress())
 
 
 async def held(scope: Scope, inside: Any = None) -> None:

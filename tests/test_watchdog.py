@@ -5,23 +5,24 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
+from workqueue.delivery import Delivery
 from workqueue.ledger import Ledger
 from workqueue.settings import Settings
 from workqueue.tasks import watchdog as watchdogs
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
+from workqueue.tasks.received import Received
 from workqueue.tasks.scope import Holder
 from workqueue.tasks.watchdog import Watchdog
 
-TASK = SimpleNamespace(id=UUID(int=7), payload=SimpleNamespace(kind="resize"))
-KIND_OF = attrgetter("kind")
+TASK = SimpleNamespace(id=UUID(int=7))
+RECEIVED: Received[Any] = Received(TASK, TASK.id, cast(Delivery, None), "resize", str(TASK.id))
 
 
 class Renewing:
@@ -62,9 +63,9 @@ async def run(act: Callable[[], Any], ledger: Renewing, limit_s: float | None, l
     async def handle(*_: Any) -> None:
         act()
 
-    attempts = Attempts(handle, Holder("w1", "resize", cast(Ledger, ledger), lease_s, lambda _: None, KIND_OF))
+    attempts = Attempts(handle, Holder("w1", "resize", cast(Ledger, ledger), lease_s, lambda _: None))
     with watched(attempts):
-        await attempts.run(TASK, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, limit_s)
+        await attempts.run(RECEIVED, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, limit_s)
         await asyncio.sleep(0.5)  # it looks once more
 
 
@@ -133,14 +134,14 @@ async def test_a_process_that_must_end_gives_its_claims_back_says_what_runs_and_
 
     monkeypatch.setattr("os._exit", end)
     monkeypatch.setattr("threading.excepthook", caught)
-    attempts = Attempts(stay, Holder("w1", "resize", cast(Ledger, Renewing()), 60, lambda _: None, KIND_OF))
+    attempts = Attempts(stay, Holder("w1", "resize", cast(Ledger, Renewing()), 60, lambda _: None))
     watchdog = Watchdog("w1", lambda: attempts.running, given_back.extend)
     watchdog.start()
     watchdog.end_by(9.0, 70, "later")
     watchdog.end_by(0.1, 0, "the drain is over")
     watchdog.end_by(5.0, 70, "later again")
     with caplog.at_level(logging.WARNING):
-        await attempts.run(TASK, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, None)
+        await attempts.run(RECEIVED, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, None)
     watchdog.rest()
     assert ended.result() == 0
     assert [scope.task_id for scope in given_back] == [TASK.id]

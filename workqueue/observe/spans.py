@@ -227,7 +227,7 @@ def fail_by(span: Span, cause: Exception | None, otherwise: str, said: str) -> N
     if cause is None:
         return fail(span, otherwise, said)
     fail(span, type_of(cause), said)
-    message = said.removeprefix(f"{type(cause).__name__}: ")
+    message = said.removeprefix(f"{type.__getattribute__(type(cause), '__name__')}: ")
     span.add_event("exception", {"exception.type": type_of(cause), "exception.message": message})
 
 
@@ -237,8 +237,9 @@ def fail(span: Span, kind: str, said: str) -> None:
 
 
 def type_of(error: BaseException) -> str:
-    of = type(error)
-    return of.__qualname__ if of.__module__ == "builtins" else f"{of.__module__}.{of.__qualname__}"
+    # Its class may have a metaclass that tells neither.
+    module, name = (type.__getattribute__(type(error), name) for name in ("__module__", "__qualname__"))
+    return str(name) if module == "builtins" else f"{module}.{name}"
 
 
 def context_of(headers: Mapping[str, Any]) -> Context:

@@ -24,13 +24,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from workqueue.errors import HandlerInvalid, escaped
+from workqueue.errors import HandlerInvalid, LedgerLost, escaped
 from workqueue.ledger import ClaimLost, LedgerBusy
 from workqueue.process import children
 from workqueue.tasks.context import R, TaskContext
 from workqueue.tasks.events import Started
 from workqueue.tasks.policy import describe
-from workqueue.tasks.received import T
+from workqueue.tasks.received import Received, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
 from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter
@@ -75,9 +75,11 @@ class Attempts:
         self.holder = holder
         self.running: set[Scope] = set()
 
-    async def run(self, task: Any, context: TaskContext[Any], fence: int, limit_s: float | None) -> BaseModel | None:
+    async def run(
+        self, received: Received[Any], context: TaskContext[Any], fence: int, limit_s: float | None
+    ) -> BaseModel | None:
         """Returns the handler's result or raises an Exception, whatever it does; CancelledError if the worker ends."""
-        scope = Scope(self.holder, task, fence, limit_s, context.attempt, context.so_far)
+        task, scope = received.task, Scope(self.holder, received, fence, limit_s, context.attempt, context.so_far)
         self.running.add(scope)
         if self._tell_begin:
             scope.tell(Started(context.attempt))
@@ -143,8 +145,8 @@ def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> B
     match error:
         case RetryAfter() if not _is_delay(getattr(error, "delay_s", None)):
             return HandlerBroke(f"RetryAfter with a delay_s that is no number of seconds: {describe(error)}")
-        case CutOff() | ClaimLost() | Cancellation() | LedgerBusy():
-            return HandlerBroke(f"the handler raised {type(error).__name__}")
+        case CutOff() | ClaimLost() | Cancellation() | LedgerBusy() | LedgerLost():  # such as of a client of its own
+            return HandlerBroke(f"the handler raised {describe(error)}")
         case Exception():
             return error
         case _:

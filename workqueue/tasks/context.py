@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from workqueue.errors import LedgerLost
 from workqueue.ledger import ClaimLost, LedgerBusy, Transaction
 from workqueue.settings import Settings
 from workqueue.tasks.progress import LEFT_OUT, Progress
@@ -31,9 +32,9 @@ class TaskContext(Generic[R]):
     """What `progress` was told, for the worker to show and to save."""
     completed: bool = field(default=False, init=False)
     """Whether the task was completed by `completion`."""
-    lost: ClaimLost | LedgerBusy | None = field(default=None, init=False)
+    lost: ClaimLost | LedgerBusy | LedgerLost | None = field(default=None, init=False)
     """What `completion` failed with that is not the handler's doing: the claim was another worker's, or the task
-    finished; the ledger could not be had, or went in the middle of it."""
+    finished; the ledger could not be had, or went in the middle of it; it is not the one that it was."""
     _thread: int = field(default_factory=threading.get_ident, init=False, repr=False)
     """That of the event loop."""
 
@@ -82,7 +83,7 @@ class TaskContext(Generic[R]):
         try:
             async with self._complete(result) as db:
                 yield db
-        except (ClaimLost, LedgerBusy) as error:
+        except (ClaimLost, LedgerBusy, LedgerLost) as error:
             self.lost = error
             raise
         finally:

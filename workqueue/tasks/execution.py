@@ -50,9 +50,7 @@ class Execution(Generic[T]):
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
         self._settings, self._resources = runtime.settings, runtime.resources
         self._ask, self._settling, self._results = ask, settling, ResultCodec(receive)
-        self._holder = Holder(
-            runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell, receive.kind_of
-        )
+        self._holder = Holder(runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell)
         self._attempts = Attempts(handler, self._holder, tell_begin=runtime.settings.tells_begin)
         self.running = self._attempts.running
         self.unrecorded: set[str] = set()
@@ -89,26 +87,26 @@ class Execution(Generic[T]):
     async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
         limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost; LedgerBusy."""
-        task = received.task
+        task_id = received.id
 
         def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
-            return self._ledger.completion(task.id, claim.fence, number, self._encode(result))
+            return self._ledger.completion(task_id, claim.fence, number, self._encode(result))
 
         context = TaskContext(self._worker, number, self._settings, self._resources, complete, progress)
         limit_s = self._receive.time_limit_s(received.kind)
         try:
-            result = await self._attempts.run(task, context, claim.fence, limit_s)
+            result = await self._attempts.run(received, context, claim.fence, limit_s)
         except Exception as error:
             if not context.completed:
                 raise
-            log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task.id, describe(error))
+            log.warning("%s  %s is done, and its handler failed after that: %s", self._worker, task_id, describe(error))
             return
         if context.completed:
             return
         encoded, told = self._encode(result), received.told
         self.unrecorded.add(told)
         try:
-            if not await self._ask(lambda: self._ledger.complete(task.id, claim.fence, number, encoded)):
+            if not await self._ask(lambda: self._ledger.complete(task_id, claim.fence, number, encoded)):
                 raise ClaimLost
         finally:
             if not self._holder.ending:

@@ -80,7 +80,7 @@ class Guard(Generic[T]):
             else:
                 kind, name = self._receive.kind_of(task.payload) or "task", str(task.id)
                 seen = None if _is_plain(arrived) else await self._at_sight(arrived)
-                what = seen or await self._take(Received(task, arrived, kind, name))
+                what = seen or await self._take(Received(task, task.id, arrived, kind, name))
             took_s = time.perf_counter() - began
             self._runtime.tell(Event(self._worker, self._receive.operation, kind, name, took_s, what))
         except Exception as error:
@@ -185,12 +185,12 @@ class Guard(Generic[T]):
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
                 await attempt.save(self._ledger)
-                await self._ledger.release(received.task.id, answer.fence)
+                await self._ledger.release(received.id, answer.fence)
             raise
 
     async def _answer(self, received: Received[T], alone: bool) -> Claimed | Taken | Finished | Conflict:
         """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
-        task_id, digest = received.task.id, codec.digest(received.arrived.body)
+        task_id, digest = received.id, codec.digest(received.arrived.body)
         claim = partial(
             self._ledger.claim, task_id, self._worker, self._receive.lease_s, kind=received.kind, digest=digest,
             alone=alone, request=uuid4(),

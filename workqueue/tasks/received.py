@@ -47,9 +47,11 @@ class Runtime:
 
 @dataclass(slots=True)
 class Received(Generic[T]):
-    """A task and the message that brought it. `name` is its id as text."""
+    """A task and the message that brought it. `id` and `name`, its id as text, are those that it came with: a handler
+    may set its own."""
 
     task: T
+    id: UUID
     arrived: Delivery
     kind: str
     name: str
@@ -79,4 +81,4 @@ class Attempt(Generic[T]):
 
     async def save(self, ledger: Ledger) -> None:
         """Save its latest checkpoint, before the claim is given back. Raises LedgerBusy."""
-        await self.progress.save(ledger, self.received.task.id, self.claim.fence)
+        await self.progress.save(ledger, self.received.id, self.claim.fence)

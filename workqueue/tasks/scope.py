@@ -4,7 +4,6 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -15,6 +14,7 @@ from workqueue.tasks import stack, threads
 from workqueue.tasks.events import Event, Listener, Running, Started
 from workqueue.tasks.policy import describe
 from workqueue.tasks.progress import Progress
+from workqueue.tasks.received import Received
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,6 @@ class Holder:
     ledger: Ledger
     lease_s: float
     tell: Listener
-    kind_of: Callable[[Any], str | None]
-    """From a task's payload to its kind."""
     ending: bool = False
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     """Kept: to ask which one runs is a system call on Python 3.11."""
@@ -112,28 +110,33 @@ class Scope:
     _left = False
 
     def __init__(
-        self, holder: Holder, task: Any, fence: int, limit_s: float | None, attempt: int, progress: Progress
+        self,
+        holder: Holder,
+        received: Received[Any],
+        fence: int,
+        limit_s: float | None,
+        attempt: int,
+        progress: Progress,
     ) -> None:
-        self.holder, self._task, self.fence, self.limit_s = holder, task, fence, limit_s
+        self.holder, self._received, self.fence, self.limit_s = holder, received, fence, limit_s
         self.attempt, self.progress = attempt, progress
         self._delivery = delivery.current.get(None)  # that of the threads, too, which the handler starts
 
     @property
     def task_id(self) -> UUID:
-        found: UUID = self._task.id
-        return found
+        return self._received.id
 
     @property
     def kind(self) -> str:
-        return self.holder.kind_of(self._task.payload) or "task"
+        return self._received.kind
 
     @property
     def told(self) -> str:
         """The task as lines of the log have it."""
-        return f"{self.kind}  {self._task.id}"
+        return self._received.told
 
     def tell(self, what: Started | Running, took_s: float = 0.0) -> None:
-        self.holder.tell(Event(self.holder.worker, self.holder.operation, self.kind, str(self._task.id), took_s, what))
+        self.holder.tell(Event(self.holder.worker, self.holder.operation, self.kind, self._received.name, took_s, what))
 
     def ran_s(self) -> float:
         return time.monotonic() - self._began

@@ -111,7 +111,7 @@ class Settling(Generic[T]):
         delay_s = decision.delay_s if attempt.claim.crashes is not None else rung_s  # no ledger: the broker's is all
         next_s = delay_s if delay_s > rung_s else NEXT_SHARE * rung_s
         release = partial(self._ledger.release, attempts=number, error=said, failed=line, next_s=next_s)
-        await self._ask(partial(release, received.task.id, attempt.claim.fence))
+        await self._ask(partial(release, received.id, attempt.claim.fence))
         self.ack(received.arrived)
         return Retrying(number, delay_s, said, trace, error)
 
@@ -123,7 +123,7 @@ class Settling(Generic[T]):
             more["x-traceback"] = tail
             said += f"\n{tail}"
         await self._copies.bury(received.arrived, why, attempt.failed, more)
-        bury = partial(self._ledger.bury, received.task.id, claim.fence, len(attempt.failed), said, failed=line)
+        bury = partial(self._ledger.bury, received.id, claim.fence, len(attempt.failed), said, failed=line)
         await self._ask(bury)
         self.ack(received.arrived)
         return self._dead(why)
@@ -131,7 +131,7 @@ class Settling(Generic[T]):
     async def cancelled(self, attempt: Attempt[T], told: str) -> Cancelled:
         """It was called off while it ran: no attempt failed, and no letter is kept."""
         received, claim = attempt.received, attempt.claim
-        await self._ask(partial(self._ledger.bury, received.task.id, claim.fence, claim.attempts, told))
+        await self._ask(partial(self._ledger.bury, received.id, claim.fence, claim.attempts, told))
         self.ack(received.arrived)
         return Cancelled(told.removeprefix(f"{CANCELLED}: "))
 
@@ -147,7 +147,7 @@ class Settling(Generic[T]):
         """A dead task that comes with no header of ours: a foreign client sent it again, or somebody took it from the
         dead letters and sent it back by its body alone. Nobody can tell, so it is a dead letter once more: this may be
         the last copy."""
-        found = await self._ask(partial(self._ledger.outcomes, [received.task.id]))
+        found = await self._ask(partial(self._ledger.outcomes, [received.id]))
         said = next((outcome.error for outcome in found if outcome.error), None) or "failed: it is dead already"
         word, _, error = said.partition("\n")[0].partition(": ")
         reason: Reason = next((known for known in story.REASONS if known == word), "failed")
@@ -156,4 +156,4 @@ class Settling(Generic[T]):
         return Skipped("dead", buried=True)
 
     async def release(self, received: Received[T], claim: Claimed) -> None:
-        await self._ask(lambda: self._ledger.release(received.task.id, claim.fence))
+        await self._ask(lambda: self._ledger.release(received.id, claim.fence))

@@ -32,7 +32,7 @@ def traceback_lines(error: BaseException) -> list[str]:
         told = traceback.TracebackException.from_exception(error, compact=True)
         _leave_out_ours(told, set())
         lines = [escaped(line[:LINE_CHARACTERS]) for part in told.format() for line in part.splitlines()]
-    except Exception:  # noqa: BLE001  # of an exception whose own attributes fail
+    except BaseException:  # noqa: BLE001  # of an exception whose own attributes fail
         return [describe(error)]
     return lines if len(lines) <= LINES else ["...", *lines[1 - LINES :]]
 
