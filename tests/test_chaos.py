@@ -1,6 +1,8 @@
 """The chaos suite, short, and that it sees what it is there to see."""
 
+import asyncio
 import json
+import random
 import subprocess
 import sys
 import time
@@ -8,6 +10,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +25,13 @@ from workqueue.dev.programs import BrokerError
 from workqueue.errors import ContractInvalid, InputInvalid
 from workqueue.testing import WAIT_S, Scripts, copy_project, hurried
 from workqueue.testing.chaos import faults
+from workqueue.testing.chaos.book import Book
 from workqueue.testing.chaos.command import check, first_of, main
 from workqueue.testing.chaos.command import parse as parse_flags
+from workqueue.testing.chaos.faults.operators import Operators
 from workqueue.testing.chaos.load import make_tasks
 from workqueue.testing.chaos.payloads import Line, addressed, read
-from workqueue.testing.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Kind, plan, usable
+from workqueue.testing.chaos.plan import ALL, HOSTS, KINDS, PEOPLE, PROVOKED, Fault, Kind, plan, usable
 from workqueue.testing.chaos.run import Chaos
 from workqueue.testing.chaos.settings import Payload, RunSettings
 from workqueue.testing.chaos.workers import queued_s
@@ -135,6 +140,25 @@ def test_every_kind_of_fault_can_be_carried_out_and_every_odd_way_has_a_handler(
     anybody: Any = None
     assert set(faults.by_kind(anybody, anybody, anybody, anybody, anybody, SEED)) == set(ALL)
     assert set(ODD_WAYS) == set(ODD)
+
+
+async def test_of_two_pauses_of_a_queue_none_ends_within_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def ask(self: Operators, *arguments: str) -> Any:
+        asked.append(arguments)
+        await asyncio.sleep(0.01)
+        return {"others": [], "consumers": 0}
+
+    monkeypatch.setattr(Operators, "_ask", ask)
+    house: Any = SimpleNamespace(at={"do_errand": SimpleNamespace(queue="errands")})
+    book = Book({}, own=False)
+    operators = Operators(house, {}, book, {}, random.Random(SEED))
+    pauses = (Fault(0.0, "queue paused", 1, "do_errand", seconds) for seconds in (0.01, 0.05))
+    await asyncio.gather(*map(operators.by_kind["queue paused"], pauses))
+    assert [verb for verb, _ in asked] == ["pause", "resume"] * 2
+    (_, (_, first_till)), (_, (second_since, _)) = book.paused
+    assert first_till < second_since
 
 
 @pytest.mark.parametrize(

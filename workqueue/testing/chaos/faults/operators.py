@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ class Operators:
         self, house: House, producers: Mapping[str, Producer], book: Book, good: Mapping[str, Task], rng: random.Random
     ) -> None:
         self._house, self._producers, self._book, self._good, self._rng = house, producers, book, good, rng
+        self._pausing: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.by_kind = {"tasks called off": self._call_off, "queue paused": self._pause}
 
     async def _call_off(self, fault: Fault) -> bool:
@@ -48,7 +50,7 @@ class Operators:
 
     async def _pause(self, fault: Fault) -> bool:
         queue = self._house.at[fault.operation].queue
-        async with self._book.unusable():
+        async with self._pausing[queue], self._book.unusable():  # the word of one that resumes is not the other's
             paused = await self._ask("pause", queue)
             since = time.time()
             await asyncio.sleep(fault.seconds)
