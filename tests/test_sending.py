@@ -1,5 +1,7 @@
 """Which operation sends what an application gives, under which id; and which model its result is of."""
 
+import re
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -93,19 +95,39 @@ def test_a_dict_goes_by_the_operation_that_sends_its_kind() -> None:
             two.prepare({"kind": kind})
 
 
+PARCEL: dict[str, Any] = {
+    "kind": "parcel",
+    "labels": {"to": "x"},
+    "due": "2026-01-02",
+    "packed_at": "2026-01-01T00:00:00.5Z",
+    "box": {"width": 1, "height": 2.5},
+    "stops": ["a"],
+    "service": "fast",
+}
+
+
 def test_values_that_are_no_json_yet_are_sent_as_what_their_models_would_write() -> None:
-    parcel = Parcel.model_validate(
-        {
-            "kind": "parcel",
-            "labels": {"to": "x"},
-            "due": "2026-01-02",
-            "packed_at": "2026-01-01T00:00:00.5Z",
-            "box": {"width": 1, "height": 2.5},
-            "stops": ["a"],
-            "service": "fast",
-        }
-    )
-    assert sender().prepare(parcel.model_dump(exclude_unset=True)).digest == sender().prepare(parcel).digest
+    parcel = Parcel.model_validate(PARCEL)
+    written = sender().prepare(parcel).digest
+    assert sender().prepare(parcel.model_dump(exclude_unset=True)).digest == written
+    assert sender().prepare(PARCEL | {"box": parcel.box, "stops": ("a",)}).digest == written
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"labels": {1: "x", "1": "y"}}, "/payload/labels/1: 'x' would become nothing"),
+        ({"labels": {None: "x"}}, "/payload/labels/None: 'x' would become nothing"),
+        ({"stops": {"a"}}, "/payload/stops: {'a'} would become ['a']"),
+        ({"stops": [b"a"]}, "/payload/stops/0: b'a' would become 'a'"),
+        ({"stops": [Decimal("1.10")]}, "/payload/stops/0: Decimal('1.10') would become '1.10'"),
+        ({"box": {"width": float("nan"), "height": 1}}, "/payload/box/width: "),
+    ],
+    ids=repr,
+)
+def test_what_json_does_not_hold_as_it_is_is_not_sent(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(TaskInvalid, match=re.escape(said)):
+        sender().prepare(PARCEL | given)
 
 
 def test_a_model_of_another_package_is_refused_by_the_names_of_both() -> None:

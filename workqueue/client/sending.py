@@ -16,6 +16,7 @@ from uuid_utils.compat import uuid7
 from workqueue import codec
 from workqueue.amqp.wire import Producer, Wire
 from workqueue.codec import Body, ModelCodec, Undecodable, printable
+from workqueue.codec.models import as_json
 from workqueue.codec.results import ResultReader, models_in
 from workqueue.contract import Contract, Send
 from workqueue.errors import TaskInvalid
@@ -81,9 +82,12 @@ class Operation:
             except ValidationError as error:
                 raise TaskInvalid(name, f"{type(payload).__name__}: {self.name} sends {self.payload_names}") from error
         try:
-            task = self._codec.from_value(to_jsonable_python(made | {"payload": payload}))
+            value, changed = as_json(payload)
         except (ValueError, RecursionError) as error:  # of a type, a text or a depth that JSON has not
             raise TaskInvalid(name, printable(f"the payload has no JSON: {error}")) from error
+        if changed is not None:
+            raise TaskInvalid(name, str(changed.below("payload")))
+        task = self._codec.from_value(to_jsonable_python(made) | {"payload": value})
         if isinstance(task, Undecodable):
             raise TaskInvalid(name, task.error)
         return task

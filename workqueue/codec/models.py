@@ -6,13 +6,14 @@ that value again: what a model would change is refused, never passed on. A None 
 property whose schema has no null means that it is absent, and is not written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
 from asyncapi_python.kernel.codec import Codec
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json, to_json, to_jsonable_python
 
 from workqueue import contract
 from workqueue.codec.keeping import may_change
@@ -186,6 +187,31 @@ def read(model: type[M], value: Any) -> M:
     # By alias only: a field's Python name is not the contract's, and may be that of another property.
     made: M = model.__pydantic_validator__.validate_python(value, by_alias=True, by_name=False)
     return made
+
+
+def as_json(given: Any) -> tuple[Any, Change | None]:
+    """The JSON of a value that may have models in it, and the first thing that it does not hold as it is: a set, a key
+    that is no text. Raises ValueError for what has none, RecursionError."""
+    value = to_jsonable_python(given)
+    if value == given:
+        return value, None
+    given = _without_models(given)
+    value = to_jsonable_python(given)
+    return value, difference(given, value, value)
+
+
+def _without_models(given: Any) -> Any:
+    match given:
+        case BaseModel():
+            return from_json(dump(given))
+        case Enum():
+            return given.value
+        case Mapping():
+            return {name: _without_models(value) for name, value in given.items()}
+        case list() | tuple():
+            return [_without_models(value) for value in given]
+        case _:
+            return given
 
 
 def _leave_out_nulls(model: BaseModel, value: Any, schema: Schema) -> bool:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, time
-from decimal import Decimal
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any
@@ -167,7 +166,7 @@ def _as_text(given: Any) -> Any:
     """What a value that was assigned to a text field says, for types that have just one text."""
     if isinstance(given, date | time):
         return given.isoformat()
-    return str(given) if isinstance(given, UUID | PurePath | Decimal) else given
+    return str(given) if isinstance(given, UUID | PurePath) else given
 
 
 def digest(body: bytes) -> bytes:
