@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +13,7 @@ from tests.harness import ROOT
 from tests.test_lint import PRINT, at, changed, compiles, project
 from workqueue import contract
 from workqueue.compiler import command, generate
+from workqueue.compiler.clients import Types
 from workqueue.compiler.samples import matching
 from workqueue.testing import stand_in
 
@@ -89,7 +90,9 @@ def test_what_a_handler_returns_is_a_model_whatever_the_result_is(
     generate.build(folder, tmp_path / "made")
     typed = (tmp_path / "made" / "billing" / "handlers.py").read_text()
     assert f"Awaitable[{returned}] | {returned}]" in typed
-    assert stand_in.result(receive(tmp_path / "made" / "billing"), generate.load(tmp_path / "made" / "billing")) is None
+    received, models = receive(tmp_path / "made" / "billing"), generate.load(tmp_path / "made" / "billing")
+    assert stand_in.result(received, models) is None
+    assert Types("Bill", cast(Any, received), models).results == ["Any"]  # the plain value
 
 
 def with_a_dotted_operation(document: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import BaseModel, ConfigDict
 
 from tests.generated.producer.messages import json as models
 from tests.generated.producer.messages.json import Digest, Nap, NapResult, Odd, OddResult, Parcel, Task
@@ -14,7 +15,7 @@ from tests.generated.worker.messages import json as worker
 from workqueue import contract
 from workqueue.amqp.wire import Wire
 from workqueue.client.sending import Sender, envelope
-from workqueue.codec import Body
+from workqueue.codec import Body, Schema
 from workqueue.codec.results import ResultReader
 from workqueue.contract import Contract, Send
 from workqueue.errors import TaskInvalid
@@ -161,6 +162,23 @@ def test_a_payload_may_be_given_as_plain_values() -> None:
 def test_a_result_is_of_the_model_that_the_contract_names_for_it(result: Any) -> None:
     """Odd and OddResult have the same fields."""
     assert ResultReader(SEND.message, models).read(result.model_dump_json()) == result
+
+
+def test_of_open_models_a_result_is_of_the_one_that_knows_its_properties() -> None:
+    class Short(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        x: int | None = None
+
+    class Long(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        x: str | None = None
+        y: int
+
+    reader = ResultReader(SEND.message, models)
+    for reader._models in ([Short, Long], [Long, Short]):
+        reader._schema = Schema({})
+        assert type(reader.read('{"y": 2}')) is Long
+        assert type(reader.read('{"x": 2}')) is Short
 
 
 def test_a_result_that_breaks_the_contract_is_told() -> None:

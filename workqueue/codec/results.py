@@ -29,14 +29,16 @@ class ResultReader:
             return value
         if (problem := self._schema.problem(value)) is not None:
             raise ValueError(problem)
+        held: list[BaseModel] = []
         for model in self._models:
             try:
                 made = read(model, value)
             except ValidationError:
                 continue
             if change(value, from_json(dump(made))) is None:
-                return made
-        return value
+                held.append(made)
+        # An open model holds another one's properties too, as extra ones.
+        return min(held, key=lambda made: len(made.model_extra or ()), default=value)
 
 
 def result_models(message: Message, models: ModuleType) -> list[list[Any]]:

@@ -22,7 +22,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from pydantic import BaseModel
 from workqueue import Settings, client
 from workqueue.client import blocking
 from workqueue.client.blocking import SyncHandle
@@ -98,8 +97,10 @@ class Types:
 
     @property
     def results(self) -> list[str]:
+        """Of a result whose model is not known, `ResultReader` gives the plain value."""
         message = self.send.message
-        return ["Any"] if message.result_schema is None else [*results_of(message, self.models), "None"]
+        names = ["BaseModel"] if message.result_schema is None else results_of(message, self.models)
+        return ["Any"] if "BaseModel" in names else [*names, "None"]
 
     def shares(self, others: Iterable["Types"]) -> bool:
         """Whether another operation sends something of the same type, so that it must be said which is meant."""

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 from uuid import UUID
 
-from pydantic import BaseModel
 from workqueue import Settings, client
 from workqueue.client import blocking
 from workqueue.client.blocking import SyncHandle
