@@ -99,9 +99,20 @@ async def test_children_of_a_handler_do_not_touch_the_workers_signals(site: Site
     await stops(worker)
 
 
-async def test_a_child_that_comes_back_from_the_handler_settles_nothing(site: Site) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        "returns_in_the_child",
+        "exits_in_the_child",
+        "raises_in_the_child",
+        "awaits_in_the_child",
+        "returns_in_a_thread",
+        "raises_in_a_thread",
+    ],
+)
+async def test_a_child_that_comes_back_from_the_handler_settles_nothing(site: Site, way: str) -> None:
     worker = await site.worker(script=ODD)
-    await site.send([odd("forks_and_returns_in_the_child"), *simulate(2)])
+    await site.send([odd(f"forks_and_{way}"), *simulate(2)])
     await until(lambda: len(worker.says("done")) >= 3, "all are done")
     await stops(worker)
     assert len(worker.says("done")) == 3  # and the child wrote none

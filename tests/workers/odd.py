@@ -82,6 +82,31 @@ async def forks_and_returns_in_the_child() -> None:
     os.fork()
 
 
+async def forks_and_exits_in_the_child() -> None:
+    if not os.fork():
+        sys.exit(4)
+
+
+async def forks_and_raises_in_the_child() -> None:
+    if not os.fork():
+        raise ValueError("of the child")
+
+
+async def forks_and_awaits_in_the_child() -> None:
+    if not os.fork():
+        await asyncio.sleep(0.1)
+        os._exit(9)
+
+
+def forks_and_returns_in_a_thread() -> None:
+    os.fork()
+
+
+def forks_and_raises_in_a_thread() -> None:
+    if not os.fork():
+        raise ValueError("of the child")
+
+
 async def in_the_default_executor() -> None:
     await asyncio.to_thread(time.sleep, LONG_S)
 

@@ -5,15 +5,18 @@ worker; a lock that the child holds too outlives the worker; and so does a conne
 to be alive. Children that run another program (subprocess) are not concerned: descriptors close on exec.
 """
 
+import asyncio
 import os
 import signal
 import threading
+import traceback
 from contextlib import suppress
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 forked = False
-"""Whether this process is a child that was forked from a worker: it must settle nothing."""
+"""Whether this process is a child that was forked from a worker: it must settle nothing, and `end`."""
 
 _private: dict[
     int, tuple[int, int]
@@ -43,6 +46,18 @@ def install() -> None:
         os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
 
 
+def end(error: BaseException | None) -> NoReturn:
+    """End a child that came back from the handler that forked it, or let an error out, as an interpreter would."""
+    code: object = 0
+    if isinstance(error, SystemExit):
+        code = error.code
+    elif error is not None:
+        with suppress(BaseException):
+            traceback.print_exception(error)
+        code = 1
+    os._exit((code & 0xFF) if isinstance(code, int) else int(code is not None))
+
+
 def _before() -> None:
     # A pool that ends at once signals children which have hardly begun: the signal must wait for `_after_in_child`.
     _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -59,6 +74,8 @@ def _after_in_child() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+    with suppress(RuntimeError):  # where no event loop runs
+        asyncio.get_running_loop().call_soon(end, None)  # one that awaits would be a second copy of the worker
 
 
 def _drop_private() -> None:

@@ -16,7 +16,6 @@
 import asyncio
 import inspect
 import math
-import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from numbers import Real
@@ -91,8 +90,10 @@ class Attempts:
                 else:
                     result = await self._call_in_thread(task, context)
                 if children.forked:  # the handler forked, and this is the child that came back from it
-                    os._exit(0)
+                    children.end(None)
         except BaseException as error:
+            if children.forked:
+                children.end(error)
             if isinstance(error, GeneratorExit) and not scope.is_running():
                 raise  # nobody runs this any more: it is thrown away with its event loop
             if scope.cancelled_by_others and await self._cancelled(scope):

@@ -3,7 +3,6 @@
 import asyncio
 import ctypes
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -79,7 +78,7 @@ class _Work(Generic[R]):
         except BaseException as raised:  # noqa: BLE001  # whatever it is, it is the caller's
             self.error = raised
         if children.forked:  # the handler forked, and this is the child that came back from it
-            os._exit(0)
+            children.end(self.error)
         self.forget()
         try:
             self._loop.call_soon_threadsafe(self._end)
