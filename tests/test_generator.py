@@ -92,7 +92,7 @@ def test_what_a_handler_returns_is_a_model_whatever_the_result_is(
     assert f"Awaitable[{returned}] | {returned}]" in typed
     received, models = receive(tmp_path / "made" / "billing"), generate.load(tmp_path / "made" / "billing")
     assert stand_in.result(received, models) is None
-    assert Types("Bill", cast(Any, received), models).results == ["Any"]  # the plain value
+    assert Types("Bill", cast(Any, received), models.messages.json).results == ["Any"]  # the plain value
 
 
 def with_a_dotted_operation(document: Any) -> None:
