@@ -346,6 +346,20 @@ async def test_a_result_that_is_no_model_is_given_up_since_it_cannot_become_righ
         assert f"of type {type(wrong).__name__}; it must be a result model" in str(error)
 
 
+async def test_an_error_after_the_time_limit_does_not_hide_it() -> None:
+    async def handle(*_: Any) -> None:
+        try:
+            await asyncio.sleep(WAIT_S)
+        finally:
+            raise ValueError("in the cleanup")
+
+    error = await outcome(handle, limit_s=0.05)
+    assert isinstance(error, HandlerBroke)
+    assert describe(error) == (
+        "it took longer than its limit of 0.05 s, and then the handler raised ValueError: in the cleanup"
+    )
+
+
 async def test_a_generator_function_is_given_up_too() -> None:
     async def generate(*_: Any) -> Any:
         yield ANSWER

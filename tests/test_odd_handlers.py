@@ -72,6 +72,15 @@ async def test_what_leaves_the_loop_does_not_end_the_worker(site: Site, name: st
     assert await stops(worker) < ENDS_S
 
 
+async def test_a_worker_takes_its_signals_back_and_says_so(site: Site) -> None:
+    worker = await site.worker(script=ODD)
+    await site.send([odd("takes_the_signals"), *simulate(1)])
+    for name in ("SIGINT", "SIGTERM"):
+        told = f"{name} was taken by a handler, and ends this worker again"
+        await until(lambda told=told: told in worker.text(), "it is said")  # type: ignore[misc]
+    assert await stops(worker) < ENDS_S
+
+
 async def test_a_handler_that_cancels_all_tasks_ends_the_worker_with_its_reason_and_no_interruption(site: Site) -> None:
     worker = await site.worker(script=ODD)
     await site.send([odd("cancels_all")])

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -96,6 +97,12 @@ async def forks_and_awaits_in_the_child() -> None:
     if not os.fork():
         await asyncio.sleep(0.1)
         os._exit(9)
+
+
+async def takes_the_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.set_wakeup_fd(-1)
 
 
 def forks_and_returns_in_a_thread() -> None:

@@ -48,7 +48,7 @@ class Signals:
         self._at_once: Callable[[], object] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[Any] | None = None
-        self._listening = False
+        self._listening, self._taken = False, set[signal.Signals]()
         self.say: Callable[[str], object] = _say
 
     def listen(self) -> None:
@@ -56,11 +56,19 @@ class Signals:
         for number in ENDING:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._receive)
+                self._taken.add(number)
         if not self._listening:
             self._listening = True
             children.install()  # what a forked child is sent ends it, and is not told to its parent's loop
             # While the interpreter takes itself down, it has no handlers: a late signal would change the exit code.
             atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
+
+    def take_back(self) -> list[str]:
+        """Take those that somebody else in the process has taken meanwhile: their names. For the main thread."""
+        lost = [number for number in sorted(self._taken) if signal.getsignal(number) != self._receive]
+        for number in lost:
+            signal.signal(number, self._receive)
+        return [number.name for number in lost]
 
     def attach(self) -> bool:
         """Let signals reach the current task. False if one came before: then it need not begin."""

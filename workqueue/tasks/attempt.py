@@ -32,7 +32,7 @@ from workqueue.tasks.policy import describe
 from workqueue.tasks.received import Received, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
-from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter
+from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter, Verdict
 
 NAME_LIMIT = 200  # characters of a handler that an error quotes
 
@@ -148,6 +148,8 @@ def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> B
             return HandlerBroke(f"RetryAfter with a delay_s that is no number of seconds: {describe(error)}")
         case CutOff() | ClaimLost() | Cancellation() | LedgerBusy() | LedgerLost():  # such as of a client of its own
             return HandlerBroke(f"the handler raised {describe(error)}")
+        case Exception() if isinstance(scope.why, TimeoutError) and not isinstance(error, Verdict):
+            return HandlerBroke(f"{scope.why}, and then the handler raised {describe(error)}")
         case Exception():
             return error
         case _:

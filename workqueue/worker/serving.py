@@ -87,6 +87,8 @@ class Serving:
             await orders.first()
             obeying = asyncio.ensure_future(orders.obey(self._ending.set))
             closing.callback(obeying.cancel)
+            listening = asyncio.ensure_future(_listen(self._name))
+            closing.callback(listening.cancel)
             beating = asyncio.ensure_future(heartbeat.beat(self._ending.set))
             closing.callback(beating.cancel)
             code, drained = await self._until_told(crews, wire, ready)
@@ -193,6 +195,14 @@ def _release_from_thread(settings: Settings, scopes: list[Scope]) -> None:
 
     if scopes:
         asyncio.run(release())
+
+
+async def _listen(name: str) -> None:
+    """Stay one that can be told to end, whatever a handler does with the process's signals."""
+    while True:
+        await asyncio.sleep(TURN_S)
+        for lost in signals.take_back():
+            log.warning("%s  %s was taken by a handler, and ends this worker again", name, lost)
 
 
 async def _turn(health: Health) -> None:
