@@ -282,6 +282,16 @@ def test_processes_of_one_number_are_told_apart_by_their_times(tmp_path: Path) -
     assert account(replace(seen, notes=[*notes, *again])).honest == {ids[40]}
 
 
+@pytest.mark.parametrize(("ended", "is_honest"), [(26.0, True), (3.0, False)])
+def test_what_could_not_be_recorded_by_the_end_of_a_drain_is_in_the_honest_window(
+    tmp_path: Path, ended: float, is_honest: bool
+) -> None:
+    seen, names = crowd(tmp_path)
+    wide, heir = seen.lives
+    lives = [replace(wide, termed=0.5, ended=0.5 + ended, code=0), replace(heir, began=0.0)]
+    assert (account(replace(seen, lives=lives)).honest == {names["good"]}) is is_honest
+
+
 def test_of_two_operations_in_one_process_each_has_an_honest_window_of_its_own(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()

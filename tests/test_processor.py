@@ -174,8 +174,11 @@ class FakePublisher(Publisher):
         self.log = log
         self.copies: list[dict[str, Any]] = []
         self.errors: list[Exception] = []
+        self.is_there = asyncio.Event()
+        self.is_there.set()
 
     async def send(self, queue: Queue, body: bytes, **properties: Any) -> None:
+        await self.is_there.wait()
         if self.errors:
             self.log.append("copy refused")
             raise self.errors.pop(0)
@@ -653,6 +656,32 @@ async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_els
         await taking
     (told,) = bench.guard.execution.unrecorded
     assert str(TASK.id) in told
+
+
+@pytest.mark.parametrize(
+    ("given", "settled"),
+    [(RetryAfter(0.0, "busy"), copy_to(RECEIVE.rungs[0].queue)), (GiveUp("no"), DEAD)],
+    ids=["later", "dead"],
+)
+async def test_a_failed_attempt_is_held_until_it_is_settled_however_long_the_broker_is_away(
+    given: Exception, settled: str
+) -> None:
+    async def handle(*_: Any) -> None:
+        raise given
+
+    bench = Bench(handle, replace(RECEIVE, lease_s=0.06))
+    bench.publisher.is_there.clear()
+    taking = asyncio.ensure_future(bench.take())
+    await until(lambda: bench.log.count("renew") > 3)
+    assert bench.guard.execution.unrecorded
+    bench.publisher.is_there.set()
+    await taking
+    assert settled in bench.log
+    assert bench.log[-1] == "ack"
+    assert not bench.guard.execution.unrecorded
+    count = len(bench.log)
+    await asyncio.sleep(0.1)
+    assert len(bench.log) == count
 
 
 # --- what can't answer is asked again ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 | the ledger was lost                            | nothing: the worker can't go on             |
 """
 
+import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic
@@ -79,10 +80,39 @@ class Execution(Generic[T]):
         except LedgerLost:  # from a completion of the handler's own: that is no failed attempt
             raise
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
-            await self._ask(lambda: attempt.save(self._ledger))
-            return await self._settling.failed(attempt, error)
+            return await self._failed(attempt, error)
         self._settling.ack(received.arrived)
         return DONE if number == 1 else Done(number)
+
+    async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
+        """The claim is held until that is settled, which may have to wait for a broker: nobody tries it meanwhile."""
+        told = attempt.received.told
+        self.unrecorded.add(told)
+        holding = asyncio.ensure_future(self._hold(attempt))
+        try:
+            await self._ask(lambda: attempt.save(self._ledger))
+            what = await self._settling.failed(attempt, error)
+        except BaseException:
+            if not self._holder.ending:
+                self.unrecorded.discard(told)
+            raise
+        finally:
+            holding.cancel()
+        self.unrecorded.discard(told)
+        return what
+
+    async def _hold(self, attempt: Attempt[T]) -> None:
+        while True:
+            await asyncio.sleep(self._holder.renew_every_s)
+            renewing = asyncio.ensure_future(
+                self._ledger.renew(attempt.received.id, attempt.claim.fence, self._receive.lease_s)
+            )
+            renewing.add_done_callback(self._renewed)
+            await asyncio.wait([renewing])  # not cancelled with this: a silent ledger would be asked to cancel
+
+    def _renewed(self, renewing: "asyncio.Future[bool]") -> None:
+        if not renewing.cancelled() and (problem := renewing.exception()) is not None:
+            log.warning("%s  a claim could not be renewed: %s", self._worker, describe(problem))
 
     async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
@@ -106,11 +136,14 @@ class Execution(Generic[T]):
         encoded, told = self._encode(result), received.told
         self.unrecorded.add(told)
         try:
-            if not await self._ask(lambda: self._ledger.complete(task_id, claim.fence, number, encoded)):
-                raise ClaimLost
-        finally:
+            recorded = await self._ask(lambda: self._ledger.complete(task_id, claim.fence, number, encoded))
+        except BaseException:
             if not self._holder.ending:
                 self.unrecorded.discard(told)
+            raise
+        self.unrecorded.discard(told)
+        if not recorded:
+            raise ClaimLost
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:

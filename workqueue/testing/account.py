@@ -181,9 +181,11 @@ def count_done_again(seen: Evidence, ends: Mapping[str, Sequence[Note]], result:
 
 
 def is_in_honest_window(end: Note, last: Note, life: Life) -> bool:
-    """Whether this was the last of its operation that a process did before it was killed, and it had not said that it
-    was done. One that has several of an operation in hand does more meanwhile."""
-    return life.killed is not None and (end == last or life.concurrency > 1) and end.id not in life.told_done
+    """Whether this was the last of its operation that a process did before it was killed, or could not record by the
+    end of its drain, and it had not said that it was done. One that has several of an operation in hand does more
+    meanwhile."""
+    cut_short = life.killed is not None or life.drained_out
+    return cut_short and (end == last or life.concurrency > 1) and end.id not in life.told_done
 
 
 def count_starts(seen: Evidence, starts: Mapping[str, Sequence[Note]], result: Account) -> None:

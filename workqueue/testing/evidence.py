@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workqueue.contract import Receive
+from workqueue.settings import Settings
 from workqueue.testing.processes import Note
 
 Span = tuple[float, float]
@@ -91,6 +92,11 @@ class Life:
     def settled(self) -> list[Told]:
         """The messages that it settled, by its log: also those that it need not handle, being done already."""
         return [told for told in self.told if told.event in SETTLED]
+
+    @property
+    def drained_out(self) -> bool:
+        """It was told to end, and had something in hand for all of the time that it has for that."""
+        return self.termed is not None and self.ended is not None and self.ended - self.termed >= Settings().drain_s
 
     @property
     def is_crash(self) -> bool:
