@@ -81,6 +81,11 @@ PROBE = kind(
         "default": {},
         "properties": {"steps": {"type": "array", "items": {"type": "integer"}, "default": [1]}},
     },
+    lines={
+        "type": "array",
+        "default": [],
+        "items": {"type": "object", "properties": {"notes": {"type": "array", "items": TEXT, "default": []}}},
+    },
     camelCase=TEXT,
     **dict.fromkeys(("hyphen-ated", "class", "from", "model_config", "json", "copy", "payload", "_under"), TEXT),
 )
@@ -272,6 +277,14 @@ def test_a_default_that_was_filled_in_place_is_sent(ours: Compiled) -> None:
     filled = {"kind": "probe", "tags": ["urgent"], "labels": {"a": 1}, "options": {"steps": [1, 2]}}
     assert ours.sent(task) == filled
     assert ours.task(filled) == task
+
+
+def test_a_default_that_was_filled_below_a_filled_default_is_sent(ours: Compiled) -> None:
+    task = ours.task({"kind": "probe"})
+    line = type(ours.task({"kind": "probe", "lines": [{}]}).payload.lines[0])()
+    line.notes.append("fragile")
+    task.payload.lines.append(line)
+    assert ours.sent(task) == {"kind": "probe", "lines": [{"notes": ["fragile"]}]}
 
 
 def test_a_default_that_was_filled_below_a_list_is_sent(ours: Compiled) -> None:

@@ -76,8 +76,8 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         """
         body, value, read_back = self._write(payload)
         if read_back != payload:
-            mark_filled(payload, read_back)
-            body, value, read_back = self._write(payload)
+            while mark_filled(payload, read_back):
+                body, value, read_back = self._write(payload)
             changed = _change(payload, value, read_back)
             if changed is not None:
                 raise self._invalid(payload, str(changed))
@@ -145,9 +145,10 @@ class ResultCodec:
             return encoded.decode()
         read_back = self._read_back(result, value)
         if read_back != result:
-            mark_filled(result, read_back)
-            encoded, value = self._write(result)
-            changed = _change(result, value, self._read_back(result, value))
+            while mark_filled(result, read_back):
+                encoded, value = self._write(result)
+                read_back = self._read_back(result, value)
+            changed = _change(result, value, read_back)
             if changed is not None:
                 raise ValueError(f"the result can't be kept: {changed}")
         return encoded.decode()

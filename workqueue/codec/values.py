@@ -78,23 +78,27 @@ def _spelling(text: str) -> str:
     return text.lower() if UUID_TEXT.fullmatch(text) is not None else text
 
 
-def mark_filled(given: Any, read_back: Any) -> None:
-    """Count every default that was filled in place (a list appended to) as set, so that it is sent.
+def mark_filled(given: Any, read_back: Any) -> bool:
+    """Count every default that was filled in place (a list appended to) as set, so that it is sent; whether there were
+    any. What was filled may hold others: those show once that is written.
 
     `read_back` was made of `given` without what is not set: where the two differ, something was filled.
     """
+    marked = False
     if isinstance(given, BaseModel) and isinstance(read_back, BaseModel):
         for name in type(given).model_fields:
             mine, theirs = getattr(given, name, None), getattr(read_back, name, None)
             if name not in given.model_fields_set and mine != theirs:
                 given.model_fields_set.add(name)
-            mark_filled(mine, theirs)
+                marked = True
+            marked |= mark_filled(mine, theirs)
     elif isinstance(given, Mapping) and isinstance(read_back, Mapping):
         for name in given.keys() & read_back.keys():
-            mark_filled(given[name], read_back[name])
+            marked |= mark_filled(given[name], read_back[name])
     elif isinstance(given, list | tuple) and isinstance(read_back, list | tuple):
         for mine, theirs in zip(given, read_back, strict=False):
-            mark_filled(mine, theirs)
+            marked |= mark_filled(mine, theirs)
+    return marked
 
 
 def leave_out(given: Any, path: Path) -> bool:
