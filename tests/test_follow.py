@@ -17,10 +17,10 @@ from tests.harness import ROOT
 from workqueue import codec
 from workqueue.client.sending import Outgoing
 from workqueue.codec import Body
-from workqueue.errors import InputInvalid, NotSent
+from workqueue.errors import InputInvalid, NotSent, SettingInvalid
 from workqueue.ledger import LedgerBusy, Outcome
 from workqueue.ledger.none import NoLedger
-from workqueue.producer import follow
+from workqueue.producer import ResultsFile, follow
 from workqueue.producer.follow import Follower
 
 
@@ -160,6 +160,13 @@ def test_results_on_a_standard_output_that_is_a_file_are_its_lines(tmp_path: Pat
         subprocess.run([sys.executable, "-c", RESULTS, "/dev/stdout"], cwd=ROOT, stdout=out, check=True)
     said = (tmp_path / "out").read_text().splitlines()
     assert said == [*kept, "first", "a result", "and what is printed after it"]
+
+
+def test_results_on_standard_output_are_refused_for_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingInvalid, match="name a file: standard output has the table"):
+        ResultsFile("-")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_of_results_has_nothing_of_an_earlier_run(tmp_path: Path) -> None:

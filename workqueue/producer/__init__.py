@@ -253,6 +253,8 @@ class ResultsFile:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        if name == "-":
+            raise SettingInvalid("--results", name, "name a file: standard output has the table of the workers")
         try:
             # Without waiting for somebody to read it: a pipe that nobody reads is an error, and not a silence.
             opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
