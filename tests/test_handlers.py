@@ -20,10 +20,9 @@ from workqueue.settings import Settings
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Event, Started, Told
-from workqueue.tasks.policy import ERROR_LIMIT, describe
 from workqueue.tasks.received import Received
 from workqueue.tasks.scope import CutOff, Holder
-from workqueue.tasks.stack import LINES, TAIL_CHARACTERS, traceback_lines, traceback_tail
+from workqueue.tasks.stack import ERROR_LIMIT, LINES, TAIL_CHARACTERS, describe, traceback_lines, traceback_tail
 from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter
 
 WAIT_S = 20.0

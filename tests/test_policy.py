@@ -9,7 +9,6 @@ from workqueue.contract import Queue, Rung
 from workqueue.ledger import Claimed, Conflict, Crash, Finished, Taken
 from workqueue.tasks.policy import (
     CONFLICT,
-    ERROR_LIMIT,
     LONGEST_S,
     TRY,
     Bury,
@@ -19,10 +18,10 @@ from workqueue.tasks.policy import (
     Wait,
     after_failure,
     before_attempt,
-    describe,
     rung_of,
     without_ledger,
 )
+from workqueue.tasks.stack import ERROR_LIMIT, describe
 from workqueue.verdicts import GiveUp, RetryAfter
 
 RUNGS = tuple(Rung(Queue(f"wait-{s}", True, False, False, {}), s) for s in (0.5, 4.0, 60.0))

@@ -20,7 +20,7 @@ from workqueue.amqp.watch import Patience
 from workqueue.errors import SettingInvalid, UsageInvalid
 from workqueue.observe.redacting import redacted
 from workqueue.settings import hide_password
-from workqueue.tasks.policy import describe
+from workqueue.tasks.stack import describe
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from workqueue.observe.redacting import redacted
 from workqueue.observe.tracing import Outgoing, context_in
 from workqueue.tasks import events
 from workqueue.tasks.events import Event, Listener, Told
-from workqueue.tasks.policy import describe
+from workqueue.tasks.stack import describe
 
 log = logging.getLogger(__name__)
 

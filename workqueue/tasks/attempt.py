@@ -28,9 +28,9 @@ from workqueue.ledger import ClaimLost, LedgerBusy
 from workqueue.process import children
 from workqueue.tasks.context import R, TaskContext
 from workqueue.tasks.events import Started
-from workqueue.tasks.policy import describe
 from workqueue.tasks.received import Received, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder, Scope
+from workqueue.tasks.stack import describe
 from workqueue.tasks.threads import in_thread
 from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter, Verdict
 

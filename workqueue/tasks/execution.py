@@ -29,11 +29,11 @@ from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Attempts, Handler
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Done, What
-from workqueue.tasks.policy import describe
 from workqueue.tasks.progress import Progress
 from workqueue.tasks.received import Attempt, Received, Runtime, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder
 from workqueue.tasks.settling import Settling
+from workqueue.tasks.stack import describe
 from workqueue.verdicts import GiveUp
 
 log = logging.getLogger(__name__)
@@ -86,33 +86,20 @@ class Execution(Generic[T]):
 
     async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
         """The claim is held until that is settled, which may have to wait for a broker: nobody tries it meanwhile."""
-        told = attempt.received.told
+        told, holder = attempt.received.told, self._holder
         self.unrecorded.add(told)
-        holding = asyncio.ensure_future(self._hold(attempt))
+        holding = asyncio.ensure_future(holder.hold(attempt.received, attempt.claim.fence, holder.renew_every_s))
         try:
             await self._ask(lambda: attempt.save(self._ledger))
             what = await self._settling.failed(attempt, error)
         except BaseException:
-            if not self._holder.ending:
+            if not holder.ending:
                 self.unrecorded.discard(told)
             raise
         finally:
             holding.cancel()
         self.unrecorded.discard(told)
         return what
-
-    async def _hold(self, attempt: Attempt[T]) -> None:
-        while True:
-            await asyncio.sleep(self._holder.renew_every_s)
-            renewing = asyncio.ensure_future(
-                self._ledger.renew(attempt.received.id, attempt.claim.fence, self._receive.lease_s)
-            )
-            renewing.add_done_callback(self._renewed)
-            await asyncio.wait([renewing])  # not cancelled with this: a silent ledger would be asked to cancel
-
-    def _renewed(self, renewing: "asyncio.Future[bool]") -> None:
-        if not renewing.cancelled() and (problem := renewing.exception()) is not None:
-            log.warning("%s  a claim could not be renewed: %s", self._worker, describe(problem))
 
     async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workqueue.contract import Rung
-from workqueue.errors import escaped
 from workqueue.ledger import Claimed, Conflict, Finished, Taken
-from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter, Verdict
+from workqueue.tasks.stack import describe
+from workqueue.verdicts import GiveUp, RetryAfter
 
 Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"]
 """Why a message is a dead letter."""
@@ -40,7 +40,6 @@ Because = Literal["taken", "early", "crashed", "behind", "alone", "redelivered",
 with it; another copy of it tells more; it must run alone and can't now; the broker has delivered it too often; it was a
 dead letter too often."""
 
-ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
 LONGEST_S = 366 * 86_400.0  # that a handler may ask for
 ALONE_FROM = 2  # deaths of a worker that had the task: one may have been any of its neighbours' fault
 
@@ -147,20 +146,3 @@ def after_failure(attempt: int, error: BaseException, rungs: Sequence[Rung]) -> 
 def rung_of(delay_s: float, rungs: Sequence[Rung]) -> Rung:
     """The shortest rung of at least `delay_s`, else the longest."""
     return next((rung for rung in rungs if rung.delay_s >= delay_s), rungs[-1])
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line: its type, unless it says in words of ours what happened, and its text. Never raises."""
-    try:
-        text = " ".join(str(error)[: 10 * ERROR_LIMIT].split())
-    except BaseException as broken:  # noqa: BLE001  # a handler's exception may be of any kind
-        text = f"(its text can't be read: str() raises {_type_of(broken)})"
-    if not isinstance(error, (Verdict, HandlerBroke)):
-        text = f"{_type_of(error)}: {text}" if text else _type_of(error)
-    return escaped(text)[:ERROR_LIMIT]
-
-
-def _type_of(error: BaseException) -> str:
-    """Its class may have a metaclass that does not tell the name."""
-    name: str = type.__getattribute__(type(error), "__name__")
-    return name

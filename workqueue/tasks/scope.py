@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -12,9 +13,9 @@ from workqueue import delivery
 from workqueue.ledger import ClaimLost, Ledger
 from workqueue.tasks import stack, threads
 from workqueue.tasks.events import Event, Listener, Running, Started
-from workqueue.tasks.policy import describe
 from workqueue.tasks.progress import Progress
 from workqueue.tasks.received import Received
+from workqueue.tasks.stack import describe
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,21 @@ class Holder:
     def forget(self, scope: "Scope") -> None:
         self._due.pop(scope, None)
 
+    async def hold(self, of: Received[Any], fence: int, first_s: float, lost: Callable[[], object] = bool) -> None:
+        """Renew a claim again and again until this is cancelled, or the claim is `lost`."""
+        await asyncio.sleep(first_s)
+        while True:
+            renewing = asyncio.ensure_future(self.ledger.renew(of.id, fence, self.lease_s))
+            renewing.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.wait([renewing])  # and is not cancelled with this: a silent ledger would be asked to cancel
+            try:
+                if not renewing.result():
+                    lost()
+                    return
+            except Exception as error:  # noqa: BLE001  # whatever it is, the next try may succeed before the lease ends
+                log.warning("%s  the claim on  %s  could not be renewed: %s", self.worker, of.told, describe(error))
+            await asyncio.sleep(self.renew_every_s)
+
     def _set_timer(self, at: float, now: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -106,8 +122,6 @@ class Scope:
     _again: asyncio.TimerHandle | None = None
     _later: tuple[asyncio.TimerHandle, ...] = ()
     _renewing: asyncio.Task[None] | None = None
-    _asking = False
-    _left = False
 
     def __init__(
         self,
@@ -178,8 +192,7 @@ class Scope:
         self.holder.forget(self)
         for timer in self._later:
             timer.cancel()
-        self._left = True
-        if self._renewing is not None and not self._asking:  # a silent ledger would be asked to cancel
+        if self._renewing is not None:
             self._renewing.cancel()
         if self.running.cancelling() == self._cancelled_before:
             return
@@ -215,21 +228,9 @@ class Scope:
         if self.limit_s is not None:
             late = TimeoutError(f"it took longer than its limit of {self.limit_s:g} s")
             self._later += (self._loop.call_at(now_s - ran_s + self.limit_s, self.stop, late),)
-        self._renewing = asyncio.ensure_future(self._keep_renewing(self.holder.renew_every_s - ran_s))
-
-    async def _keep_renewing(self, first_s: float) -> None:
-        await asyncio.sleep(first_s)
-        while not self._left:
-            self._asking = True
-            try:
-                if not await self.holder.ledger.renew(self.task_id, self.fence, self.holder.lease_s) and not self._left:
-                    return self.stop(ClaimLost())
-            except Exception as error:  # noqa: BLE001  # whatever it is, the next try may succeed before the lease ends
-                if not self._left:
-                    log.warning("a claim could not be renewed: %s", describe(error))
-            self._asking = False
-            if not self._left:
-                await asyncio.sleep(self.holder.renew_every_s)
+        first_s = self.holder.renew_every_s - ran_s
+        holding = self.holder.hold(self._received, self.fence, first_s, lambda: self.stop(ClaimLost()))
+        self._renewing = asyncio.ensure_future(holding)
 
     def _cancel(self) -> None:
         self._cancellations += 1

@@ -29,9 +29,9 @@ from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.copies import Copies, now
 from workqueue.tasks.events import Cancelled, Dead, Delayed, HandedBack, LostClaim, Retrying, Skipped
-from workqueue.tasks.policy import Because, Bury, Reason, Wait, after_failure, describe
+from workqueue.tasks.policy import Because, Bury, Reason, Wait, after_failure
 from workqueue.tasks.received import Attempt, Received, Runtime, T
-from workqueue.tasks.stack import traceback_lines, traceback_tail
+from workqueue.tasks.stack import describe, traceback_lines, traceback_tail
 from workqueue.verdicts import Verdict
 
 NEXT_SHARE = 0.8  # of a delay, before which no other copy of the task may be tried; the delay itself has its own clock

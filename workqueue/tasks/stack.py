@@ -8,9 +8,9 @@ from types import FrameType
 from typing import Any
 
 from workqueue.errors import escaped
-from workqueue.tasks.policy import describe
-from workqueue.verdicts import HandlerBroke
+from workqueue.verdicts import HandlerBroke, Verdict
 
+ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
 INNERMOST = 5  # frames that tell where a handler is
 LINES = 60  # of a traceback in the log
 LINE_CHARACTERS = 1000  # of each: an error may quote what it got, all of it
@@ -22,6 +22,23 @@ CALLS_OF_HANDLERS = {
     ("in_own_thread", str(Path(__file__).with_name("threads.py"))),
 }
 OURS = f"{Path(__file__).parent.parent}/"
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its type, unless it says in words of ours what happened, and its text. Never raises."""
+    try:
+        text = " ".join(str(error)[: 10 * ERROR_LIMIT].split())
+    except BaseException as broken:  # noqa: BLE001  # a handler's exception may be of any kind
+        text = f"(its text can't be read: str() raises {_type_of(broken)})"
+    if not isinstance(error, (Verdict, HandlerBroke)):
+        text = f"{_type_of(error)}: {text}" if text else _type_of(error)
+    return escaped(text)[:ERROR_LIMIT]
+
+
+def _type_of(error: BaseException) -> str:
+    """Its class may have a metaclass that does not tell the name."""
+    name: str = type.__getattribute__(type(error), "__name__")
+    return name
 
 
 def traceback_lines(error: BaseException) -> list[str]:

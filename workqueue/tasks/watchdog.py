@@ -18,8 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from workqueue.tasks.policy import describe
 from workqueue.tasks.scope import Scope, blocking_frames
+from workqueue.tasks.stack import describe
 
 LOOK_S = 0.5
 BLOCKED_S = 2.0  # longer than a slow garbage collection or a full disk's write, shorter than any lease

@@ -13,10 +13,10 @@ from workqueue.contract import Receive
 from workqueue.ledger import Ledger
 from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Stopped
-from workqueue.tasks.policy import describe
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.scope import Scope
+from workqueue.tasks.stack import describe
 
 log = logging.getLogger(__name__)
 

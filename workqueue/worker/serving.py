@@ -22,9 +22,9 @@ from workqueue.process.forking import LoopHere
 from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
 from workqueue.tasks.events import Listener, Ready, Stopping
-from workqueue.tasks.policy import describe
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.scope import Scope
+from workqueue.tasks.stack import describe
 from workqueue.tasks.watchdog import Watchdog
 from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
