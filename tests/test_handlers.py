@@ -47,8 +47,10 @@ async def outcome(handler: Any, limit_s: float | None = None) -> Any:
     return await outcome_of(attempts(handler), limit_s)
 
 
-async def outcome_of(runner: Attempts, limit_s: float | None = None) -> Any:
-    run = TaskContext("w1", 1, Settings(), None, cast(Any, None))
+async def outcome_of(
+    runner: Attempts, limit_s: float | None = None, context: TaskContext[None] | None = None
+) -> Any:  # fmt: skip
+    run = context or TaskContext("w1", 1, Settings(), None, cast(Any, None))
     async with asyncio.timeout(WAIT_S):
         try:
             result: Any = await runner.run(RECEIVED, run, 5, limit_s)

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from workqueue.errors import HandlerInvalid, LedgerLost, escaped
 from workqueue.ledger import ClaimLost, LedgerBusy
 from workqueue.process import children
-from workqueue.tasks.context import R, TaskContext
+from workqueue.tasks.context import LEFT_OPEN, R, TaskContext
 from workqueue.tasks.events import Started
 from workqueue.tasks.received import Received, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder, Scope
@@ -85,10 +85,15 @@ class Attempts:
         result: Any
         try:
             with scope:
-                if self._on_loop:
-                    result = await self._handler(task, context)  # type: ignore[misc]
-                else:
-                    result = await self._call_in_thread(task, context)
+                try:
+                    if self._on_loop:
+                        result = await self._handler(task, context)  # type: ignore[misc]
+                    else:
+                        result = await self._call_in_thread(task, context)
+                finally:
+                    was_open = context.completing is not None and await context.completing.roll_back()
+                if was_open:
+                    raise HandlerBroke(LEFT_OPEN)
                 if children.forked:  # the handler forked, and this is the child that came back from it
                     children.end(None)
         except BaseException as error:
@@ -141,8 +146,9 @@ def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> B
     """The exception to go on with, for what came out of a handler."""
     if error is scope.why:
         return error
-    if context.lost is not None and scope.why is None:
-        return context.lost
+    lost = None if context.completing is None else context.completing.lost
+    if lost is not None and scope.why is None:
+        return lost
     match error:
         case RetryAfter() if not _is_delay(getattr(error, "delay_s", None)):
             return HandlerBroke(f"RetryAfter with a delay_s that is no number of seconds: {describe(error)}")

@@ -1,9 +1,11 @@
 """One attempt at a task, as its handler sees it."""
 
+import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -12,8 +14,11 @@ from workqueue.errors import LedgerLost
 from workqueue.ledger import ClaimLost, LedgerBusy, Transaction
 from workqueue.settings import Settings
 from workqueue.tasks.progress import LEFT_OUT, Progress
+from workqueue.verdicts import HandlerBroke
 
 R = TypeVar("R")
+
+LEFT_OPEN = "the handler ended in a block of context.completion: leave that first, by async with"
 
 
 @dataclass
@@ -30,13 +35,19 @@ class TaskContext(Generic[R]):
     _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Transaction]] = field(repr=False)
     so_far: Progress = field(default_factory=Progress, repr=False)
     """What `progress` was told, for the worker to show and to save."""
-    completed: bool = field(default=False, init=False)
-    """Whether the task was completed by `completion`."""
-    lost: ClaimLost | LedgerBusy | LedgerLost | None = field(default=None, init=False)
-    """What `completion` failed with that is not the handler's doing: the claim was another worker's, or the task
-    finished; the ledger could not be had, or went in the middle of it; it is not the one that it was."""
+    _completing: "Completing | None" = field(default=None, init=False, repr=False)
     _thread: int = field(default_factory=threading.get_ident, init=False, repr=False)
     """That of the event loop."""
+
+    @property
+    def completing(self) -> "Completing | None":
+        """What became of `completion`, once it was called."""
+        return self._completing
+
+    @property
+    def completed(self) -> bool:
+        """Whether the task was completed by `completion`."""
+        return self._completing is not None and self._completing.completed
 
     @property
     def checkpoint(self) -> Any:
@@ -68,24 +79,76 @@ class TaskContext(Generic[R]):
 
         `await db.execute(sql, values)` runs a statement in it. When the block ends, both are committed; when it
         raises, neither. Nothing else may follow in the handler. Keep it short: on SQLite no other task of this machine
-        is claimed or completed meanwhile. Raises RuntimeError in a thread, as a plain function's.
+        is claimed or completed meanwhile. Raises RuntimeError in a thread, as a plain function's; its block does when
+        there is one already. One that is open when the handler ends is rolled back, and the attempt has failed.
         """
         if threading.get_ident() != self._thread:
             raise RuntimeError(
                 "context.completion is for the event loop: make the handler an `async def`, and run what blocks with "
                 "`await in_thread(...)`"
             )
-        return self._completion(result)
+        if self._completing is None:
+            self._completing = Completing(self.so_far)
+        return Completion(self._completing, partial(self._complete, result))
 
-    @asynccontextmanager
-    async def _completion(self, result: BaseModel | None) -> AsyncIterator[Transaction]:
-        self.so_far.is_locked = True
-        try:
-            async with self._complete(result) as db:
-                yield db
-        except (ClaimLost, LedgerBusy, LedgerLost) as error:
+
+@dataclass
+class Completing:
+    """What an attempt makes of `TaskContext.completion`."""
+
+    so_far: Progress
+    completed: bool = False
+    lost: ClaimLost | LedgerBusy | LedgerLost | None = None
+    """What it failed with that is not the handler's doing: the claim was another worker's, or the task finished; the
+    ledger could not be had, or went in the middle of it; it is not the one that it was."""
+    block: "Completion | None" = None
+    """While it is open."""
+
+    def begin(self, block: "Completion") -> None:
+        """Raises RuntimeError."""
+        if self.completed or self.block is not None:
+            why = "was one: the task is completed" if self.completed else "is one: it would wait for itself"
+            raise RuntimeError(f"context.completion is for one block of a handler, and there {why}")
+        self.block, self.so_far.is_locked = block, True
+
+    def end(self, error: BaseException | None) -> None:
+        self.block, self.so_far.is_locked = None, False
+        self.completed = error is None
+        if isinstance(error, ClaimLost | LedgerBusy | LedgerLost):
             self.lost = error
-            raise
-        finally:
-            self.so_far.is_locked = False
-        self.completed = True
+
+    async def roll_back(self) -> bool:
+        """End a block that the handler has left open; whether there was one."""
+        if self.block is None:
+            return False
+        await self.block.__aexit__(HandlerBroke, HandlerBroke(LEFT_OPEN), None)
+        return True
+
+
+class Completion(AbstractAsyncContextManager[Transaction]):
+    """The block of `TaskContext.completion`."""
+
+    def __init__(self, of: Completing, begin: Callable[[], AbstractAsyncContextManager[Transaction]]) -> None:
+        self._of, self._begin = of, begin
+        self._turn = asyncio.Lock()  # a task of the handler's may still be entering, or leaving
+
+    async def __aenter__(self) -> Transaction:
+        self._of.begin(self)
+        async with self._turn:
+            try:
+                self._inner = self._begin()
+                return await self._inner.__aenter__()
+            except BaseException as error:
+                self._of.end(error)
+                raise
+
+    async def __aexit__(self, *raised: Any) -> None:
+        async with self._turn:
+            if self._of.block is not self:  # it was rolled back
+                return
+            try:
+                await self._inner.__aexit__(*raised)
+            except BaseException as error:
+                self._of.end(error)
+                raise
+            self._of.end(raised[1])

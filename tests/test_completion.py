@@ -1,0 +1,116 @@
+"""The block of `context.completion`, whatever a handler makes of it: it keeps the ledger from nobody."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.test_handlers import attempts, outcome_of
+from tests.test_ledger import Store, claimed, ledger, store  # noqa: F401  # fixtures
+from workqueue.ledger import Ledger
+from workqueue.settings import Settings
+from workqueue.tasks.context import TaskContext
+from workqueue.tasks.stack import describe
+
+Handle = Callable[[TaskContext[None]], Awaitable[None]]
+INSERT = "INSERT INTO effect VALUES (1)"
+ENDED_IN_IT = "the handler ended in a block of context.completion: leave that first, by async with"
+ONE_ALREADY = "context.completion is for one block of a handler, and there is one: it would wait for itself"
+
+
+async def returns_in_it(context: TaskContext[None]) -> None:
+    block = context.completion()
+    db = await block.__aenter__()
+    await db.execute(INSERT)
+
+
+async def raises_in_it(context: TaskContext[None]) -> None:
+    await returns_in_it(context)
+    raise ValueError("no")
+
+
+async def leaves_it_to_a_task(context: TaskContext[None]) -> None:
+    async def complete() -> None:
+        async with context.completion() as db:
+            await db.execute(INSERT)
+            begun.set()
+            await asyncio.sleep(0.2)
+
+    begun = asyncio.Event()
+    left_behind.add(asyncio.ensure_future(complete()))
+    await begun.wait()
+
+
+async def begins_another_within(context: TaskContext[None]) -> None:
+    async with context.completion() as db:
+        await db.execute(INSERT)
+        async with context.completion():
+            pass
+
+
+async def begins_two_at_a_time(context: TaskContext[None]) -> None:
+    async def complete() -> None:
+        async with context.completion() as db:
+            await db.execute(INSERT)
+            await asyncio.sleep(0.05)
+            raise ValueError("no")
+
+    await asyncio.gather(complete(), complete())
+
+
+left_behind = set["asyncio.Future[None]"]()
+WAYS: dict[Handle, str] = {
+    returns_in_it: ENDED_IN_IT,
+    raises_in_it: "ValueError: no",
+    leaves_it_to_a_task: ENDED_IN_IT,
+    begins_another_within: ONE_ALREADY,
+    begins_two_at_a_time: ONE_ALREADY,
+}
+
+
+@pytest.mark.parametrize(("handle", "said"), WAYS.items(), ids=lambda given: getattr(given, "__name__", ""))
+async def test_a_block_that_is_not_left_is_a_failed_attempt_and_keeps_the_ledger_from_nobody(
+    ledger: Ledger, store: Store, handle: Handle, said: str  # noqa: F811
+) -> None:  # fmt: skip
+    store.run("CREATE TABLE effect (n integer)")
+    task_id, other = uuid4(), uuid4()
+    claim = await claimed(ledger, task_id)
+    context = TaskContext(
+        "w1", 1, Settings(), None, lambda result: ledger.completion(task_id, claim.fence, 1, None)
+    )  # fmt: skip
+    failed = await outcome_of(attempts(lambda _, given: handle(given)), context=context)
+    assert said in describe(failed)
+    assert not context.completed
+    async with asyncio.timeout(5):
+        beside = await claimed(ledger, other)
+        assert await ledger.complete(other, beside.fence, 1, None)
+        assert await ledger.release(task_id, claim.fence, attempts=1)
+    while left_behind:
+        await left_behind.pop()
+    assert store.rows("effect") == []
+    assert [outcome.id for outcome in await ledger.outcomes([task_id, other])] == [other]
+
+
+async def test_what_is_completed_stays_so_and_a_second_block_says_why_there_is_none(ledger: Ledger) -> None:  # noqa: F811
+    async def handle(context: TaskContext[None]) -> None:
+        async with context.completion():
+            pass
+        async with context.completion():
+            pass
+
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    context = TaskContext("w1", 1, Settings(), None, lambda result: ledger.completion(task_id, claim.fence, 1, None))
+    failed = await outcome_of(attempts(lambda _, given: handle(given)), context=context)
+    assert describe(failed).endswith("there was one: the task is completed")
+    assert context.completed
+    (outcome,) = await ledger.outcomes([task_id])
+    assert outcome.state == "done"
+
+
+def test_a_handler_can_not_say_by_itself_that_its_task_is_completed() -> None:
+    context: Any = TaskContext("w1", 1, Settings(), None, lambda result: pytest.fail("not asked for"))
+    with pytest.raises(AttributeError):
+        context.completed = True
