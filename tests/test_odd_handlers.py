@@ -115,6 +115,7 @@ async def test_children_of_a_handler_do_not_touch_the_workers_signals(site: Site
         "exits_in_the_child",
         "raises_in_the_child",
         "awaits_in_the_child",
+        "yields_in_the_child",
         "returns_in_a_thread",
         "raises_in_a_thread",
     ],
@@ -123,9 +124,19 @@ async def test_a_child_that_comes_back_from_the_handler_settles_nothing(site: Si
     worker = await site.worker(script=ODD)
     await site.send([odd(f"forks_and_{way}"), *simulate(2)])
     await until(lambda: len(worker.says("done")) >= 3, "all are done")
+    await until(lambda: all(map(has_ended, children_of(worker.process.pid))), "the child has ended")
     await stops(worker)
     assert len(worker.says("done")) == 3  # and the child wrote none
     assert "finished 3, handed back 0" in worker.text()
+
+
+async def test_what_is_about_to_go_on_beside_a_handler_that_forks_does_so_once(site: Site) -> None:
+    worker = await site.worker("", "--concurrency", "2", script=ODD)
+    await site.send([odd("waits_at_the_gate"), odd("forks_and_opens_the_gate")])
+    await until(lambda: len(worker.says("done")) >= 2, "both are done")
+    await until(lambda: all(map(has_ended, children_of(worker.process.pid))), "the child has ended")
+    await stops(worker)
+    assert worker.text().count("the effect of who waited") == 1
 
 
 async def test_a_child_that_outlives_its_killed_worker_keeps_neither_lock_nor_connection(site: Site) -> None:
@@ -154,6 +165,12 @@ def children_of(pid: int) -> list[int]:
         with open(f"/proc/{pid}/task/{thread}/children") as listed:
             found += [int(child) for child in listed.read().split()]
     return found
+
+
+def has_ended(pid: int) -> bool:
+    """Whether it waits for nothing but to be asked how it ended."""
+    with open(f"/proc/{pid}/stat") as told:
+        return told.read().rpartition(")")[2].split()[0] == "Z"
 
 
 # --- handlers that do not end -----------------------------------------------------------------------------------------

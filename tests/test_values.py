@@ -22,8 +22,9 @@ from pydantic import BaseModel, SecretStr
 
 from workqueue import contract, kinds
 from workqueue.codec import ModelCodec, ResultCodec, Undecodable, digest
+from workqueue.codec.models import as_json
 from workqueue.compiler import generate, roundtrip
-from workqueue.errors import NotSent
+from workqueue.errors import NotSent, TaskInvalid
 
 pytestmark = pytest.mark.compiler
 
@@ -285,6 +286,26 @@ def test_a_default_that_was_filled_below_a_filled_default_is_sent(ours: Compiled
     line.notes.append("fragile")
     task.payload.lines.append(line)
     assert ours.sent(task) == {"kind": "probe", "lines": [{"notes": ["fragile"]}]}
+
+
+@pytest.mark.parametrize("below", [[], ["fragile"]])
+def test_a_number_that_json_has_not_is_refused_whatever_else_is_filled(ours: Compiled, below: list[str]) -> None:
+    task = ours.task({"kind": "probe"})
+    task.payload.number = float("nan")
+    task.payload.tags.extend(below)
+    with pytest.raises(TaskInvalid, match="number"):
+        ours.codec.encode(task)
+
+
+def test_a_default_that_was_filled_in_a_model_within_plain_values_is_sent(ours: Compiled) -> None:
+    line = type(ours.task({"kind": "probe", "lines": [{}]}).payload.lines[0])()
+    line.notes.append("fragile")
+    given = {"kind": "probe", "lines": [line]}
+    assert as_json(given) == ({"kind": "probe", "lines": [{"notes": ["fragile"]}]}, None)
+    line.notes.append({"a", "b"})
+    _, changed = as_json(given)
+    assert changed is not None
+    assert str(changed).startswith("/lines/0/notes/1: {")
 
 
 def test_a_default_that_was_filled_below_a_list_is_sent(ours: Compiled) -> None:

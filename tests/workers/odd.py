@@ -94,9 +94,35 @@ async def forks_and_raises_in_the_child() -> None:
 
 
 async def forks_and_awaits_in_the_child() -> None:
+    begun = asyncio.get_running_loop().create_future()
     if not os.fork():
-        await asyncio.sleep(0.1)
-        os._exit(9)
+        await begun
+    begun.set_result(None)
+
+
+gate = asyncio.Event()
+
+
+async def waits_at_the_gate() -> None:
+    waiting.set()
+    await gate.wait()
+    print("the effect of who waited")
+
+
+async def forks_and_opens_the_gate() -> None:
+    await waiting.wait()
+    gate.set()
+    os.fork()
+    await asyncio.sleep(0)
+
+
+waiting = asyncio.Event()
+
+
+async def forks_and_yields_in_the_child() -> None:
+    if not os.fork():
+        for _ in range(100):
+            await asyncio.sleep(0)
 
 
 async def takes_the_signals() -> None:

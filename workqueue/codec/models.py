@@ -12,13 +12,13 @@ from enum import Enum
 from typing import Any, Generic, Literal, TypeVar
 
 from asyncapi_python.kernel.codec import Codec
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from workqueue import contract
 from workqueue.codec.keeping import may_change
 from workqueue.codec.schema import Path, Schema, place, printable
-from workqueue.codec.values import Change, change, difference, leave_out, mark_filled
+from workqueue.codec.values import Change, change, difference, leave_out, mark_filled, told
 from workqueue.errors import TaskInvalid
 
 M = TypeVar("M", bound=BaseModel)
@@ -77,7 +77,10 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         body, value, read_back = self._write(payload)
         if read_back != payload:
             while mark_filled(payload, read_back):
+                before = read_back
                 body, value, read_back = self._write(payload)
+                if read_back == before:  # what was marked is nothing that JSON has, such as NaN
+                    break
             changed = _change(payload, value, read_back)
             if changed is not None:
                 raise self._invalid(payload, str(changed))
@@ -146,8 +149,11 @@ class ResultCodec:
         read_back = self._read_back(result, value)
         if read_back != result:
             while mark_filled(result, read_back):
+                before = read_back
                 encoded, value = self._write(result)
                 read_back = self._read_back(result, value)
+                if read_back == before:
+                    break
             changed = _change(result, value, read_back)
             if changed is not None:
                 raise ValueError(f"the result can't be kept: {changed}")
@@ -203,8 +209,10 @@ def as_json(given: Any) -> tuple[Any, Change | None]:
 
 def _without_models(given: Any) -> Any:
     match given:
+        case RootModel():
+            return _without_models(given.root)
         case BaseModel():
-            return from_json(dump(given))
+            return {name: _without_models(value) for name, value in told(given).items()}
         case Enum():
             return given.value
         case Mapping():

@@ -162,6 +162,14 @@ def _by_key(model: BaseModel) -> dict[str, Any]:
     return {_key(name, field): getattr(model, name, NOTHING) for name, field in fields} | (model.model_extra or {})
 
 
+def told(model: BaseModel) -> dict[str, Any]:
+    """As `_by_key`, without a None that nobody has set."""
+    fields, was_set = type(model).model_fields, model.model_fields_set
+    unset = {_key(name, field) for name, field in fields.items() if name not in was_set}
+    found = _by_key(model)
+    return {key: found[key] for key in found if not (key in unset and (found[key] is None or found[key] is NOTHING))}
+
+
 def _key(name: str, field: FieldInfo) -> str:
     return field.serialization_alias or field.alias or name
 

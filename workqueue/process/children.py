@@ -5,12 +5,13 @@ worker; a lock that the child holds too outlives the worker; and so does a conne
 to be alive. Children that run another program (subprocess) are not concerned: descriptors close on exec.
 """
 
-import asyncio
 import os
 import signal
+import sys
 import threading
 import traceback
 from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -21,6 +22,7 @@ forked = False
 _private: dict[
     int, tuple[int, int]
 ] = {}  # by descriptor: the file it led to, should the number be somebody else's by now
+_loop_thread = 0
 _mask = threading.local()
 _installed: set[str] = set()
 
@@ -58,6 +60,35 @@ def end(error: BaseException | None) -> NoReturn:
     os._exit((code & 0xFF) if isinstance(code, int) else int(code is not None))
 
 
+def keep_from_loop() -> None:
+    """Have a child that is forked by a coroutine, in this thread, end before it is back in the event loop: it would go
+    on there as a second copy of the worker, and do what other handlers are about to do."""
+    global _loop_thread
+    _loop_thread = threading.get_ident()
+
+
+def _end_with_this_step() -> None:
+    """When the coroutine of the task that forked awaits something; that is when its frame is left. A child that
+    multiprocessing forks never is back, and is not made slower."""
+    from inspect import CO_COROUTINE  # loaded by asyncio, long ago
+
+    step: FrameType | None = None
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001  # the only way to see them
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
+            return
+        if frame.f_code.co_flags & CO_COROUTINE:
+            step = frame
+        frame = frame.f_back
+
+    def left(frame: FrameType, event: str, _: object) -> None:
+        if frame is step and event == "return":
+            end(None)
+
+    if step is not None:
+        sys.setprofile(left)
+
+
 def _before() -> None:
     # A pool that ends at once signals children which have hardly begun: the signal must wait for `_after_in_child`.
     _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -74,8 +105,8 @@ def _after_in_child() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
-    with suppress(RuntimeError):  # where no event loop runs
-        asyncio.get_running_loop().call_soon(end, None)  # one that awaits would be a second copy of the worker
+    if _loop_thread == threading.get_ident():
+        _end_with_this_step()
 
 
 def _drop_private() -> None:

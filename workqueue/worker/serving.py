@@ -18,6 +18,7 @@ from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.lifecycle import on_signals
 from workqueue.observe.counting import Counting
 from workqueue.observe.health import Health
+from workqueue.process import children
 from workqueue.process.forking import LoopHere
 from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
@@ -59,6 +60,7 @@ class Serving:
         """Take tasks until the worker is told to end, and return the exit code; raises what ended it otherwise."""
         codec.install()
         on_signals(self._ending.set)
+        children.keep_from_loop()
         self._rests = LoopHere(asyncio.get_running_loop())  # while a handler, in a thread of its own, forks
         async with AsyncExitStack() as closing:
             self._serve_http(closing, jobs)
