@@ -16,8 +16,15 @@ def project_folder(application: type[Any]) -> Path:
     return Path(package.__path__[0]).resolve().parent
 
 
+def path_of(operation: str) -> tuple[str, ...]:
+    """The attributes that lead to an operation's endpoint in a router, as the generator makes them of its id."""
+    from asyncapi_python.utils import snake_case  # takes a while, for nothing where no router is looked through
+
+    return tuple(snake_case(part) for part in operation.replace("/", ".").split("."))
+
+
 def operation_of(router: Any, name: str) -> Any:
     """The endpoint of an operation in a generated application's router, by its name in the contract."""
-    for step in name.split("."):
+    for step in path_of(name):
         router = getattr(router, step)
     return router

@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel
 
 from workqueue import contract
-from workqueue.compiler import clients, handlers, lint, lint_schemas, roundtrip
+from workqueue.compiler import clients, endpoints, handlers, lint, lint_schemas, roundtrip
 from workqueue.compiler.generator import CodeGenerator
 from workqueue.compiler.resolve import Resolved, resolve
 from workqueue.errors import ContractInvalid
@@ -82,8 +82,13 @@ def _compile(resolved: Resolved, package: Path) -> None:
     _generate(resolved, package)
     text = json.dumps(resolved.document, indent=1, ensure_ascii=False)
     (package / "contract.json").write_text(text + "\n", encoding="utf-8")
-    loaded, models = _imported(resolved, package)
-    if problems := [*_missing(resolved, models), *_ambiguous(resolved, models)]:
+    loaded, module = _imported(resolved, package)
+    models = module.messages.json
+    if problems := [
+        *_missing(resolved, models),
+        *_ambiguous(resolved, models),
+        *endpoints.problems(resolved, module.router),
+    ]:
         raise SpecError(problems)
     if problems := roundtrip.problems(loaded, models):
         raise SpecError([f"{resolved.place()}: {problem}" for problem in problems])
@@ -152,9 +157,9 @@ def _printable(node: dict[str, Any]) -> None:
 
 
 def _imported(resolved: Resolved, package: Path) -> tuple[contract.Contract, ModuleType]:
-    """The contract as the runtime reads it, and the module of the models. Raises SpecError."""
+    """The contract as the runtime reads it, and its generated package. Raises SpecError."""
     try:
-        return contract.read(resolved.document), load(package).messages.json
+        return contract.read(resolved.document), load(package)
     except ContractInvalid as error:
         raise SpecError([f"{resolved.place()}: {error}"]) from error
     except Exception as error:  # whatever importing generated code raises

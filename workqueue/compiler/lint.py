@@ -6,13 +6,10 @@ applies the first, and finds `x-` keys that would be passed over in silence.
 """
 
 import json
-import keyword
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from asyncapi_python.utils import snake_case
-
-from workqueue.compiler import example, lint_queues, lint_schemas, lint_tasks
+from workqueue.compiler import endpoints, example, lint_queues, lint_schemas, lint_tasks
 from workqueue.compiler.documents import mapping
 from workqueue.compiler.findings import RENAMED, Findings, channel_of, nearest, shown
 from workqueue.compiler.resolve import Resolved
@@ -29,6 +26,7 @@ def problems(resolved: Resolved) -> list[str]:
         found.rule("channel", channel, ("channels", key))
     for name, operation in mapping(found.document.get("operations")).items():
         _operation(found, str(name), operation)
+    endpoints.check(found)
     sound = lint_schemas.check(found)
     if found.shaped:
         lint_queues.check(found)
@@ -54,10 +52,6 @@ def _document(found: Findings) -> None:
 
 def _operation(found: Findings, name: str, operation: Any) -> None:
     at = ("operations", name)
-    names = [snake_case(part) for part in name.replace("/", ".").split(".")]
-    usable = all(part.isidentifier() and part.isascii() and not keyword.iskeyword(part) for part in names)
-    if not usable or name.split() != [name]:
-        found.say(at, f"{name!r} can't be the name of a method; use letters, digits and _, such as process_task")
     action = mapping(operation).get("action")
     if action not in ("send", "receive"):
         found.say((*at, "action"), f"{shown(action)} can't be used; it is send or receive")
