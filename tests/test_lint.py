@@ -224,7 +224,10 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "exclusive": (at("channels/soon/bindings/amqp/queue/exclusive", True), "channels/soon/bindings/amqp/queue/exclusive", "true"),
     "deleted with its consumers": (at("channels/soon/bindings/amqp/queue/autoDelete", True), "channels/soon/bindings/amqp/queue/autoDelete", "true"),
     "the broker's own names": (at("channels/lost/bindings/amqp/queue/name", "amq.lost"), "channels/lost/bindings/amqp/queue/name", "amq."),
-    "a name too long": (at("channels/lost/bindings/amqp/queue/name", "ü" * 200), "channels/lost/bindings/amqp/queue/name", "400 bytes"),
+    **{f"a name with {letter!r}": (at("channels/lost/bindings/amqp/queue/name", f"bill{letter}ing"), "channels/lost/bindings/amqp/queue/name", "ASCII letters") for letter in "ü|{=\n"},
+    "a name too long for its marker": (at("channels/lost/bindings/amqp/queue/name", "b" * 241), "channels/lost/bindings/amqp/queue/name", "1 to 240"),
+    "a number that AMQP has none of": (arguments("soon", "x-max-length", 10**30), "channels/soon/bindings/amqp/queue/arguments/x-max-length", "64 bits"),
+    "an argument too long for AMQP": (arguments("soon", "x-" + "ü" * 64, 1), "channels/soon/bindings/amqp/queue/arguments/x-" + "ü" * 64, "130 bytes"),
     "an address that is another": (at("channels/lost/address", "elsewhere"), "channels/lost/address", "'billing.lost'"),
     "two channels of one queue": (at("channels/later/bindings/amqp/queue/name", "billing.soon"), "channels/later/bindings/amqp/queue/name", "one channel a queue"),
     "an exchange": (at("channels/soon/bindings/amqp/is", "routingKey"), "channels/soon/bindings/amqp/is", "routingKey"),
@@ -261,6 +264,8 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "the old name of the dead letters": (at("operations/bill/x-retry/deadLetter", "lost"), "operations/bill/x-retry/deadLetter", "x-deadLetter"),
     # messages
     "a body without a limit": (at(f"{MESSAGE}/x-max-bytes", without=True), MESSAGE, "lacks x-max-bytes"),
+    "a type too long for AMQP": (at(f"{MESSAGE}/bindings/amqp/messageType", "ü" * 200), f"{MESSAGE}/bindings/amqp/messageType", "400 bytes"),
+    "a dead letter's type too long for AMQP": (at("components/messages/lost/bindings/amqp/messageType", "ü" * 128), "components/messages/lost/bindings/amqp/messageType", "256 bytes"),
     "a body that no broker takes": (at(f"{MESSAGE}/x-max-bytes", 20_000_000), f"{MESSAGE}/x-max-bytes", "16777216"),
     "a message of no type": (at(f"{MESSAGE}/bindings", without=True), MESSAGE, "lacks bindings"),
     "another content type": (at(f"{MESSAGE}/contentType", "text/xml"), f"{MESSAGE}/contentType", "text/xml"),
@@ -477,6 +482,13 @@ def inline(document: Any) -> None:
     }
 
 
+def named_queue(document: Any, channel: str, name: str) -> None:
+    """Another name for the queue, and for where it is named."""
+    old = document["channels"][channel]["bindings"]["amqp"]["queue"]["name"]
+    text = json.dumps(document).replace(json.dumps(old), json.dumps(name))
+    document.update(json.loads(text))
+
+
 FINE: dict[str, Change] = {
     "one kind": at(f"{JOB}/properties/payload", {"$ref": "#/components/schemas/Print"}),
     "many kinds": lambda d: d["components"]["schemas"]["Job"]["properties"]["payload"].update(
@@ -503,6 +515,7 @@ FINE: dict[str, Change] = {
         })
         for channel in d["channels"].values()
     ],
+    "a queue of all letters that there are": lambda d: named_queue(d, "lost", "billing lost-_.:@#,/+" + "9" * 219),
     "keys of other tools": lambda d: (at("x-internal", True)(d), at("operations/bill/x-owner", "us")(d), at(f"{PRINT}/x-faker", "n")(d)),
     "an id with a dot": lambda d: d["operations"].update({"do.bill": d["operations"].pop("bill")}),
     "an id with dashes": lambda d: d["operations"].update({"do-bill": d["operations"].pop("bill")}),

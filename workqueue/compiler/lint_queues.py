@@ -1,8 +1,11 @@
 """What the queues of a receive operation must be to one another, so that no message loops or is lost."""
 
+import struct
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
+
+from pamqp.encode import field_table
 
 from workqueue.amqp.topology import BROKERS_LIMIT
 from workqueue.compiler.documents import mapping
@@ -24,6 +27,7 @@ def binding(channel: Any) -> Mapping[str, Any]:
 
 def check(found: Findings) -> None:
     _names(found)
+    _on_the_wire(found)
     _classic(found)
     _operations(found)
     for name, operation in mapping(found.document.get("operations")).items():
@@ -36,14 +40,31 @@ def _names(found: Findings) -> None:
     owners: dict[str, str] = {}
     for key, channel in mapping(found.document.get("channels")).items():
         name, address = binding(channel).get("name"), mapping(channel).get("address")
-        if isinstance(name, str) and len(name.encode()) > 255 >= len(name):
-            found.say((*_queue(key), "name"), f"{len(name.encode())} bytes of UTF-8; AMQP allows 255")
         if address is not None and name is not None and address != name:
             found.say(("channels", key, "address"), f"{shown(address)} is not the queue's name, {name!r}; say the same")
         if isinstance(name, str) and owners.setdefault(name, key) != key:
             found.say(
                 (*_queue(key), "name"), f"{name!r} is the queue of the channel {owners[name]} too; one channel a queue"
             )
+
+
+def _on_the_wire(found: Findings) -> None:
+    """What has no form in AMQP: a text of more bytes than one may count, a number that is too large."""
+    for key, channel in mapping(found.document.get("channels")).items():
+        for name, message in mapping(mapping(channel).get("messages")).items():
+            amqp = mapping(mapping(mapping(message).get("bindings")).get("amqp"))
+            kind, at = amqp.get("messageType"), ("channels", key, "messages", name, "bindings", "amqp", "messageType")
+            if isinstance(kind, str) and len(kind.encode()) > 255 >= len(kind):
+                found.say(at, f"{len(kind.encode())} bytes of UTF-8; AMQP allows 255")
+        for argument, value in mapping(binding(channel).get("arguments")).items():
+            here = (*_queue(key), "arguments", argument)
+            if len(argument.encode()) > 128:
+                found.say(here, f"{len(argument.encode())} bytes of UTF-8; AMQP allows a name 128")
+                continue
+            try:
+                field_table({argument: value})
+            except (TypeError, ValueError, ArithmeticError, struct.error):
+                found.say(here, f"{shown(value)} can't be sent; AMQP has integers of 64 bits, texts, lists and tables")
 
 
 def _classic(found: Findings) -> None:
