@@ -373,6 +373,15 @@ FILES: dict[str, tuple[str, str]] = {
     "an open bracket": ("asyncapi: [\n", "line"),
     "an object of Python": ("asyncapi: !!python/name:os.system\n", "line 1"),
     "anchors that stand for billions": (BOMB, "its anchors stand for 23,456,790,110 values"),
+    "a number that is too large": ("asyncapi: 3.0.0\nx: 1e999\n", "line 2: 1e999 is no value of JSON"),
+    "a number of many digits": (f"asyncapi: 3.0.0\nx: {'9' * 5000}\n", "line 2: 999"),
+    "a number that is none": ("asyncapi: 3.0.0\nx: !!int ten\n", "line 2: ten is no value of JSON"),
+    "a truth that is none": ("asyncapi: 3.0.0\nx: !!bool maybe\n", "line 2: maybe is no value of JSON"),
+    "a type that JSON has not": (
+        "asyncapi: 3.0.0\nx: !!timestamp 2026-01-01\n",
+        "line 2: timestamp is no type of JSON",
+    ),
+    "a type of another sort": ("asyncapi: 3.0.0\nx: !!int {a: 1}\n", "line 2: int is no type of JSON"),
     "what contains itself": ("asyncapi: 3.0.0\noperations: &a\n  b: *a\n", "contains itself"),
 }
 
@@ -382,6 +391,70 @@ def test_a_file_that_cannot_be_read_is_one_line(text: str, named: str, tmp_path:
     (said,) = problems(project(tmp_path, text))
     assert said.startswith("spec/billing.asyncapi.yaml")
     assert named in said
+
+
+JSON = {
+    "no number": ('{"x": NaN}', "NaN is no value of JSON"),
+    "a number that is too large": ('{"x": 1e999}', "1e999 is no value of JSON"),
+    "a number of many digits": (f'{{"x": {"9" * 5000}}}', "999... is no value of JSON"),
+    "half a character": (r'{"x": "a\ud800"}', r"\ud800 is half a character"),
+}
+
+
+@pytest.mark.parametrize(("text", "named"), JSON.values(), ids=JSON)
+def test_a_file_that_is_no_json_is_one_line(text: str, named: str, tmp_path: Path) -> None:
+    (said,) = problems(project(tmp_path, text, "billing.asyncapi.json"))
+    assert said.startswith("spec/billing.asyncapi.json: ")
+    assert named in said
+
+
+def whole(document: Any) -> None:
+    """Integers as some tools write them."""
+    at("operations/bill/bindings/amqp/x-prefetch", 1.0)(document)
+    at("operations/bill/x-crash-limit", 2.0)(document)
+    at("operations/bill/x-retry/maxAttempts", 3.0)(document)
+    at(f"{MESSAGE}/x-max-bytes", 1e3)(document)
+    arguments("invoices", "x-delivery-limit", 1e9)(document)
+    arguments("soon", "x-message-ttl", 100.0)(document)
+    at("components/schemas/Receipt/x-max-bytes", 1e2)(document)
+    at(f"{PRINT}/properties/pages", {"type": ["integer", "null"], "default": 1.0, "minimum": 1.0, "multipleOf": 1.0})(
+        document
+    )
+    at(f"{PRINT}/properties/format", {"type": "string", "minLength": 1.0, "maxLength": 1e1})(document)
+    at(
+        f"{PRINT}/properties/copies", {"type": "array", "items": {"enum": [1.5, 2.0]}, "minItems": 1.0, "maxItems": 4.0}
+    )(document)
+    at(f"{PRINT}/properties/scale", {"type": "number", "default": 1.0})(document)
+    at(f"{PRINT}/properties/version", {"type": "integer", "const": 2.0})(document)
+
+
+def test_an_integer_that_is_written_as_a_fraction_is_one_and_a_number_stays(tmp_path: Path) -> None:
+    folder = project(tmp_path, changed(whole))
+    assert problems(folder) == []
+    found = resolve(folder / "spec/billing.asyncapi.yaml", folder).document
+    receive = contract.read(found).receives["billing.invoices"]
+    pages, size, copies, scale, version = (found["components"]["schemas"]["Print"]["properties"][name]
+                                  for name in ("pages", "format", "copies", "scale", "version"))  # fmt: skip
+    integers = (
+        receive.prefetch, receive.message.max_bytes, receive.result_max_bytes, receive.queue.arguments["x-delivery-limit"],
+        receive.rungs[0].queue.arguments["x-message-ttl"], pages["default"], size["minLength"], size["maxLength"],
+        copies["minItems"], copies["maxItems"], version["const"],
+    )  # fmt: skip
+    assert integers == (1, 1000, 100, 10**9, 100, 1, 1, 10, 1, 4, 2)
+    assert all(type(value) is int for value in integers)
+    assert type(scale["default"]) is float
+    assert type(copies["items"]["enum"][1]) is float
+
+
+def test_a_fraction_is_no_integer(tmp_path: Path) -> None:
+    for path, value, named in (
+        ("operations/bill/bindings/amqp/x-prefetch", 1.5, "1.5 can't be used"),
+        ("operations/bill/x-retry/maxAttempts", 5.0, "there are 3 attempts"),
+        (f"{PRINT}/properties/pages/maxLength", 1.5, "1.5"),
+    ):
+        (line,) = problems(project(tmp_path, changed(at(path, value))))
+        assert path in line
+        assert named in line
 
 
 def test_anchors_and_merge_keys_are_written_out(tmp_path: Path) -> None:
@@ -516,6 +589,7 @@ FINE: dict[str, Change] = {
         for channel in d["channels"].values()
     ],
     "a queue of all letters that there are": lambda d: named_queue(d, "lost", "billing lost-_.:@#,/+" + "9" * 219),
+    "integers as fractions": lambda d: whole(d),
     "keys of other tools": lambda d: (at("x-internal", True)(d), at("operations/bill/x-owner", "us")(d), at(f"{PRINT}/x-faker", "n")(d)),
     "an id with a dot": lambda d: d["operations"].update({"do.bill": d["operations"].pop("bill")}),
     "an id with dashes": lambda d: d["operations"].update({"do-bill": d["operations"].pop("bill")}),

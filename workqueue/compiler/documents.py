@@ -6,14 +6,23 @@ written twice it keeps the last one without a word.
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 COPIED = 100_000  # values that a document's anchors may stand for; all of the example's contract is a thousand
+
+SHOWN = 60  # characters of a number that an error quotes
+TAGS: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.MappingNode: ("map",),
+    yaml.SequenceNode: ("seq",),
+    yaml.ScalarNode: ("str", "int", "float", "bool", "null", "merge"),
+}
 
 
 class Unreadable(Exception):
@@ -46,6 +55,7 @@ def _check(root: yaml.Node) -> None:
         else:
             below = node.value if isinstance(node, yaml.SequenceNode) else []
         if id(node) not in sizes:
+            _check_tag(node)
             if isinstance(node, yaml.MappingNode):
                 _check_keys(node)
             sizes[id(node)] = 0
@@ -58,6 +68,13 @@ def _check(root: yaml.Node) -> None:
     copied = sizes[id(root)] - len(sizes)
     if copied > COPIED:
         raise Unreadable(f"its anchors stand for {copied:,} values, and may for {COPIED:,}; say it with $refs")
+
+
+def _check_tag(node: yaml.Node) -> None:
+    """A type that the author states is one of JSON's, and one that the node can have."""
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    if kind not in TAGS[type(node)]:
+        raise Unreadable(f"line {node.start_mark.line + 1}: {kind} is no type of JSON; leave the tag out")
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
@@ -79,8 +96,9 @@ for tag, pattern, first in (
     ("merge", r"^<<$", "<"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _number(int, node.value, node))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _number(float, node.value, node))
+_Loader.add_constructor("tag:yaml.org,2002:bool", lambda loader, node: _number(_truth, node.value, node))
 
 
 def read(path: Path) -> Any:
@@ -106,9 +124,31 @@ def read(path: Path) -> Any:
         raise Unreadable("is nested too deeply") from error
 
 
+def _number(make: Callable[[str], Any], text: str, node: yaml.Node | None = None) -> Any:
+    try:
+        value = make(text)
+        if math.isfinite(value):
+            return value
+    except (KeyError, ValueError, OverflowError):  # an integer of thousands of digits, for one
+        pass
+    line = f"line {node.start_mark.line + 1}: " if node else ""
+    said = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    raise Unreadable(f"{line}{said} is no value of JSON, or too large for one")
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
 def mapping(node: Any) -> Mapping[str, Any]:
     """What is in a node of a document: nothing if it is no object, which is for its rule to say."""
     return node if isinstance(node, dict) else {}
+
+
+_NUMBERS: dict[str, Any] = {
+    "parse_int": partial(_number, int),
+    **dict.fromkeys(("parse_float", "parse_constant"), partial(_number, float)),
+}
 
 
 def _json(text: str) -> Any:
@@ -119,4 +159,10 @@ def _json(text: str) -> Any:
             raise Unreadable(f"the key {twice!r} is there twice in one object; keep one")
         return dict(pairs)
 
-    return json.loads(text, object_pairs_hook=once)
+    found = json.loads(text, object_pairs_hook=once, **_NUMBERS)
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end].encode("unicode_escape").decode()
+        raise Unreadable(f"{half} is half a character; write both halves, or the character itself") from error
+    return found

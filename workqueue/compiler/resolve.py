@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workqueue.compiler import integers
 from workqueue.compiler.documents import mapping
 from workqueue.compiler.places import At, Place, Places, reference
 from workqueue.compiler.references import References
 from workqueue.compiler.schemas import Schemas
 
-# Which of an object's fields hold what; all other fields are taken as they are, with their references followed.
+# Which of an object's fields hold what; of all other fields the references are followed.
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "root": {"channels": "{channel}", "operations": "{operation}"},
     "channel": {"messages": "{message}"},
@@ -106,7 +107,7 @@ class _Work:
     def _walk(self, node: Any, here: Place, at: At, kind: str, trail: frozenset[Place]) -> Any:
         """`node`, which is written `here` and will be found `at`, with everything below it resolved."""
         if kind == "value" or not isinstance(node, (dict, list)):
-            return node
+            return integers.integral(node) if kind == "part" else node
         if kind[0] == "{" and isinstance(node, dict):
             inner = kind[1:-1]
             return {key: self._step(value, here, at, key, inner, trail) for key, value in node.items()}
@@ -130,10 +131,10 @@ class _Work:
 
     def _object(self, node: dict[str, Any], here: Place, at: At, kind: str, trail: frozenset[Place]) -> Any:
         if kind == "schema":
-            node = self._draft_07(node, here)
+            node = integers.of_schema(self._draft_07(node, here))
         if kind == "operation":  # a choice among the channel's messages, which are one
             node = {key: value for key, value in node.items() if key != "messages"}
-        fields, other = FIELDS.get(kind, {}), "value" if kind == "schema" else "any"
+        fields, other = FIELDS.get(kind, {}), {"schema": "value", "root": "any", "any": "any"}.get(kind, "part")
         made = {key: self._step(value, here, at, key, fields.get(key, other), trail) for key, value in node.items()}
         if isinstance(made.get("traits"), list) and kind in ("operation", "message"):
             self._apply_traits(made, at)
