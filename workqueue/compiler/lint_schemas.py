@@ -21,6 +21,7 @@ KEYWORDS = {
     "contentMediaType", "discriminator", "externalDocs", "deprecated",
 }  # fmt: skip
 TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
+KEYS = "patternProperties"
 # Of later drafts and of OpenAPI: draft 07 passes over them, so that they would promise what nobody checks.
 INSTEAD = {
     "nullable": "say type: [..., 'null']",
@@ -43,6 +44,8 @@ def check(found: Findings) -> bool:
     for at, schema in roots(found):
         for error in META.iter_errors(schema):
             _broken(found, (*at, *error.instance_path), error)
+    for at, schema in every(found):
+        _patterns(found, at, schema)
     sound = len(found.lines) == before
     for at, schema in every(found):
         _keywords(found, at, schema)
@@ -93,9 +96,27 @@ def _keywords(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
             found.say((*at, key), f"draft 07 has no such keyword, and passes over it; is it {near}?")
     if "x-time-limit-s" in schema:
         found.rule("kind", schema, at)
-    for pattern in mapping(schema.get("patternProperties")):
-        if not modelled(pattern):
-            found.say((*at, "patternProperties", pattern), "can't be in a model (no look-ahead or look-behind there)")
+
+
+def _patterns(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
+    """The values are checked with every pattern; a model holds only those of keys."""
+    stated: dict[Path, Any] = {("pattern",): schema.get("pattern")}
+    for below, pattern in (stated | {(KEYS, key): key for key in mapping(schema.get(KEYS))}).items():
+        if not isinstance(pattern, str):
+            continue
+        if META.is_valid({"pattern": pattern}) and not _compiles(pattern):
+            text = f"{shown(pattern)} can't be checked: it repeats too much, or names what is not known"
+            found.say((*at, *below), text)
+        elif KEYS in below and not modelled(pattern):
+            found.say((*at, *below), "can't be in a model (no look-ahead or look-behind there)")
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        jsonschema_rs.Draft7Validator({"pattern": pattern})
+    except jsonschema_rs.ValidationError:
+        return False
+    return True
 
 
 def _satisfiable(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
