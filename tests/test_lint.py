@@ -655,6 +655,14 @@ def test_a_document_may_be_json_and_in_a_folder(name: str, tmp_path: Path) -> No
     built(project(tmp_path, name=name))
 
 
+@pytest.mark.parametrize(
+    "name", ["class", "None", "__init__", "__main__", "my-app", "2nd", "\N{LATIN SMALL LIGATURE FI}le"]
+)
+def test_a_document_whose_name_no_package_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    (line,) = problems(project(tmp_path, name=f"{name}.asyncapi.yaml"))
+    assert line.startswith(f"spec/{name}.asyncapi.yaml: {name!r} can't be a package's name")
+
+
 @compiles
 def test_a_channel_may_be_in_another_file_and_behind_another_reference(tmp_path: Path) -> None:
     document = deepcopy(BASE)

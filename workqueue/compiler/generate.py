@@ -9,9 +9,11 @@ import contextlib
 import copy
 import io
 import json
+import keyword
 import re
 import sys
 import tempfile
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
@@ -48,10 +50,9 @@ def applications(root: Path) -> dict[str, Resolved]:
         if resolved.problems or "operations" in resolved.document:
             problems += resolved.problems or lint.problems(resolved)
             name = SUFFIX.sub("", path.name)
-            if not name.isidentifier():
-                problems.append(
-                    f"{path.relative_to(root)}: {name!r} can't be a package's name; use letters, digits and _"
-                )
+            if not _importable(name):
+                why = f"{name!r} can't be a package's name; use letters, digits and _, and no word of Python's own"
+                problems.append(f"{path.relative_to(root)}: {why}")
             elif name in found:
                 problems.append(f"{path.relative_to(root)}: there is another {name}.asyncapi document; rename one")
             found[name] = resolved
@@ -60,6 +61,12 @@ def applications(root: Path) -> dict[str, Resolved]:
     if problems:
         raise SpecError(problems)
     return found
+
+
+def _importable(name: str) -> bool:
+    """Python looks for a name in one of its spellings, and keeps those in underscores."""
+    kept = keyword.iskeyword(name) or name.startswith("__")
+    return name.isidentifier() and not kept and unicodedata.normalize("NFKC", name) == name
 
 
 def build(root: Path, target: Path) -> None:
