@@ -310,6 +310,12 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "a default that breaks it inside": (at(f"{PRINT}/properties/pages", {"type": "array", "items": {"type": "integer"}, "default": [1, "x"]}), f"{PRINT}/properties/pages/default", "/1: "),
     "a default without a null": (at(f"{PRINT}/properties/pages/default", None), f"{PRINT}/properties/pages/default", "null breaks its own schema"),
     "a required property that can't be": (at("components/schemas/Mail", {"type": "object", "additionalProperties": False, "required": ["kind", "too"], "properties": {"kind": {"const": "mail"}, "to": {"type": "string"}}}), "components/schemas/Mail/required", '"too" is none'),
+    **{f"{low} above {high}": (at(f"{PRINT}/properties/pages", {low: 3, high: 2}), f"{PRINT}/properties/pages/{low}", f"3, with {high} 2: no value") for low, high in (
+        ("minimum", "maximum"), ("minimum", "exclusiveMaximum"), ("exclusiveMinimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum"),
+        ("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))},
+    "bounds with nothing between them": (at(f"{PRINT}/properties/pages", {"minimum": 3, "exclusiveMaximum": 3}), f"{PRINT}/properties/pages/minimum", "no value"),
+    "a text that no message can hold": (at(f"{PRINT}/properties/pages", {"minLength": 10**12}), f"{PRINT}/properties/pages/minLength", "no message can hold"),
+    "a list that no message can hold": (at(f"{PRINT}/properties/pages", {"minItems": 10**7}), f"{PRINT}/properties/pages/minItems", "no message can hold"),
     "a title that is another's name": (at("components/schemas/Mail/title", "Job"), "components/schemas/Mail/title", "another schema"),
     # references
     "a reference out of this machine": (at(f"{PRINT}/properties/pages", {"$ref": "https://example.com/a.json#/b"}), f"{PRINT}/properties/pages", "copy"),
@@ -597,6 +603,12 @@ FINE: dict[str, Change] = {
     "keys of other tools": lambda d: (at("x-internal", True)(d), at("operations/bill/x-owner", "us")(d), at(f"{PRINT}/x-faker", "n")(d)),
     "an id with a dot": lambda d: d["operations"].update({"do.bill": d["operations"].pop("bill")}),
     "an id with dashes": lambda d: d["operations"].update({"do-bill": d["operations"].pop("bill")}),
+    "one value within the bounds": at(f"{PRINT}/properties/pages", {"type": "integer", "minimum": 3, "maximum": 3}),
+    "a text that may be too large": at(f"{PRINT}/properties/pages", {"type": "string", "maxLength": 2000}),
+    "a result that may be too large": at("components/schemas/Receipt/properties/number", {"type": "string", "maxLength": 2000}),
+    "objects that may be too large together": at(f"{PRINT}/properties/pages", {"type": "array", "items": {
+        "type": "object", "properties": {key: {"type": "string", "maxLength": 10000} for key in "abc"}}}),
+    "a long pattern": at(f"{PRINT}/properties/pages", {"type": "string", "pattern": "^a{5000}$"}),
     "a payload with a field payload": at(f"{PRINT}/properties/payload", {"type": "string"}),
     "a schema of several formats": lambda d: at(f"{MESSAGE}/payload", {
         "schemaFormat": "application/schema+json; version=draft-07", "schema": {"$ref": "#/components/schemas/Job"}})(d),
@@ -609,6 +621,59 @@ FINE: dict[str, Change] = {
 def test_a_contract_that_is_fine_is_built_and_its_modules_have_its_models(change: Change, tmp_path: Path) -> None:
     document = changed(change)
     assert built(project(tmp_path, document))
+
+
+@compiles
+@pytest.mark.timeout(60)  # it took as long, and then some
+def test_a_list_of_a_million_is_tried_a_few_times(tmp_path: Path) -> None:
+    def add(document: Any) -> None:
+        at(f"{PRINT}/properties/pages", {"type": "array", "items": {"type": "integer"}, "minItems": 300_000})(document)
+        at(f"{MESSAGE}/x-max-bytes", 16_777_216)(document)
+        document["components"]["schemas"]["Print"]["required"] += ["pages"]
+        for number in range(20):
+            at(f"{PRINT}/properties/f{number}", {"type": "string"})(document)
+
+    built(project(tmp_path, changed(add)))
+
+
+def needed(path: str, schema: Any) -> Change:
+    """A property of an object that is required."""
+
+    def change(document: Any) -> None:
+        above, _, name = path.rpartition("/properties/")
+        at(path, schema)(document)
+        required = at_path(document, above).setdefault("required", [])
+        required.append(name)
+
+    return change
+
+
+def at_path(document: Any, path: str) -> Any:
+    for key in path.split("/"):
+        document = document[key]
+    return document
+
+
+LONG = {"type": "string", "minLength": 2000}
+TOO_LARGE = {
+    "a kind": (needed(f"{PRINT}/properties/pages", LONG), "Job print: the smallest has 2119 bytes", 1),
+    "the task": (at(f"{MESSAGE}/x-max-bytes", 10), "Job mail: the smallest has 107 bytes", 2),
+    "the result": (
+        needed("components/schemas/Receipt/properties/number", LONG),
+        "result: the smallest has 2013 bytes",
+        1,
+    ),
+}
+
+
+@compiles
+@pytest.mark.parametrize(("change", "named", "count"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_what_is_always_too_large_is_refused(change: Change, named: str, count: int, tmp_path: Path) -> None:
+    with pytest.raises(script.SpecError) as refused:
+        script.build(project(tmp_path, changed(change)), tmp_path / "made")
+    lines = refused.value.problems
+    assert len(lines) == count
+    assert any(named in line and "more than x-max-bytes" in line for line in lines), lines
 
 
 def built(folder: Path) -> contract.Contract:

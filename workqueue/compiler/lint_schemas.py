@@ -1,5 +1,7 @@
 """What every schema must be: draft 07, without a keyword that nobody would read, and such that a model can be made."""
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 from workqueue.compiler.documents import mapping
 from workqueue.compiler.findings import Findings, nearest, shown
 from workqueue.compiler.resolve import DRAFT_07, FIELDS
+from workqueue.compiler.samples import LARGEST
 
 Path = tuple[str | int, ...]
 
@@ -50,6 +53,7 @@ def check(found: Findings) -> bool:
     for at, schema in every(found):
         _keywords(found, at, schema)
         if sound:
+            _bounds(found, at, schema)
             _satisfiable(found, at, schema)
             _named(found, at, schema)
     return sound
@@ -117,6 +121,21 @@ def _compiles(pattern: str) -> bool:
     except jsonschema_rs.ValidationError:
         return False
     return True
+
+
+def _bounds(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
+    """A least that is more than the most, or than any message can hold."""
+    bounds = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"),
+              *itertools.product(("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")))  # fmt: skip
+    for low, high in bounds:
+        least, most = schema.get(low, -math.inf), schema.get(high, math.inf)
+        if least > most or (least == most and "exclusive" in low + high):
+            found.say((*at, low), f"{shown(least)}, with {high} {shown(most)}: no value is within both")
+    for low, each in (("minLength", 1), ("minItems", 2), ("minProperties", 5)):
+        if schema.get(low, 0) * each > LARGEST:
+            found.say(
+                (*at, low), f"{shown(schema[low])}: no message can hold so many (x-max-bytes is at most {LARGEST})"
+            )
 
 
 def _satisfiable(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:

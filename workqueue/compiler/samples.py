@@ -11,8 +11,12 @@ from typing import Any
 
 from workqueue import kinds
 from workqueue.codec import Schema
+from workqueue.compiler.documents import mapping
 
 MOST = 2000  # values of one schema
+LARGE = 65_536  # bytes of a value, of which only some are tried
+ROOM = 4_000_000  # bytes of those
+LARGEST = 16_777_216  # bytes that any message may have
 DEPTH = 4  # of schemas that contain themselves
 
 TEXTS = ("", "a", "A b", "é\u2028\U0001f4a9", '"\\/\n', "1", "1.0", "true", "null", "2026-01-01", " x ")
@@ -57,16 +61,24 @@ class Maker:
     """Makes values of schemas; what it makes may break a schema (a pattern beside a format), and is then not used."""
 
     def __init__(self, schemas: Mapping[str, Any]) -> None:
-        self._schemas = schemas
+        self._schemas, self._sizes = schemas, Sizes()
 
     def values(self, schema: Any, depth: int = 0) -> list[Any]:
-        """Values that the schema accepts, a few of each sort, the most ordinary first."""
+        """Values that the schema accepts, a few of each sort, the most ordinary first; of large ones not so many."""
         if not isinstance(schema, Mapping):
             return ["a"] if schema else []
         accepts = Schema({"allOf": [schema], "components": {"schemas": self._schemas}})
-        made = (value for value in self._made(schema, depth) if accepts.problem(value) is None)
-        unlike = {json.dumps(value, sort_keys=True): value for value in made}
-        return list(itertools.islice(unlike.values(), MOST))
+        unlike, room = dict[str, Any](), ROOM
+        for value in self._made(schema, depth):
+            size = self._sizes.of(value)
+            if (size > LARGE and room < 0) or size > LARGEST:
+                continue
+            if accepts.problem(value) is None:
+                unlike[json.dumps(value, sort_keys=True)] = value
+                room -= size if size > LARGE else 0
+            if len(unlike) == MOST:
+                break
+        return list(unlike.values())
 
     def _made(self, schema: Mapping[str, Any], depth: int) -> Iterator[Any]:
         whole = list(kinds.parts(schema, self._schemas))
@@ -113,8 +125,10 @@ class Maker:
             return
         made = self.values(items, depth + 1)
         yield from ([], made[: max(least, 1)], made[:least], made)
-        if made:
-            yield from ([value] * max(least, 1) for value in made)
+        for value in made:
+            size = least * (self._sizes.of(value) + 1) + 1
+            if size <= LARGEST:
+                yield self._sizes.note([value] * max(least, 1), size)
 
     def _objects(self, whole: list[Mapping[str, Any]], depth: int) -> Iterator[dict[str, Any]]:
         fields = {name: below for part in whole for name, below in part.get("properties", {}).items()}
@@ -122,13 +136,38 @@ class Maker:
         made = {name: self.values(below, depth + 1) for name, below in fields.items()}
         ordinary = {name: values[0] for name, values in made.items() if values}
         least = {name: value for name, value in ordinary.items() if name in required}
-        yield from (ordinary, least)
+        small = {name: value if "format" in mapping(fields[name]) else min(made[name], key=self._sizes.of)
+                 for name, value in least.items()}  # fmt: skip
+        yield from (ordinary, least, small)
+        least = small if self._sizes.of(least) > LARGE else least
         for name, values in made.items():
             yield from ({**least, name: value} for value in values)
         for part in whole:
             extra = part.get("additionalProperties", True)
             if extra is not False:
                 yield from ({**least, "x y": value} for value in self.values(extra, depth + 1)[:8])
+
+
+class Sizes:
+    """The bytes of values as a message carries them, each counted once, since the large are made of one another."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, int]] = {}  # with the value, so that its id stays its own
+
+    def of(self, value: Any) -> int:
+        if id(value) not in self._known:
+            if isinstance(value, Mapping):
+                size = 1 + sum(len(json.dumps(key)) + 2 + self.of(below) for key, below in value.items())
+            elif isinstance(value, list):
+                size = 1 + sum(1 + self.of(below) for below in value)
+            elif (size := len(json.dumps(value, ensure_ascii=False).encode())) <= LARGE:
+                return size
+            self.note(value, size)
+        return self._known[id(value)][1]
+
+    def note(self, value: Any, size: int) -> Any:
+        self._known[id(value)] = value, size
+        return value
 
 
 def _in_turn(lists: list[list[Any]]) -> Iterator[Any]:
@@ -149,7 +188,7 @@ def _bounded(schema: Mapping[str, Any], ordinary: Iterable[int | float]) -> Iter
 def _texts(schema: Mapping[str, Any]) -> Iterator[str]:
     yield from matching(schema["pattern"]) if "pattern" in schema else ()
     yield from FORMATS.get(schema.get("format", ""), ())
-    for length in {schema.get("minLength", 0), min(schema.get("maxLength", 8), 4096)}:
+    for length in sorted({schema.get("minLength", 0), min(schema.get("maxLength", 8), 4096)}):
         yield from ("x" * length, "é" * length)
     yield from TEXTS
 
