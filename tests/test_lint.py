@@ -325,6 +325,7 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     # the document
     "another version": (at("asyncapi", "2.6.0"), "asyncapi", "2.6.0"),
     "a version that is a number": (at("info/version", 1.0), "info/version", "quotes"),
+    "a version that the headers have no room for": (lambda d: (at("info/version", "1" * 65)(d), at(f"{MESSAGE}/headers/properties/x-contract", {"maxLength": 64})(d)), f"{MESSAGE}/headers", "x-contract"),
     "no operations": (at("operations", {}), "operations", "sends or receives"),
 }  # fmt: skip
 
@@ -587,6 +588,7 @@ FINE: dict[str, Change] = {
         at(f"{JOB}/title", "A job, to be done")(d), at(f"{PRINT}/title", "Take a nap")(d), at("components/schemas/Mail/title", "Any")(d)
     ),
     "patterns of two dialects": at(f"{PRINT}/properties/pages", {"anyOf": [{"type": "string", "pattern": "^(?!x)a"}, {"type": "string", "pattern": r"^\p{L}+$"}]}),
+    "a version of two lines, and quotes": at("info/version", '1\n"2\\'),
     "quotes in what is described": lambda d: d["operations"]["bill"].update(title='Say """hello"', description="back\\slash"),
     "one operation, which sends": at("operations/bill", without=True),
     "one operation, which receives": at("operations/order", without=True),

@@ -89,6 +89,7 @@ PROBE = kind(
     },
     camelCase=TEXT,
     **dict.fromkeys(("hyphen-ated", "class", "from", "model_config", "json", "copy", "payload", "_under"), TEXT),
+    **dict.fromkeys(("model_dump", "modelDumped", "model_validate_json"), TEXT),
 )
 STRICT = kind("strict", ("when",), when={"type": "string", "format": "date-time"}, version={"const": 2})
 NAP = {**kind("nap"), "title": "Take a nap", "x-time-limit-s": 2}

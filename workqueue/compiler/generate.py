@@ -31,6 +31,7 @@ from workqueue.compiler.resolve import Resolved, resolve
 from workqueue.errors import ContractInvalid
 
 OPTIONS = Path(__file__).parent / "codegen"  # where the generator of the models finds its options
+PYDANTICS = ("model_dump", "model_validate")
 SUFFIX = re.compile(r"\.asyncapi\.(yaml|yml|json)$")
 
 
@@ -119,7 +120,7 @@ def _generate(resolved: Resolved, package: Path) -> None:
             warnings.filterwarnings("ignore", message="Pydantic does not take", category=UserWarning)
             warnings.filterwarnings("ignore", message="format of .* not understood", category=UserWarning)
             try:
-                with contextlib.chdir(OPTIONS):
+                with contextlib.chdir(_options(resolved.document, Path(folder))):
                     generator.generate(document, package.absolute())
             except (
                 Exception,
@@ -129,13 +130,29 @@ def _generate(resolved: Resolved, package: Path) -> None:
                 raise SpecError([f"{resolved.place()}: the generator refuses it: {why}"]) from error
 
 
+def _options(document: dict[str, Any], folder: Path) -> Path:
+    """Where the generator of the models finds its options: `folder`, if there is something to add.
+
+    A field whose name begins as those of pydantic's own methods do would make each import of the models warn."""
+    schemas = document["components"]["schemas"].values()
+    properties = {name for schema in schemas for _, part in lint_schemas.within((), schema)
+                  for name in part.get("properties", ())}  # fmt: skip
+    pythons = {name: re.sub(r"(?<=[a-z0-9])(?=[A-Z])|\W", "_", name).lower() for name in sorted(properties)}
+    aliases = {name: f"field_{python}" for name, python in pythons.items() if python.startswith(PYDANTICS)}
+    if not aliases:
+        return OPTIONS
+    added = f"aliases = {json.dumps(json.dumps(aliases))}\n"
+    (folder / "pyproject.toml").write_text((OPTIONS / "pyproject.toml").read_text() + added)
+    return folder
+
+
 def _for_generator(document: dict[str, Any]) -> dict[str, Any]:
     """The document so that the generator makes of it what the contract says.
 
     It names a message's class by the message's key on the channel, and looks for the model under the message's name,
     while the model has the name of its schema's title: here all three are one. It writes titles and descriptions into
-    docstrings as they are. And a pattern that pydantic's regular expressions can't do would make a module that can't
-    be imported; the codec checks it by the schema.
+    docstrings, and the version between quotes, as they are. And a pattern that pydantic's regular expressions can't do
+    would make a module that can't be imported; the codec checks it by the schema.
     """
     made = copy.deepcopy(document)
     schemas = made["components"]["schemas"]
@@ -146,6 +163,7 @@ def _for_generator(document: dict[str, Any]) -> dict[str, Any]:
         channel["messages"] = {re.sub(r"(?<=.)(?=[A-Z])", "_", message["name"]): message}
         _printable(operation)
     _printable(made["info"])
+    made["info"]["version"] = json.dumps(made["info"]["version"], ensure_ascii=False)[1:-1]
     for schema in schemas.values():
         for _, part in lint_schemas.within((), schema):
             if isinstance(part, dict) and not lint_schemas.modelled(part.get("pattern", "")):

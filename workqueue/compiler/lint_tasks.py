@@ -178,8 +178,10 @@ def _accepts(found: Findings, at: Path, schema: Any, samples: tuple[dict[str, An
     if not isinstance(schema, dict):
         return
     place, _ = _target(at, schema, found)
+    version = str(mapping(found.document.get("info")).get("version"))
     for sample in samples:
-        for error in _validator(found, schema).iter_errors(sample):
+        written = {**sample, "x-contract": version} if "x-contract" in sample else sample
+        for error in _validator(found, schema).iter_errors(written):
             what = f"{'/'.join(map(str, error.instance_path)) or 'headers'}: {error.message}"
             if error.kind.name == "falseSchema":  # it names a value and no header
                 what = f"state {', '.join(sorted(set(sample) - set(mapping(flat(found, schema).get('properties')))))}"
