@@ -706,6 +706,20 @@ def typed_handlers(package: Path) -> Any:
 
 
 @compiles
+@pytest.mark.parametrize("part", [{"required": ["kind"]}, {}, {"type": "object", "required": ["kind"]}])
+def test_a_const_in_an_allof_tells_kinds_apart(part: dict[str, Any], tmp_path: Path) -> None:
+    def split_off(document: Any) -> None:
+        schemas, base = document["components"]["schemas"], {"$ref": "#/components/schemas/Base"}
+        schemas["Base"] = {"type": "object", "required": ["kind"], "properties": {"kind": {"type": "string"}}}
+        for name, const, more in (("Print", "print", {"pages": {"type": "integer"}}), ("Mail", "mail", {})):
+            own = {**part, "properties": {"kind": {"const": const}, **more}}
+            schemas[name] = {"allOf": [base, own], "x-time-limit-s": 5}
+
+    receive = built(project(tmp_path, changed(split_off))).receives["billing.invoices"]
+    assert (receive.tag, receive.time_limits_s) == ("kind", {"print": 5, "mail": 5})
+
+
+@compiles
 def test_schemas_may_be_in_files_of_their_own_and_traits_count(tmp_path: Path) -> None:
     split(tmp_path / "a folder, äöü")
     built(tmp_path / "a folder, äöü")

@@ -51,7 +51,10 @@ def flat(found: Findings, schema: Any) -> dict[str, Any]:
     whole = dict(mapping(schema))
     for part in whole.pop("allOf", []):
         more = flat(found, part)
-        whole["properties"] = {**mapping(more.get("properties")), **mapping(whole.get("properties"))}
+        theirs, ours = mapping(more.get("properties")), mapping(whole.get("properties"))
+        told = {name: field for name, field in theirs.items() if "const" in mapping(field)}
+        plain = {name: field for name, field in ours.items() if name not in told or "const" in mapping(field)}
+        whole["properties"] = {**theirs, **plain}
         whole["required"] = [*whole.get("required", []), *more.get("required", [])]
         whole = {**more, **whole}
     return whole
