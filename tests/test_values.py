@@ -405,18 +405,22 @@ UNKEPT = {
     ),
     "a default of a type of its own": (
         {**DAY, "default": "2026-01-01"},
-        "the default of field would reach a handler as text",
+        'properties/field/default: "2026-01-01" would reach a handler as it is written',
     ),
     "such a default far below": (
         {
             "type": "array",
             "items": {"type": "array", "items": {"properties": {"day": {**DAY, "default": "2026-01-01"}}}},
         },
-        "the default of day would reach a handler as text",
+        'properties/day/default: "2026-01-01" would reach a handler as it is written',
+    ),
+    "an integer as a fraction in a list": (
+        {"type": "array", "items": {"type": "integer"}, "default": [1.0]},
+        "properties/field/default: [1.0] would reach a handler as it is written",
     ),
     "such a default in a list": (
         {"type": "array", "items": DAY, "default": ["2026-01-01"]},
-        "the default of field would reach a handler as text",
+        'properties/field/default: ["2026-01-01"] would reach a handler as it is written',
     ),
 }
 
@@ -430,7 +434,8 @@ def test_generate_refuses_what_can_not_be_kept_and_names_kind_field_and_change(
 
     with pytest.raises(generate.SpecError) as refused:
         compiled(tmp_path / "project", add)
-    assert [said in line for line in refused.value.problems] == [True, True]  # once for each application
+    assert all(said in line for line in refused.value.problems)
+    assert len(refused.value.problems) <= 2  # for each application; of a place that both have just one
 
 
 def test_the_examples_own_contract_is_proved_quickly() -> None:

@@ -22,10 +22,9 @@ from types import ModuleType
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from workqueue import contract
-from workqueue.compiler import clients, endpoints, handlers, lint, lint_schemas, roundtrip
+from workqueue.compiler import clients, endpoints, handlers, lint, lint_schemas, naming, roundtrip
 from workqueue.compiler.generator import CodeGenerator
 from workqueue.compiler.resolve import Resolved, resolve
 from workqueue.errors import ContractInvalid
@@ -90,13 +89,9 @@ def _compile(resolved: Resolved, package: Path) -> None:
     _generate(resolved, package)
     text = json.dumps(resolved.document, indent=1, ensure_ascii=False)
     (package / "contract.json").write_text(text + "\n", encoding="utf-8")
-    loaded, module = _imported(resolved, package)
-    models = module.messages.json
-    if problems := [
-        *_missing(resolved, models),
-        *_ambiguous(resolved, models),
-        *endpoints.problems(resolved, module.router),
-    ]:
+    loaded, made = _imported(resolved, package)
+    models = made.messages.json
+    if problems := [*naming.problems(resolved, models), *endpoints.problems(resolved, made.router)]:
         raise SpecError(problems)
     if problems := roundtrip.problems(loaded, models):
         raise SpecError([f"{resolved.place()}: {problem}" for problem in problems])
@@ -190,45 +185,6 @@ def _imported(resolved: Resolved, package: Path) -> tuple[contract.Contract, Mod
     except Exception as error:  # whatever importing generated code raises
         why = " ".join(str(error).split())
         raise SpecError([f"{resolved.place()}: its modules can't be imported: {why}"]) from error
-
-
-def _missing(resolved: Resolved, models: ModuleType) -> Iterator[str]:
-    for operation in resolved.document["operations"].values():
-        channel = operation["channel"]["$ref"].rpartition("/")[2]
-        (message,) = resolved.document["channels"][channel]["messages"].values()
-        model = getattr(models, message["name"], None)
-        names = _names(model) if isinstance(model, type) and issubclass(model, BaseModel) else set()
-        if not _fields(resolved, message) <= names:
-            place = resolved.place("components", "schemas", message["name"])
-            yield f"{place}: the generator makes no model {message['name']} of it; rename it"
-
-
-def _ambiguous(resolved: Resolved, models: ModuleType) -> Iterator[str]:
-    """Two properties of which one is the Python name of the other: a model that is made by name would fill both."""
-    schemas = resolved.document["components"]["schemas"]
-    parts = [part for name in schemas for part in lint_schemas.within(("components", "schemas", name), schemas[name])]
-    for model in vars(models).values():
-        if not isinstance(model, type) or not issubclass(model, BaseModel):
-            continue
-        keys = {name: field.alias or name for name, field in model.model_fields.items()}
-        for name, key in keys.items():
-            if name != key and name in keys.values():
-                stated = [(at, part.get("properties", {})) for at, part in parts]
-                both = [at for at, properties in stated if {name, key} <= properties.keys()]
-                either = [at for at, properties in stated if {name, key} & properties.keys()]
-                place = resolved.place(*(both or either)[0])
-                yield f"{place}: the properties {key} and {name} would both be {name} in Python; rename one of them"
-
-
-def _fields(resolved: Resolved, message: dict[str, Any]) -> set[str]:
-    schema = resolved.document["components"]["schemas"].get(
-        str(message["payload"].get("$ref", "")).rpartition("/")[2], {}
-    )
-    return set(schema.get("properties", {}))
-
-
-def _names(model: type[BaseModel]) -> set[str]:
-    return {field.alias or name for name, field in model.model_fields.items()}
 
 
 def load(package: Path) -> ModuleType:

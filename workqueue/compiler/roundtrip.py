@@ -12,8 +12,8 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
 
 from workqueue import contract, kinds
 from workqueue.codec import ModelCodec, ResultCodec, Undecodable
@@ -27,7 +27,7 @@ ANY_SIZE = sys.maxsize
 
 def problems(loaded: contract.Contract, models: ModuleType) -> list[str]:
     """A line for each field of an application's models that does not keep what the contract lets it hold."""
-    found = list(_defaults(models))
+    found: list[str] = []
     operations: list[contract.Send | contract.Receive] = [*loaded.sends.values(), *loaded.receives.values()]
     for operation in operations:
         found += _Trial(operation.message).of_message(getattr(models, operation.message.name))
@@ -112,24 +112,6 @@ class _Trial:
             if least > limit:
                 self._lines.append(f"{kind}: the smallest has {least} bytes, more than x-max-bytes, {limit}; say more")
         return self._lines
-
-
-def _defaults(models: ModuleType) -> Iterator[str]:
-    """Defaults that reach a handler as the text of the contract, not as the type of their field. Looked for in the
-    models, since a value in which a field is left out is made of few."""
-    for model in vars(models).values():
-        fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
-        for name, field in fields.items():
-            if field.is_required() or field.validate_default:
-                continue
-            try:
-                kept: TypeAdapter[Any] = TypeAdapter(field.annotation or Any)
-                kept.dump_json(field.get_default(call_default_factory=True), warnings="error")
-            except PydanticSerializationError:
-                yield (
-                    f"{model.__name__}: the default of {field.alias or name} would reach a handler as text, not as the "
-                    "type of its format; leave the default out, or the format"
-                )
 
 
 def _places(value: Any, here: str = "") -> Iterator[str]:
