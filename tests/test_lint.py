@@ -322,6 +322,8 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "a reference to a file that is not there": (at(f"{PRINT}/properties/pages", {"$ref": "./no.json"}), f"{PRINT}/properties/pages", "no such file"),
     "a reference that is no pointer": (at(f"{PRINT}/properties/pages", {"$ref": "#pages"}), f"{PRINT}/properties/pages", "JSON pointer"),
     "references in a circle": (at(PRINT, {"$ref": f"#/{PRINT}"}), f"{JOB}/properties/payload/oneOf/0", "itself"),
+    "a schema's name in other letters": (lambda d: (d["components"]["schemas"].update({"Grüße": d["components"]["schemas"]["Print"]}), at(f"{JOB}/properties/payload/oneOf/0/$ref", "#/components/schemas/Grüße")(d)), "components/schemas/Grüße", "use the letters A to Z"),
+    "a message's name in other letters": (lambda d: (at(f"{MESSAGE}/name", "Grüße")(d), at(f"{MESSAGE}/payload", d["components"]["schemas"]["Job"])(d)), f"{MESSAGE}/payload", "use the letters A to Z"),
     # the document
     "another version": (at("asyncapi", "2.6.0"), "asyncapi", "2.6.0"),
     "a version that is a number": (at("info/version", 1.0), "info/version", "quotes"),

@@ -165,7 +165,7 @@ def modelled(pattern: str) -> bool:
 
 
 def _broken(found: Findings, at: Path, error: jsonschema_rs.ValidationError) -> None:
-    if error.kind.name == "format":
+    if error.kind.name == "format" and at[-1] != "$ref":
         found.say(at, f"{shown(error.instance)} is no regular expression (ECMA 262)")
     elif at[-1] == "type":
         found.say(at, f"{shown(error.instance)} is no type of JSON; those are {', '.join(TYPES)}")

@@ -27,9 +27,14 @@ class Schemas:
         if owner is not None:
             both = " and ".join(sorted(reference(one, self._references.root) for one in (owner, place)))
             self._references.problem(here, f"two schemas are named {name}, {both}; rename one")
-        self._names[place] = name
-        self._places["components", "schemas", name] = place
+        self._name(place, name)
         return name
+
+    def _name(self, place: Place, name: str) -> None:
+        if not name.isascii():  # AsyncAPI has no other names, and a reference to one is none
+            text = f"{name!r} can't be the name of a schema; use the letters A to Z, digits, _, - and ."
+            self._references.problem(place, text)
+        self._names[place], self._places["components", "schemas", name] = name, place
 
     def take_from_messages(self, document: dict[str, Any]) -> None:
         """A message's content type defaults to the document's. One that is sent or received has a model for its
@@ -60,8 +65,8 @@ class Schemas:
                 return None
             if name in self.by_name:
                 self._references.problem(place, f"its model would be named {name}, as a schema is; rename one")
-            self._places["components", "schemas", name] = place
-            self._names[place], self.by_name[name] = name, schema
+            self._name(place, name)
+            self.by_name[name] = schema
         message[key] = {"$ref": f"#/components/schemas/{self._names[place]}"}
         return self._names[place]
 
