@@ -5,6 +5,7 @@
     handshake    opens a connection, or says in words why a broker did not let us
     lane         what the runtime asks of a channel: deliveries, confirms, acks and publishes
     direct       the one it has: it writes and reads their frames itself
+    arguments    what those of a queue can be on the wire
     topology     declares the contract's queues, on a connection of whoever asks for it
     marker       notices that a queue is worked on with two ledgers
     watch        notices that a broker has fallen silent

@@ -1,12 +1,10 @@
 """What the queues of a receive operation must be to one another, so that no message loops or is lost."""
 
-import struct
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from pamqp.encode import field_table
-
+from workqueue.amqp.arguments import can_be_sent
 from workqueue.amqp.topology import BROKERS_LIMIT
 from workqueue.compiler.documents import mapping
 from workqueue.compiler.findings import Findings, channel_at, channel_of, shown
@@ -60,10 +58,7 @@ def _on_the_wire(found: Findings) -> None:
             here = (*_queue(key), "arguments", argument)
             if len(argument.encode()) > 128:
                 found.say(here, f"{len(argument.encode())} bytes of UTF-8; AMQP allows a name 128")
-                continue
-            try:
-                field_table({argument: value})
-            except (TypeError, ValueError, ArithmeticError, struct.error):
+            elif not can_be_sent(value):
                 found.say(here, f"{shown(value)} can't be sent; AMQP has integers of 64 bits, texts, lists and tables")
 
 
