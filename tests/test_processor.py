@@ -684,6 +684,36 @@ async def test_a_failed_attempt_is_held_until_it_is_settled_however_long_the_bro
     assert len(bench.log) == count
 
 
+async def test_a_claim_that_is_lost_while_the_broker_is_away_buries_nothing() -> None:
+    async def handle(*_: Any) -> None:
+        raise GiveUp("no")
+
+    bench = Bench(handle, replace(RECEIVE, lease_s=0.06))
+    bench.publisher.is_there.clear()
+    taking = asyncio.ensure_future(bench.take())
+    await until(lambda: "renew" in bench.log)
+    bench.ledger.kept = False
+    count = bench.log.count("renew")
+    await until(lambda: bench.log.count("renew") > count)
+    bench.publisher.is_there.set()
+    await taking
+    assert DEAD not in bench.log
+    assert bench.became == [LostClaim(RECEIVE.rungs[0].delay_s)]
+    assert not bench.guard.execution.unrecorded
+
+
+async def test_one_that_is_buried_as_crashed_is_held_until_it_is_settled_too() -> None:
+    bench = Bench(receive=replace(RECEIVE, lease_s=0.06))
+    alone = Crash("w", "2026-11-26T00:00:00Z", alone=True)
+    bench.ledger.claim_answer = claimed((alone,) * RECEIVE.crash_limit)
+    bench.publisher.is_there.clear()
+    taking = asyncio.ensure_future(bench.take())
+    await until(lambda: bench.log.count("renew") > 3)
+    bench.publisher.is_there.set()
+    await taking
+    assert bench.log[-3:] == [DEAD, "bury", "ack"]
+
+
 # --- what can't answer is asked again ---------------------------------------------------------------------------------
 
 

@@ -228,7 +228,7 @@ class Consumer:
 
     async def _next(self, session: Session) -> Arrival | None:
         """The next message, or None when the session is over. An idle session is probed."""
-        starved, known_s, within_s = 0, time.monotonic(), self._settings.check_s
+        starved, unknown_s, looked_s, within_s = 0, 0.0, time.monotonic(), self._settings.check_s
         while True:
             try:
                 message = await session.inbox.get(within_s)
@@ -241,11 +241,12 @@ class Consumer:
             try:
                 messages, consumers = await self._look(session)
                 starved = starved + 1 if messages else 0
-                if messages or consumers:
-                    known_s = time.monotonic()
-                elif time.monotonic() - known_s >= UNKNOWN_S:
+                since_s, looked_s = time.monotonic() - looked_s, time.monotonic()
+                since_s = min(since_s, within_s + SOON_S)  # a process that was stopped has not looked
+                unknown_s = 0.0 if messages or consumers else unknown_s + since_s
+                if unknown_s >= UNKNOWN_S:
                     await self._prove(session)
-                    known_s = time.monotonic()
+                    unknown_s, looked_s = 0.0, time.monotonic()
             except GONE as error:
                 why = "its node does not answer" if isinstance(error, TimeoutError) else words(error)
                 self._links.say(f"lost its queue {self.queue}: {why}")
@@ -254,8 +255,7 @@ class Consumer:
             if starved == AGREE:
                 await self._starved(session)
                 return None
-            in_doubt = starved or not (messages or consumers)
-            within_s = min(SOON_S, self._settings.check_s) if in_doubt else self._settings.check_s
+            within_s = min(SOON_S, self._settings.check_s) if starved or unknown_s else self._settings.check_s
 
     def _lost(self, session: Session) -> None:
         self._links.say(f"lost a consumer of {self.queue}: {session.cause}")

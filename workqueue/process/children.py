@@ -53,6 +53,9 @@ def end(error: BaseException | None) -> NoReturn:
     code: object = 0
     if isinstance(error, SystemExit):
         code = error.code
+        if code is not None and not isinstance(code, int):
+            with suppress(BaseException):
+                print(code, file=sys.stderr)
     elif error is not None:
         with suppress(BaseException):
             traceback.print_exception(error)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # it takes a while to import, and until the first handler is 
 
 INTERRUPTED = 130
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NOBODYS = (signal.SIG_IGN, signal.SIG_DFL, signal.default_int_handler)
 SAME_S = 0.5
 """A supervisor signals the process and then its group, a shell passes on the SIGHUP that the terminal sent already:
 milliseconds apart, more on a busy machine. A person who presses Ctrl-C again has read a line in between."""
@@ -64,8 +65,9 @@ class Signals:
             atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
 
     def take_back(self) -> list[str]:
-        """Take those that somebody else in the process has taken meanwhile: their names. For the main thread."""
-        lost = [number for number in sorted(self._taken) if signal.getsignal(number) != self._receive]
+        """Take those that would be ignored, or end the process at once: their names. For the main thread. A function
+        that somebody has set may call the one before, which is ours."""
+        lost = [number for number in sorted(self._taken) if signal.getsignal(number) in NOBODYS]
         for number in lost:
             signal.signal(number, self._receive)
         return [number.name for number in lost]

@@ -14,8 +14,8 @@
 | the ledger was lost                            | nothing: the worker can't go on             |
 """
 
-import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic
 
@@ -57,7 +57,7 @@ class Execution(Generic[T]):
         self.unrecorded: set[str] = set()
 
     def end(self) -> None:
-        """Stop what runs. From now on `unrecorded` keeps what can't be recorded any more."""
+        """Stop what runs."""
         self._attempts.end()
 
     async def run(self, attempt: Attempt[T]) -> What:
@@ -84,21 +84,18 @@ class Execution(Generic[T]):
         self._settling.ack(received.arrived)
         return DONE if number == 1 else Done(number)
 
-    async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
-        """The claim is held until that is settled, which may have to wait for a broker: nobody tries it meanwhile."""
-        told, holder = attempt.received.told, self._holder
-        self.unrecorded.add(told)
-        holding = asyncio.ensure_future(holder.hold(attempt.received, attempt.claim.fence, holder.renew_every_s))
+    async def held(self, received: Received[T], claim: Claimed, settling: Coroutine[Any, Any, What]) -> What:
+        """Settle, which may have to wait for a broker, with the claim renewed meanwhile: nobody else tries the task."""
         try:
-            await self._ask(lambda: attempt.save(self._ledger))
-            what = await self._settling.failed(attempt, error)
-        except BaseException:
-            if not holder.ending:
-                self.unrecorded.discard(told)
-            raise
-        finally:
-            holding.cancel()
-        self.unrecorded.discard(told)
+            return await self._holder.held(received, claim.fence, settling)
+        except ClaimLost:
+            return await self._settling.lost(received.arrived)
+
+    async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
+        self.unrecorded.add(attempt.received.told)
+        await self._ask(lambda: attempt.save(self._ledger))
+        what = await self.held(attempt.received, attempt.claim, self._settling.failed(attempt, error))
+        self.unrecorded.discard(attempt.received.told)
         return what
 
     async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
@@ -122,12 +119,7 @@ class Execution(Generic[T]):
             return
         encoded, told = self._encode(result), received.told
         self.unrecorded.add(told)
-        try:
-            recorded = await self._ask(lambda: self._ledger.complete(task_id, claim.fence, number, encoded))
-        except BaseException:
-            if not self._holder.ending:
-                self.unrecorded.discard(told)
-            raise
+        recorded = await self._ask(lambda: self._ledger.complete(task_id, claim.fence, number, encoded))
         self.unrecorded.discard(told)
         if not recorded:
             raise ClaimLost

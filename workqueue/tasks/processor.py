@@ -212,7 +212,8 @@ class Guard(Generic[T]):
         arrived = received.arrived
         if isinstance(answer, Claimed):
             if isinstance(decision, Bury):
-                return await self.settling.bury_crashed(received, answer, decision)
+                burying = self.settling.bury_crashed(received, answer, decision)
+                return await self.execution.held(received, answer, burying)
             assert isinstance(decision, Wait)
             return await self.settling.wait(received, answer, decision, self._deaths(arrived))
         match decision:

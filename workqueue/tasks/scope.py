@@ -4,9 +4,9 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from workqueue import delivery
@@ -18,6 +18,8 @@ from workqueue.tasks.received import Received
 from workqueue.tasks.stack import describe
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A")
 
 RENEWALS = 3  # in a lease: one that fails or is late does not lose the claim
 LONG_S = 10.0  # a task that runs for longer is told, so that one that hangs can be seen
@@ -73,7 +75,27 @@ class Holder:
     def forget(self, scope: "Scope") -> None:
         self._due.pop(scope, None)
 
-    async def hold(self, of: Received[Any], fence: int, first_s: float, lost: Callable[[], object] = bool) -> None:
+    async def held(self, received: Received[Any], fence: int, work: Coroutine[Any, Any, A]) -> A:
+        """What it comes to, with the claim renewed meanwhile. Where the claim is lost, it is cancelled, and ClaimLost
+        raised."""
+        lost, working = False, asyncio.ensure_future(work)
+
+        def lose() -> None:
+            nonlocal lost
+            lost = True
+            working.cancel()
+
+        holding = asyncio.ensure_future(self.hold(received, fence, self.renew_every_s, lose))
+        try:
+            return await working
+        except asyncio.CancelledError:
+            if lost:
+                raise ClaimLost from None
+            raise
+        finally:
+            holding.cancel()
+
+    async def hold(self, of: Received[Any], fence: int, first_s: float, lost: Callable[[], object]) -> None:
         """Renew a claim again and again until this is cancelled, or the claim is `lost`."""
         await asyncio.sleep(first_s)
         while True:
