@@ -8,11 +8,14 @@ from uuid import uuid4
 import pytest
 
 from tests.test_handlers import attempts, outcome_of
-from tests.test_ledger import Store, claimed, ledger, store  # noqa: F401  # fixtures
-from workqueue.ledger import Ledger
+from tests.test_ledger import Store, claimed, ledger, store
+from workqueue.errors import LedgerLost
+from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.settings import Settings
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.stack import describe
+
+__all__ = ["ledger", "store"]  # fixtures
 
 Handle = Callable[[TaskContext[None]], Awaitable[None]]
 INSERT = "INSERT INTO effect VALUES (1)"
@@ -72,7 +75,7 @@ WAYS: dict[Handle, str] = {
 
 @pytest.mark.parametrize(("handle", "said"), WAYS.items(), ids=lambda given: getattr(given, "__name__", ""))
 async def test_a_block_that_is_not_left_is_a_failed_attempt_and_keeps_the_ledger_from_nobody(
-    ledger: Ledger, store: Store, handle: Handle, said: str  # noqa: F811
+    ledger: Ledger, store: Store, handle: Handle, said: str
 ) -> None:  # fmt: skip
     store.run("CREATE TABLE effect (n integer)")
     task_id, other = uuid4(), uuid4()
@@ -93,7 +96,7 @@ async def test_a_block_that_is_not_left_is_a_failed_attempt_and_keeps_the_ledger
     assert [outcome.id for outcome in await ledger.outcomes([task_id, other])] == [other]
 
 
-async def test_what_is_completed_stays_so_and_a_second_block_says_why_there_is_none(ledger: Ledger) -> None:  # noqa: F811
+async def test_what_is_completed_stays_so_and_a_second_block_says_why_there_is_none(ledger: Ledger) -> None:
     async def handle(context: TaskContext[None]) -> None:
         async with context.completion():
             pass
@@ -108,6 +111,20 @@ async def test_what_is_completed_stays_so_and_a_second_block_says_why_there_is_n
     assert context.completed
     (outcome,) = await ledger.outcomes([task_id])
     assert outcome.state == "done"
+
+
+@pytest.mark.parametrize("own", [LedgerLost("/other.db", "it was deleted"), LedgerBusy("no answer"), ClaimLost()])
+async def test_another_ledger_that_the_block_asks_is_the_handlers_own(ledger: Ledger, own: Exception) -> None:
+    async def handle(context: TaskContext[None]) -> None:
+        async with context.completion():
+            raise own
+
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    context = TaskContext("w1", 1, Settings(), None, lambda result: ledger.completion(task_id, claim.fence, 1, None))
+    failed = await outcome_of(attempts(lambda _, given: handle(given)), context=context)
+    assert describe(failed).startswith(f"the handler raised {type(own).__name__}")
+    assert await ledger.outcomes([task_id]) == []
 
 
 def test_a_handler_can_not_say_by_itself_that_its_task_is_completed() -> None:

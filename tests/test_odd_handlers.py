@@ -130,10 +130,13 @@ async def test_a_child_that_comes_back_from_the_handler_settles_nothing(site: Si
     assert "finished 3, handed back 0" in worker.text()
 
 
-async def test_what_is_about_to_go_on_beside_a_handler_that_forks_does_so_once(site: Site) -> None:
+@pytest.mark.parametrize(
+    "names", [["waits_at_the_gate", "forks_and_opens_the_gate"], ["forks_and_returns_in_an_executor"]]
+)
+async def test_what_is_about_to_go_on_beside_a_handler_that_forks_does_so_once(site: Site, names: list[str]) -> None:
     worker = await site.worker("", "--concurrency", "2", script=ODD)
-    await site.send([odd("waits_at_the_gate"), odd("forks_and_opens_the_gate")])
-    await until(lambda: len(worker.says("done")) >= 2, "both are done")
+    await site.send(list(map(odd, names)))
+    await until(lambda: len(worker.says("done")) >= len(names), "all are done")
     await until(lambda: all(map(has_ended, children_of(worker.process.pid))), "the child has ended")
     await stops(worker)
     assert worker.text().count("the effect of who waited") == 1

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -117,6 +118,13 @@ async def forks_and_opens_the_gate() -> None:
 
 
 waiting = asyncio.Event()
+
+
+async def forks_and_returns_in_an_executor() -> None:
+    one = ThreadPoolExecutor(1)
+    forking = one.submit(os.fork)
+    await asyncio.wrap_future(one.submit(print, "the effect of who waited"))
+    forking.result()
 
 
 async def forks_and_yields_in_the_child() -> None:

@@ -38,7 +38,20 @@ class ResultReader:
             if change(value, from_json(dump(made))) is None:
                 held.append(made)
         # An open model holds another one's properties too, as extra ones.
-        return min(held, key=lambda made: len(made.model_extra or ()), default=value)
+        return min(held, key=extras, default=value)
+
+
+def extras(value: Any) -> int:
+    """How many properties of a model, and of those in it, it does not know."""
+    match value:
+        case BaseModel():
+            return len(value.model_extra or ()) + sum(extras(below) for _, below in value)
+        case list():
+            return sum(map(extras, value))
+        case dict():
+            return sum(map(extras, value.values()))
+        case _:
+            return 0
 
 
 def result_models(message: Message, models: ModuleType) -> list[list[Any]]:

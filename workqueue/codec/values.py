@@ -177,7 +177,7 @@ def _key(name: str, field: FieldInfo) -> str:
 def _as_text(given: Any) -> Any:
     """What a value that was assigned to a text field says, for types that have just one text."""
     if isinstance(given, date | time):
-        return given.isoformat()
+        return given.isoformat().replace("+00:00", "Z")
     return str(given) if isinstance(given, UUID | PurePath) else given
 
 

@@ -70,17 +70,19 @@ def keep_from_loop() -> None:
     _loop_thread = threading.get_ident()
 
 
-def _end_with_this_step() -> None:
-    """When the coroutine of the task that forked awaits something; that is when its frame is left. A child that
-    multiprocessing forks never is back, and is not made slower."""
+def _end_with_this_step(in_loop: bool) -> None:
+    """When the coroutine of the task that forked awaits something, or the call of an executor's thread is over: that is
+    when its frame is left. A child that multiprocessing forks never is back, and is not made slower."""
     from inspect import CO_COROUTINE  # loaded by asyncio, long ago
 
     step: FrameType | None = None
     frame: FrameType | None = sys._getframe()  # noqa: SLF001  # the only way to see them
     while frame is not None:
-        if frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
+        module = frame.f_globals.get("__name__")
+        if module == "multiprocessing.popen_fork":
             return
-        if frame.f_code.co_flags & CO_COROUTINE:
+        is_call = module == "concurrent.futures.thread" and frame.f_code.co_name == "run"
+        if frame.f_code.co_flags & CO_COROUTINE if in_loop else is_call:
             step = frame
         frame = frame.f_back
 
@@ -108,8 +110,7 @@ def _after_in_child() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
-    if _loop_thread == threading.get_ident():
-        _end_with_this_step()
+    _end_with_this_step(_loop_thread == threading.get_ident())
 
 
 def _drop_private() -> None:

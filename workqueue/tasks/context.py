@@ -111,10 +111,11 @@ class Completing:
             raise RuntimeError(f"context.completion is for one block of a handler, and there {why}")
         self.block, self.so_far.is_locked = block, True
 
-    def end(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None, *, own: BaseException | None = None) -> None:
+        """`own` is what the handler itself raised in the block, be it of another ledger."""
         self.block, self.so_far.is_locked = None, False
         self.completed = error is None
-        if isinstance(error, ClaimLost | LedgerBusy | LedgerLost):
+        if isinstance(error, ClaimLost | LedgerBusy | LedgerLost) and error is not own:
             self.lost = error
 
     async def roll_back(self) -> bool:
@@ -149,6 +150,6 @@ class Completion(AbstractAsyncContextManager[Transaction]):
             try:
                 await self._inner.__aexit__(*raised)
             except BaseException as error:
-                self._of.end(error)
+                self._of.end(error, own=raised[1])
                 raise
-            self._of.end(raised[1])
+            self._of.end(raised[1], own=raised[1])

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class _Work(Generic[R]):
     """A call in a thread of its own. `error` is what it raised. All but `in_own_thread` is for the event loop's."""
 
     def __init__(self, call: Callable[[], R]) -> None:
-        self._call, self._loop = call, asyncio.get_running_loop()
+        self._call, self._loop, self._pid = call, asyncio.get_running_loop(), os.getpid()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         # Not the future's own result and exception: it takes no StopIteration, and is cancelled by CancelledError.
         self._returned: R | None = None
@@ -77,7 +78,7 @@ class _Work(Generic[R]):
             self._returned = self._call()
         except BaseException as raised:  # noqa: BLE001  # whatever it is, it is the caller's
             self.error = raised
-        if children.forked:  # the handler forked, and this is the child that came back from it
+        if os.getpid() != self._pid:  # the handler forked, and this is the child that came back from it
             children.end(self.error)
         self.forget()
         try:
