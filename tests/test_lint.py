@@ -315,6 +315,7 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
         ("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))},
     "bounds with nothing between them": (at(f"{PRINT}/properties/pages", {"minimum": 3, "exclusiveMaximum": 3}), f"{PRINT}/properties/pages/minimum", "no value"),
     "a text that no message can hold": (at(f"{PRINT}/properties/pages", {"minLength": 10**12}), f"{PRINT}/properties/pages/minLength", "no message can hold"),
+    "values that Python takes for one": (at(f"{PRINT}/properties/pages", {"enum": [2, True, 1.0]}), f"{PRINT}/properties/pages/enum", "true and 1 are one value"),
     "a list that no message can hold": (at(f"{PRINT}/properties/pages", {"minItems": 10**7}), f"{PRINT}/properties/pages/minItems", "no message can hold"),
     "a title that is another's name": (at("components/schemas/Mail/title", "Job"), "components/schemas/Mail/title", "another schema"),
     # references

@@ -54,6 +54,7 @@ def check(found: Findings) -> bool:
         _keywords(found, at, schema)
         if sound:
             _bounds(found, at, schema)
+            _told_apart(found, at, schema)
             _satisfiable(found, at, schema)
             _named(found, at, schema)
     return sound
@@ -136,6 +137,14 @@ def _bounds(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
             found.say(
                 (*at, low), f"{shown(schema[low])}: no message can hold so many (x-max-bytes is at most {LARGEST})"
             )
+
+
+def _told_apart(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
+    """To Python true is 1, and false is 0: a model that takes both makes one of the other."""
+    values = [value for value in schema.get("enum", ()) if isinstance(value, bool | int | float)]
+    for truth in (value for value in values if isinstance(value, bool)):
+        if any(value == truth for value in values if not isinstance(value, bool)):
+            found.say((*at, "enum"), f"{shown(truth)} and {int(truth)} are one value in Python; leave one out")
 
 
 def _satisfiable(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:

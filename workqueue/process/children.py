@@ -63,11 +63,11 @@ def end(error: BaseException | None) -> NoReturn:
     os._exit((code & 0xFF) if isinstance(code, int) else int(code is not None))
 
 
-def keep_from_loop() -> None:
-    """Have a child that is forked by a coroutine, in this thread, end before it is back in the event loop: it would go
-    on there as a second copy of the worker, and do what other handlers are about to do."""
+def keep_from_loop(thread: int) -> None:
+    """Have a child that is forked by a coroutine, in this thread (0: in none), end before it is back in the event loop:
+    it would go on there as a second copy of the worker, and do what other handlers are about to do."""
     global _loop_thread
-    _loop_thread = threading.get_ident()
+    _loop_thread = thread
 
 
 def _end_with_this_step(in_loop: bool) -> None:

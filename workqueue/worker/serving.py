@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
@@ -60,9 +61,10 @@ class Serving:
         """Take tasks until the worker is told to end, and return the exit code; raises what ended it otherwise."""
         codec.install()
         on_signals(self._ending.set)
-        children.keep_from_loop()
         self._rests = LoopHere(asyncio.get_running_loop())  # while a handler, in a thread of its own, forks
         async with AsyncExitStack() as closing:
+            children.keep_from_loop(threading.get_ident())
+            closing.callback(children.keep_from_loop, 0)
             self._serve_http(closing, jobs)
             ledger = await self._ending.unless(open_ledger(self._settings))
             if ledger is None:
