@@ -65,6 +65,7 @@ FORMATS = {  # a value that a type of its own would write in another way, or not
     "regex": "^a+$",
     "json-pointer": "/a~1b",
     "colour": "Red",
+    "uuid4": "6A0E1C1E3C534A3C9C9B2F2F4C9C0F01",  # draft 07 knows no such format: any text
 }
 PROBE = kind(
     "probe",
