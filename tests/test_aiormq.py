@@ -31,6 +31,7 @@ from aiormq.exceptions import (
 )
 from pamqp import commands, decode, frame
 from pamqp.commands import Basic
+from pamqp.encode import field_table
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 from yarl import URL
@@ -65,6 +66,19 @@ def test_all_that_the_runtime_imports_of_these_libraries_is_tested_here() -> Non
     assert there <= here
     others = (ROOT / "workqueue").rglob("*.py")
     assert not any(imported(one) for one in others if not {"amqp", "testing"} & set(one.relative_to(ROOT).parts))
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(2**64, TypeError), (object(), TypeError), ({1, 2}, TypeError), ("\ud800", ValueError)]
+)
+def test_an_argument_that_has_no_form_in_amqp_can_not_be_encoded(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        field_table({"argument": value})
+    with pytest.raises(error):
+        field_table({"argument": {"below": [value]}})
 
 
 # Connections
