@@ -2,7 +2,9 @@
 
 A forked child inherits everything. With the signal wake-up descriptor, a SIGTERM for the child looks like one for the
 worker; a lock that the child holds too outlives the worker; and so does a connection, which the broker then believes
-to be alive. Children that run another program (subprocess) are not concerned: descriptors close on exec.
+to be alive. And it goes on where its parent is: back from the handler it would settle the task, in the event loop it
+would be a second worker; there it ends. Children that run another program (subprocess) are not concerned: descriptors
+close on exec.
 """
 
 import os
