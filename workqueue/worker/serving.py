@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -75,8 +75,7 @@ class Serving:
                 return 0
             wire = Wire(self._settings, self._loaded, self._name, self._ending.set, ledger)
             closing.push_async_callback(wire.close)
-            pruning = asyncio.ensure_future(_prune(ledger, self._settings.keep_s, self._ending.set))
-            closing.callback(pruning.cancel)
+            _begin(_prune(ledger, self._settings.keep_s, self._ending.set), closing)
             heartbeat = Heartbeat(self._name, self._loaded, jobs, self._crew, self._tell, ledger, self._health)
             closing.push_async_callback(heartbeat.end)
             runtime = Runtime(
@@ -89,12 +88,8 @@ class Serving:
             self._health.not_consumed = wire.not_consumed
             orders = Orders(self._name, ready.queues, ledger, self._crew, wire, self._health, self._tell)
             await orders.first()
-            obeying = asyncio.ensure_future(orders.obey(self._ending.set))
-            closing.callback(obeying.cancel)
-            listening = asyncio.ensure_future(_listen(self._name))
-            closing.callback(listening.cancel)
-            beating = asyncio.ensure_future(heartbeat.beat(self._ending.set))
-            closing.callback(beating.cancel)
+            for always in (orders.obey(self._ending.set), _listen(self._name), heartbeat.beat(self._ending.set)):
+                _begin(always, closing)
             code, drained = await self._until_told(crews, wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
                 await stop(crews, within_s=CLOSE_S / 4)
@@ -122,8 +117,7 @@ class Serving:
         http = Http(self._settings.http, self._health, exposition(source))
         closing.callback(http.close)
         log.info("%s  answers /metrics, /livez and /readyz at http://%s", self._name, http.address)
-        turning = asyncio.ensure_future(_turn(self._health))
-        closing.callback(turning.cancel)
+        _begin(_turn(self._health), closing)
 
     async def _open(
         self, closing: AsyncExitStack, lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None
@@ -178,6 +172,11 @@ class Serving:
         await _release(ledger, scopes)  # last: from here on another worker may begin them
         logging.shutdown()  # what the handlers of the log hold
         os._exit(code)
+
+
+def _begin(always: Coroutine[Any, Any, None], closing: AsyncExitStack) -> None:
+    """Run it beside all else until this is closed."""
+    closing.callback(asyncio.ensure_future(always).cancel)
 
 
 async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
