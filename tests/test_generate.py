@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -172,7 +173,7 @@ def test_a_spec_that_cannot_be_compiled_is_one_line_and_changes_nothing(
 @pytest.mark.example
 def test_a_disk_that_takes_nothing_is_one_line_and_changes_nothing(copy: Path) -> None:
     before = tree(copy)
-    command = f"ulimit -f 0; exec {sys.executable} -m workqueue generate {copy}"
+    command = f"ulimit -f 0; exec {quote(sys.executable)} -m workqueue generate {quote(str(copy))}"
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith(f"generate: {copy}") or done.stderr.startswith("generate: /"), done.stderr

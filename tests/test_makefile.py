@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shlex import quote
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.harness import ROOT
 PYTHON = f"""#!/bin/sh
 echo "$@" >>calls
 test "$*" = "-m workqueue generate" || exit 0
-test -d spec || PYTHONPATH={ROOT} exec {sys.executable} "$@"
+test -d spec || PYTHONPATH={quote(str(ROOT))} exec {quote(sys.executable)} "$@"
 touch generated/__init__.py
 """
 

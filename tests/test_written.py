@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from shlex import quote
 from uuid import UUID
 
 import pytest
@@ -31,8 +32,8 @@ def test_output_that_cannot_be_written_is_one_line_and_a_reader_that_is_gone_is_
     unbuffered: str,
 ) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    shell = f"{sys.executable} -m workqueue records >/dev/full; echo $? >&2; "
-    shell += f"{{ {sys.executable} -m workqueue records; echo $? >&2; }} | true"
+    shell = f"{quote(sys.executable)} -m workqueue records >/dev/full; echo $? >&2; "
+    shell += f"{{ {quote(sys.executable)} -m workqueue records; echo $? >&2; }} | true"
     done = subprocess.run(["sh", "-c", shell], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     line = "workqueue records: standard output: can't be written (No space left on device)"
     assert done.stderr.splitlines() == [line, "1", "0"]
