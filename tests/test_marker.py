@@ -47,36 +47,33 @@ async def test_of_two_ledgers_for_one_queue_the_second_is_refused_and_told_where
             await producer.open()
 
 
-async def test_a_worker_that_comes_back_to_a_queue_of_another_ledger_ends(node: Broker) -> None:
-    uri = vhost(node)
-    async with process(uri, 1) as first:
+@asynccontextmanager
+async def cut_off_from_a_marker_of_another_ledger(uri: str) -> AsyncIterator[Link]:
+    async with process(uri, 1) as first, process(uri, 2) as second:
         lane = await first.open()
         async with await aio_pika.connect(uri) as connection:
             await (await connection.channel()).queue_delete("task-queue.ledger")
-            async with process(uri, 2) as second:
-                await second.open()
-                lane.abort("cut")
-                with pytest.raises(LedgerDiffers):
-                    await first.lane()
+        await second.open()
+        lane.abort("cut")
+        yield first
+
+
+async def test_a_worker_that_comes_back_to_a_queue_of_another_ledger_ends(node: Broker) -> None:
+    async with cut_off_from_a_marker_of_another_ledger(vhost(node)) as first:
+        with pytest.raises(LedgerDiffers):
+            await first.lane()
 
 
 async def test_an_answer_that_comes_late_and_names_another_ledger_ends_the_connection(
     node: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = vhost(node)
-    async with process(uri, 1) as first:
-        lane = await first.open()
-        async with await aio_pika.connect(uri) as connection:
-            await (await connection.channel()).queue_delete("task-queue.ledger")
-            async with process(uri, 2) as second:
-                await second.open()
-                monkeypatch.setattr("workqueue.amqp.marker.AGAIN_S", 0.0)
-                lane.abort("cut")
-                lane = await first.lane()
-                await until(lambda: not lane.is_open, "it is ended")
-                monkeypatch.undo()
-                with pytest.raises(LedgerDiffers):
-                    await first.lane()
+    async with cut_off_from_a_marker_of_another_ledger(vhost(node)) as first:
+        monkeypatch.setattr("workqueue.amqp.marker.AGAIN_S", 0.0)
+        lane = await first.lane()
+        await until(lambda: not lane.is_open, "it is ended")
+        monkeypatch.undo()
+        with pytest.raises(LedgerDiffers):
+            await first.lane()
 
 
 async def test_who_comes_back_to_a_marker_that_gives_no_answer_works_and_is_told_so_if_that_lasts(

@@ -77,10 +77,7 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
         body, value, read_back = self._write(payload)
         if read_back != payload:
             while mark_filled(payload, read_back):
-                before = read_back
                 body, value, read_back = self._write(payload)
-                if read_back == before:  # what was marked is nothing that JSON has, such as NaN
-                    break
             changed = _change(payload, value, read_back)
             if changed is not None:
                 raise self._invalid(payload, str(changed))
@@ -149,11 +146,8 @@ class ResultCodec:
         read_back = self._read_back(result, value)
         if read_back != result:
             while mark_filled(result, read_back):
-                before = read_back
                 encoded, value = self._write(result)
                 read_back = self._read_back(result, value)
-                if read_back == before:
-                    break
             changed = _change(result, value, read_back)
             if changed is not None:
                 raise ValueError(f"the result can't be kept: {changed}")

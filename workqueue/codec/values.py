@@ -108,7 +108,8 @@ def leave_out(given: Any, path: Path) -> bool:
     given = _unwrapped(given)
     for name, field in type(given).model_fields.items() if isinstance(given, BaseModel) else ():
         # A default other than None is what a receiver would get instead.
-        if _key(name, field) == path[-1] and field.default is None and name in given.model_fields_set:
+        is_none = field.default is None and getattr(given, name, NOTHING) is None  # and not NaN, which is null in JSON
+        if _key(name, field) == path[-1] and is_none and name in given.model_fields_set:
             given.model_fields_set.discard(name)
             return True
     return False

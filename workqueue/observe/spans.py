@@ -31,7 +31,7 @@ from workqueue.observe.redacting import redacted
 from workqueue.observe.tracing import Outgoing, context_in
 from workqueue.tasks import events
 from workqueue.tasks.events import Event, Listener, Told
-from workqueue.tasks.stack import describe
+from workqueue.tasks.stack import describe, type_name
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def fail_by(span: Span, cause: Exception | None, otherwise: str, said: str) -> N
     if cause is None:
         return fail(span, otherwise, said)
     fail(span, type_of(cause), said)
-    message = said.removeprefix(f"{type.__getattribute__(type(cause), '__name__')}: ")
+    message = said.removeprefix(f"{type_name(cause)}: ")
     span.add_event("exception", {"exception.type": type_of(cause), "exception.message": message})
 
 

@@ -29,13 +29,13 @@ def describe(error: BaseException) -> str:
     try:
         text = " ".join(str(error)[: 10 * ERROR_LIMIT].split())
     except BaseException as broken:  # noqa: BLE001  # a handler's exception may be of any kind
-        text = f"(its text can't be read: str() raises {_type_of(broken)})"
+        text = f"(its text can't be read: str() raises {type_name(broken)})"
     if not isinstance(error, (Verdict, HandlerBroke)):
-        text = f"{_type_of(error)}: {text}" if text else _type_of(error)
+        text = f"{type_name(error)}: {text}" if text else type_name(error)
     return escaped(text)[:ERROR_LIMIT]
 
 
-def _type_of(error: BaseException) -> str:
+def type_name(error: BaseException) -> str:
     """Its class may have a metaclass that does not tell the name."""
     name: str = type.__getattribute__(type(error), "__name__")
     return name
