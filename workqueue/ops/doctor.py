@@ -26,6 +26,10 @@ STRANDED = (
     "rabbitmqctl list_queues name messages messages_ready: a delay that has more messages than are ready is stuck "
     "(rabbitmq-server #16652), restart the node of its leader; what is gone, send again under its id, or cancel it"
 )
+SEE = (
+    "rabbitmqctl list_policies, and list_queues name messages_unacknowledged members; where a queue has fewer members "
+    "than there should be: rabbitmq-queues grow"
+)
 LAST = (3, 10)
 """The oldest RabbitMQ that this is tested with."""
 
@@ -60,7 +64,7 @@ async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
         *_gone(project, now, await _overdue(ledger)),
         _ledger(project, ledger, now),
         *_limits(project),
-        Finding("not seen", "unseen", compared.unseen),
+        Finding("not seen", "unseen", compared.unseen, SEE),
     ]
 
 

@@ -13,7 +13,7 @@ from workqueue.amqp.topology import LIMIT, is_low, limit_policy
 from workqueue.contract import Queue
 from workqueue.ops.project import Project
 
-UNSEEN = "policies, unacked messages and the consumer timeout can't be seen over AMQP"
+UNSEEN = "policies, unacked messages, replicas and the consumer timeout can't be seen over AMQP"
 
 State = Literal["same", "missing", "policy", "low limit", "new queue", "unseen"]
 
