@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
@@ -11,6 +12,10 @@ from workqueue.testing import Scripts, vhost
 from workqueue.testing.fixtures import FAST_LEASE_S, FAST_LIMIT_S
 from workqueue.testing.given import Broker
 
+# A folder may have any name: projects, ledgers and logs of the tests lie below one with a space in its own.
+SPACED = Path(gettempdir()) / "work queue"
+SPACED.mkdir(exist_ok=True)
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SPACED))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of some thousand processes would compile all that it imports
 STARTING = {"fast_example", "installed", "python"}  # fixtures that start processes, beside those of the package
 
@@ -18,7 +23,7 @@ STARTING = {"fast_example", "installed", "python"}  # fixtures that start proces
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "example: `site` and `fast` run the example, not the tests' own contract")
     config.addinivalue_line("markers", "soak: a minute of faults or more; `make test-soak`, not a part of `make check`")
-    config.addinivalue_line("markers", "compiler: runs the generator, a second or more; not for `make test-unit`")
+    config.addinivalue_line("markers", "slow: runs the generator, or others, for seconds; not for `make test-unit`")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

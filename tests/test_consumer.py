@@ -18,6 +18,13 @@ async def test_what_arrives_is_taken_in_its_order_and_at_once() -> None:
     assert [await inbox.get(WAIT_S) for _ in range(4)] == [*arrivals, None]
 
 
+async def test_what_comes_after_the_end_is_not_lost_behind_it() -> None:
+    inbox, (first, last) = Inbox(), (Arrival(tag, redelivered=False) for tag in range(2))
+    for arrived in (first, None, last):
+        inbox.put(arrived)
+    assert [await inbox.get(WAIT_S) for _ in range(3)] == [first, None, last]
+
+
 async def test_each_wait_is_as_long_as_it_was_told_to_be_however_many_came_before() -> None:
     inbox, loop, arrived = Inbox(), asyncio.get_running_loop(), Arrival(1, redelivered=False)
     for _ in range(3):

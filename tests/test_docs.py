@@ -38,7 +38,7 @@ def test_every_room_of_the_package_is_on_the_page() -> None:
     assert rooms - {"__init__", "__main__", "__pycache__"} <= named
 
 
-@pytest.mark.compiler
+@pytest.mark.slow
 @pytest.mark.example
 def test_the_second_operation_works_as_it_is_printed(tmp_path: Path, node: Broker) -> None:
     project = copy_project(source_with_mails(tmp_path / "source"), tmp_path / "project")
@@ -57,6 +57,7 @@ def test_the_second_operation_works_as_it_is_printed(tmp_path: Path, node: Broke
 
 
 @pytest.mark.example
+@pytest.mark.slow
 def test_the_tests_without_a_broker_that_are_printed_pass(tmp_path: Path) -> None:
     printed, _ = blocks("testing.md", "python")
     (tmp_path / "test_printed.py").write_text(printed)

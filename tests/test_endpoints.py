@@ -41,7 +41,7 @@ def imported(folder: Path) -> Iterator[Any]:
 
 
 @QUIET
-@pytest.mark.compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IDS)
 async def test_a_worker_does_the_tasks_of_an_operation_whatever_its_id_is(name: str, tmp_path: Path) -> None:
     document = named(named(changed(lambda _: None), name), "sendBill" if name != "Bill" else "order-It", "order")

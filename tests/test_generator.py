@@ -23,7 +23,7 @@ before = signal.getsignal(signal.SIGINT)
 import workqueue.compiler.generate
 assert signal.getsignal(signal.SIGINT) is before, signal.getsignal(signal.SIGINT)
 """
-pytestmark = pytest.mark.compiler
+pytestmark = pytest.mark.slow
 SOUND = (r"^[\w .äöüß-]+$", r"^[\p{L} ]+$", r"^\p{Lu}\p{L}*$")
 PATTERNS = (*SOUND, r"^.+@.+$", r"^.{5}$", r"^[[a-z]+$", r"^[a&&b]+$", r"^[&&a]||[~~b]$")
 

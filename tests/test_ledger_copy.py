@@ -392,6 +392,7 @@ async def test_it_is_refused_while_a_worker_is_seen_and_nothing_is_done(pair: Pa
     await pair.copy()
 
 
+@pytest.mark.slow
 async def test_it_is_refused_while_somebody_who_tells_nothing_has_it_open(pair: Pair) -> None:
     """Such as a worker of the version before, or an application."""
     held = await in_process(pair.source, "await asyncio.sleep(60)")
@@ -502,6 +503,7 @@ class Death:
         return False
 
 
+@pytest.mark.slow
 async def test_killed_at_any_statement_and_run_again_it_ends_right(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each statement where both are files; with a server among them, which takes ten times as long, each third.
     step = 1 if pair.source.table == pair.target.table else 3
@@ -528,6 +530,7 @@ async def test_killed_at_any_statement_and_run_again_it_ends_right(pair: Pair, m
     assert at > 20
 
 
+@pytest.mark.slow
 async def test_killed_at_any_statement_it_can_be_undone_and_so_can_the_undoing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -609,6 +612,7 @@ async def test_it_is_not_undone_once_the_other_ledger_was_worked_with(pair: Pair
         await claimed(ledger, made["released"])
 
 
+@pytest.mark.slow
 async def test_a_copy_whose_target_is_lost_makes_no_other_one_and_can_be_undone(pair: Pair) -> None:
     """Its disk was full, say, and somebody has deleted the half of it."""
     async with opened(pair.source) as ledger:
@@ -720,6 +724,7 @@ def many(store: Store, number: int) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_the_command_is_killed_again_and_again_and_ends_right(pair: Pair) -> None:
     number = 20 * AT_ONCE
     async with opened(pair.source):
@@ -742,6 +747,7 @@ async def test_the_command_is_killed_again_and_again_and_ends_right(pair: Pair) 
     assert rows_in(pair.target) == number
 
 
+@pytest.mark.slow
 async def test_it_says_what_it_did_without_a_password_and_without_a_broker(pair: Pair) -> None:
     async with opened(pair.source) as ledger:
         made = await every_state(ledger)

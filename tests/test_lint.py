@@ -30,7 +30,7 @@ QUIET = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::Future
 
 def compiles(test: Test) -> Test:
     """Marks a test that runs the generator."""
-    pytest.mark.compiler(QUIET(test))
+    pytest.mark.slow(QUIET(test))
     return test
 
 
@@ -486,6 +486,7 @@ def test_values_are_those_of_json_and_not_of_yaml_1_1(tmp_path: Path) -> None:
     assert found == ["on", "2026-11-25", 100000.0, "12:30:00"]
 
 
+@pytest.mark.slow
 def test_no_value_anywhere_makes_the_lint_fail_instead_of_saying_so(tmp_path: Path) -> None:
     """Each part of the document is in turn of another type: lines, never a traceback."""
 

@@ -92,6 +92,7 @@ def test_a_spec_may_be_a_link_to_a_folder_elsewhere(project: Path) -> None:
     assert make(project) == COMPILED
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_run_on_the_modules_of_a_spec_that_is_gone(project: Path) -> None:
     (project / "spec").rename(project / "elsewhere")
     code, ran, said = make(project, "worker1")

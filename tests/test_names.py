@@ -8,7 +8,7 @@ import pytest
 from tests.test_values import TEXT, compiled, kind, union
 from workqueue.compiler import generate
 
-pytestmark = pytest.mark.compiler
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("one", "other"), [("x-thing", "x_thing"), ("class", "class_")])

@@ -10,7 +10,7 @@ import pytest
 from tests.test_values import TEXT, Compiled, compiled, kind, union
 from workqueue.errors import NotSent
 
-pytestmark = pytest.mark.compiler
+pytestmark = pytest.mark.slow
 
 PER = {"type": "object", "additionalProperties": False, "properties": {"unit": TEXT, "many": {"type": "integer"}}}
 QUOTE = kind(

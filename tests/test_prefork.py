@@ -38,6 +38,7 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", [["seen.py"], ["-m", "seen"]], ids=" ".join)
+@pytest.mark.slow
 async def test_a_fork_sees_what_a_new_interpreter_sees(script: Path, tmp_path: Path, command: list[str]) -> None:
     environment = {**os.environ, "MINE": "a value"}
     arguments = [*command, "--flag", "ä"]

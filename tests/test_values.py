@@ -26,7 +26,7 @@ from workqueue.codec.models import as_json
 from workqueue.compiler import generate, roundtrip
 from workqueue.errors import NotSent, TaskInvalid
 
-pytestmark = pytest.mark.compiler
+pytestmark = pytest.mark.slow
 
 SPEC = Path(__file__).parent.parent / "spec"
 TEXT = {"type": "string"}

@@ -28,6 +28,7 @@ LETTERS = [
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.slow
 def test_output_that_cannot_be_written_is_one_line_and_a_reader_that_is_gone_is_none(
     unbuffered: str,
 ) -> None:

@@ -40,7 +40,8 @@ async def shell(site: Site, command: str, **environment: str) -> tuple[int, str,
 async def test_with_one_of_the_three_or_all_closed_both_scripts_do_their_work_and_exit_0(
     site: Site, closed: str
 ) -> None:
-    worker = asyncio.ensure_future(shell(site, f"echo $$ >{site.folder}/pid; exec PY main-worker.py w{closed}"))
+    pid = shlex.quote(str(site.folder / "pid"))
+    worker = asyncio.ensure_future(shell(site, f"echo $$ >{pid}; exec PY main-worker.py w{closed}"))
     code, _, err = await shell(site, f"exec PY main-producer.py --simulate 20 --wait --timeout 60{closed}")
     assert code == 0, err
     os.kill(int((site.folder / "pid").read_text()), signal.SIGTERM)
@@ -117,7 +118,8 @@ async def test_an_argument_that_is_not_utf_8_is_one_line_and_exit_2(site: Site, 
 async def test_a_path_that_is_not_utf_8_is_told_and_the_others_are_sent(site: Site) -> None:
     (site.folder / "good").write_text("x")
     (site.folder / os.fsdecode(b"bad\xff")).write_text("x")
-    code, _, err = await shell(site, f"exec PY main-producer.py {site.folder}/good {site.folder}/bad*")
+    folder = shlex.quote(str(site.folder))
+    code, _, err = await shell(site, f"exec PY main-producer.py {folder}/good {folder}/bad*")
     assert code == 2
     assert "has a name that is not UTF-8" in err
     assert "sent: 1 confirmed, 0 refused, 0 unknown, 1 unreadable" in err

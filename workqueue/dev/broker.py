@@ -169,7 +169,7 @@ def _install(package: str) -> bool:
     own_policy = not Path(POLICY).exists()
     try:
         if own_policy:
-            run([*root, "sh", "-c", f"printf '#!/bin/sh\\nexit 101\\n' >{POLICY} && chmod 755 {POLICY}"])
+            run([*root, "sh", "-c", 'printf \'#!/bin/sh\\nexit 101\\n\' >"$1" && chmod 755 "$1"', "sh", POLICY])
         succeeds([*apt, "update"], timeout_s=300)  # if not, often another's archive is at fault, and the old lists do
         run([*apt, "install", "--no-install-recommends", package], timeout_s=1800)
     finally:
