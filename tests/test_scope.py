@@ -19,7 +19,7 @@ from workqueue.tasks import scope as scopes
 from workqueue.tasks.events import Event, Running, Told
 from workqueue.tasks.progress import Progress
 from workqueue.tasks.received import Received
-from workqueue.tasks.scope import CutOff, Holder, Scope
+from workqueue.tasks.scope import Cancellation, CutOff, Holder, Scope
 from workqueue.tasks.threads import in_thread
 
 WAIT_S = 20.0
@@ -137,6 +137,36 @@ async def test_a_handler_may_answer_a_time_limit_but_not_a_stop() -> None:
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+async def test_what_swallows_a_cancellation_and_takes_it_back_is_cancelled_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scopes, "CANCEL_AGAIN_S", 0.02)
+
+    async def swallow() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            scope.running.uncancel()
+
+    scope = a_scope(0.01, 10)
+    await held(scope, swallow())
+    await asyncio.sleep(0.1)
+    assert scope.running.cancelling() == 0
+
+    scope = a_scope(10, 10)
+    asyncio.get_running_loop().call_soon(scope.stop, CutOff())
+    with pytest.raises(CutOff):
+        await held(scope, swallow())
+
+
+async def test_what_stops_a_handler_that_has_ended_comes_too_late() -> None:
+    scope = a_scope(10, 10)
+    await held(scope, asyncio.sleep(0))
+    scope.stop(Cancellation("by ops"))
+    await asyncio.sleep(0)
+    assert scope.running.cancelling() == 0
 
 
 async def test_a_task_that_somebody_else_cancels_too_stays_cancelled() -> None:
@@ -345,6 +375,28 @@ async def test_a_thread_that_swallows_an_interrupt_is_interrupted_again_and_wait
     with pytest.raises(asyncio.CancelledError):
         await running
     assert ended.is_set()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_call_that_ended_while_the_loop_was_busy_is_not_undone_by_a_later_cancellation(fails: bool) -> None:
+    ended = threading.Event()
+
+    def work() -> str:
+        ended.set()
+        if fails:
+            raise ValueError("mine")
+        return "done"
+
+    running = asyncio.ensure_future(in_thread(work))
+    await asyncio.sleep(0)
+    assert ended.wait(WAIT_S)
+    time.sleep(0.05)  # noqa: ASYNC251  # it is over, and this loop has not seen it
+    running.cancel()
+    if fails:
+        with pytest.raises(ValueError, match="mine"):
+            await running
+    else:
+        assert await running == "done"
 
 
 async def test_a_task_that_runs_for_long_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

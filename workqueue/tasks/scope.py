@@ -140,6 +140,7 @@ class Scope:
     """What it was stopped with."""
     cancelled_by_others = False
     """Once it is left: whether the task was cancelled, and not by this scope."""
+    _left = False
     _cancellations = 0
     _again: asyncio.TimerHandle | None = None
     _later: tuple[asyncio.TimerHandle, ...] = ()
@@ -198,8 +199,8 @@ class Scope:
         return stack.where(running or stack.awaited(self.running.get_coro()))
 
     def stop(self, why: Exception) -> None:
-        """Cancel the handler, again and again until it ends."""
-        if self.why is None:
+        """Cancel the handler, again and again until it ends; nothing once it has."""
+        if self.why is None and not self._left:
             self.why = why
             self._cancel()
 
@@ -211,18 +212,20 @@ class Scope:
         self.holder.watch(self, self._began)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._left = True
         self.holder.forget(self)
         for timer in self._later:
             timer.cancel()
         if self._renewing is not None:
             self._renewing.cancel()
-        if self.running.cancelling() == self._cancelled_before:
-            return
         if self._again is not None:
             self._again.cancel()
-        for _ in range(self._cancellations):
+        asked_for = self.running.cancelling() - self._cancelled_before
+        if self.why is None and not asked_for:
+            return
+        for _ in range(min(self._cancellations, asked_for)):  # the handler may have taken back what it swallowed
             self.running.uncancel()
-        self.cancelled_by_others = self.running.cancelling() > self._cancelled_before
+        self.cancelled_by_others = asked_for > self._cancellations
         if self.why is None or (self.cancelled_by_others and self.holder.ending):
             return
         if kind is asyncio.CancelledError or not self._may_answer(kind):

@@ -36,13 +36,16 @@ async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
 
     Cancelled (a time limit, a drain), it interrupts the thread at its next Python instruction and waits for its end:
     until then the work is still being done, and nobody else may begin it. Code that blocks outside Python is not
-    interrupted before it returns. Each further cancellation interrupts the thread again, should it have gone on.
+    interrupted before it returns. Each further cancellation interrupts the thread again, should it have gone on. One
+    that comes when the call is over, and the event loop has only not seen it yet, is too late: what was done is told.
     """
     work = _Work(partial(call, *args, **kwargs))
     work.begin()
     try:
         await asyncio.shield(work.ended)
     except asyncio.CancelledError as cancelled:
+        if work.is_over:
+            return work.result()
         while work.goes_on():  # it may be interrupted just before it tells its outcome
             work.interrupt()
             await work.wait_out()
@@ -52,7 +55,8 @@ async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 class _Work(Generic[R]):
-    """A call in a thread of its own. `error` is what it raised. All but `in_own_thread` is for the event loop's."""
+    """A call in a thread of its own. `is_over`: it has come to its end, and `error` is what it raised. All but
+    `in_own_thread` is for the event loop's."""
 
     def __init__(self, call: Callable[[], R]) -> None:
         self._call, self._loop, self._pid = call, asyncio.get_running_loop(), os.getpid()
@@ -60,6 +64,7 @@ class _Work(Generic[R]):
         # Not the future's own result and exception: it takes no StopIteration, and is cancelled by CancelledError.
         self._returned: R | None = None
         self.error: BaseException | None = None
+        self.is_over = False
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="handler", daemon=True)
 
     def begin(self) -> None:
@@ -80,6 +85,7 @@ class _Work(Generic[R]):
             self.error = raised
         if os.getpid() != self._pid:  # the handler forked, and this is the child that came back from it
             children.end(self.error)
+        self.is_over = True
         self.forget()
         try:
             self._loop.call_soon_threadsafe(self._end)
