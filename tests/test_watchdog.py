@@ -92,6 +92,36 @@ async def test_a_loop_that_is_blocked_is_told_once_with_task_and_place_and_again
     assert "goes on, after 2 s" in goes_on
 
 
+async def test_a_line_about_a_beginning_that_nobody_reads_leaves_a_watchdog_that_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def handle(*_: Any) -> None:
+        pass
+
+    holder = Holder("w1", "resize", cast(Ledger, Renewing()), 60.0, lambda _: time.sleep(1.0))
+    attempts = Attempts(handle, holder, tell_begin=True)
+    with watched(attempts):
+        for _ in range(2):
+            await attempts.run(RECEIVED, TaskContext("w1", 1, Settings(), None, cast(Any, None)), 5, None)
+            await asyncio.sleep(0.5)
+    blocked = [line for line in lines(caplog) if f"is blocked, since 0 s, in  resize  {TASK.id}: " in line]
+    assert len(blocked) == 2
+    assert "can't look" not in caplog.text
+
+
+async def test_what_it_cannot_look_at_is_said_and_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(set[Any]):
+        def __iter__(self) -> Any:
+            raise LookupError("no such task")
+
+    attempts = Attempts(cast(Any, None), Holder("w1", "resize", cast(Ledger, None), 60.0, lambda _: None))
+    attempts.running = Odd()
+    with watched(attempts):
+        blocking(2.0)()
+    assert "w1  can't look at the event loop: LookupError: no such task" in lines(caplog)
+    assert any("can't look" in line for line in lines(caplog)[1:])
+
+
 async def test_claims_are_renewed_while_the_loop_is_blocked_also_after_a_renewal_failed() -> None:
     ledger = Renewing()
     ledger.errors.append(OSError("the disk is on fire"))

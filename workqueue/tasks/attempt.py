@@ -79,12 +79,12 @@ class Attempts:
     ) -> BaseModel | None:
         """Returns the handler's result or raises an Exception, whatever it does; CancelledError if the worker ends."""
         task, scope = received.task, Scope(self.holder, received, fence, limit_s, context.attempt, context.so_far)
-        self.running.add(scope)
-        if self._tell_begin:
-            scope.tell(Started(context.attempt))
         result: Any
         try:
             with scope:
+                self.running.add(scope)
+                if self._tell_begin:
+                    scope.tell(Started(context.attempt))
                 try:
                     if self._on_loop:
                         result = await self._handler(task, context)  # type: ignore[misc]

@@ -76,7 +76,10 @@ class Watchdog:
             if late_s > FROZEN_S:
                 self._say(f"the process stood still for {late_s:.0f} s: frozen, or C code kept Python's lock")
             if late_s < LOOK_S and not self._resting:  # else the loop may have had no time either
-                self._look(now)
+                try:
+                    self._look(now)
+                except Exception as error:  # noqa: BLE001  # whatever it is, this thread has more to look at
+                    self._say(f"can't look at the event loop: {describe(error)}")
 
     def _look(self, now: float) -> None:
         beat = self._beat
