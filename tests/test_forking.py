@@ -115,6 +115,25 @@ async def test_a_fork_by_the_clients_own_thread_does_not_wait_for_it() -> None:
     await asyncio.to_thread(running.end)
 
 
+async def test_a_thread_and_the_event_loop_that_fork_at_once_do_not_wait_for_one_another() -> None:
+    here, began, took_s = forking.LoopHere(asyncio.get_running_loop()), threading.Event(), list[float]()
+
+    def begin() -> None:
+        began.set()
+        took_s.append(forked())
+
+    for _ in range(5):
+        began.clear()
+        thread = threading.Thread(target=begin)
+        thread.start()
+        began.wait()
+        time.sleep(0.01)  # noqa: ASYNC251  # the other one waits for this loop now
+        took_s.append(forked())
+        await asyncio.to_thread(thread.join)
+    assert here.thread is threading.current_thread()
+    assert max(took_s) < 2
+
+
 async def test_children_that_handlers_fork_in_their_threads_use_what_the_workers_loop_uses(site: Site) -> None:
     worker = await site.worker("one", "--concurrency", "8", script=str(ROOT / "tests/workers/forker.py"))
     tasks = simulate(400)

@@ -62,7 +62,7 @@ class Running(Generic[C]):
     def __init__(self, client: C) -> None:
         self.client, self.is_ended = client, False
         self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._work, name="workqueue client", daemon=True)
+        self.thread = threading.Thread(target=self._work, name="workqueue client", daemon=True)
         self._calls, self._enders = set[Call[Any]](), list[SimpleQueue[None]]()
         self._is_open, self._waiting = False, 0
         self._opening: asyncio.Task[None]
@@ -84,7 +84,7 @@ class Running(Generic[C]):
         self._loop.call_soon(self._open, opening)
         forking.begin_work(self)
         try:
-            self._thread.start()
+            self.thread.start()
         except RuntimeError:
             opening.close()
             self._loop.close()
@@ -99,7 +99,7 @@ class Running(Generic[C]):
     def run(self, what: Callable[[C], Coroutine[Any, Any, T]]) -> T:
         """Carry it out there, and wait for it here. What interrupts the wait cancels it. Raises RuntimeError when it is
         cut off by `end`, Ended when it was not begun."""
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self.thread:
             raise RuntimeError("this is the client's own thread, which can't wait for itself")
 
         async def carried_out() -> T:
@@ -125,7 +125,7 @@ class Running(Generic[C]):
 
     def ask_to_rest(self, rest: Callable[[], None]) -> bool:
         """As `forking.LoopThread`."""
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self.thread:
             return False
         try:
             self._call_soon(rest)
@@ -142,7 +142,7 @@ class Running(Generic[C]):
             self._call_soon(self._end)
         except Ended:
             return
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() is not self.thread:
             self._wait_for(ended)
 
     def _wait_for(self, ended: "SimpleQueue[None]") -> None:
@@ -152,7 +152,7 @@ class Running(Generic[C]):
             log.warning("the client's thread does not answer; it is left alone")
             self._give_up()
             return
-        self._thread.join(ENDS_S)
+        self.thread.join(ENDS_S)
         if self._closing is not None and self._closing.done() and not self._closing.cancelled():
             self._closing.result()
 

@@ -16,11 +16,15 @@ from typing import Protocol
 from weakref import WeakSet
 
 REST_S = 5.0  # for the threads to come to rest, after which the process forks all the same
+LOOK_S = 0.01
 FORK_S = 10.0  # for which a thread rests at most: a fork takes some milliseconds
 
 
 class LoopThread(Protocol):
     """An event loop in a thread of its own."""
+
+    @property
+    def thread(self) -> threading.Thread: ...
 
     def ask_to_rest(self, rest: Callable[[], None]) -> bool:
         """Have its thread call this between two of its steps. False where there is none, or that is the calling one."""
@@ -30,11 +34,11 @@ class LoopHere:
     """The event loop of the thread that makes this, as a LoopThread: for as long as somebody keeps it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._thread = loop, threading.current_thread()
+        self._loop, self.thread = loop, threading.current_thread()
         begin_work(self)
 
     def ask_to_rest(self, rest: Callable[[], None]) -> bool:
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self.thread:
             return False
         try:
             self._loop.call_soon_threadsafe(rest)
@@ -47,24 +51,26 @@ class Rest:
     """One fork: the threads that rest for it."""
 
     def __init__(self) -> None:
-        self._resting, self._over = SimpleQueue[None](), threading.Event()
+        self._resting, self._over = SimpleQueue[threading.Thread](), threading.Event()
 
     def begin(self) -> None:
-        asked = sum(thread.ask_to_rest(self._rest) for thread in list(_at_work))
+        asked = {one.thread for one in list(_at_work) if one.ask_to_rest(self._rest)}
         until_s = time.monotonic() + REST_S
-        with suppress(Empty):
-            for _ in range(asked):
-                self._resting.get(timeout=max(0.0, until_s - time.monotonic()))
+        while asked - _in_line and time.monotonic() < until_s:
+            with suppress(Empty):
+                asked.discard(self._resting.get(timeout=LOOK_S))
 
     def end(self) -> None:
         self._over.set()
 
     def _rest(self) -> None:
-        self._resting.put(None)
+        self._resting.put(threading.current_thread())
         self._over.wait(FORK_S)
 
 
 _at_work: WeakSet[LoopThread] = WeakSet()
+_in_line = set[threading.Thread]()
+"""Those that are about to fork, and wait until another one has: they rest, too."""
 _forking = threading.local()
 making = threading.RLock()
 """Held by a thread that makes a client, and so may import modules."""
@@ -77,7 +83,9 @@ def begin_work(thread: LoopThread) -> None:
 
 
 def _before() -> None:
+    _in_line.add(threading.current_thread())
     making.acquire()
+    _in_line.discard(threading.current_thread())
     _forking.rest = Rest()
     _forking.rest.begin()
 
@@ -89,6 +97,7 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     making.release()
+    _in_line.clear()
     _at_work.clear()  # they are at work in the parent
 
 
