@@ -13,10 +13,11 @@ from tests.generated.producer.client import Client
 from tests.generated.producer.messages import json as sent
 from tests.generated.worker import Application
 from tests.generated.worker.messages.json import NapResult, Task
-from workqueue import NotSent, TaskContext, TaskDead, TaskInvalid, TaskUnfinished
+from workqueue import NotSent, Settings, TaskContext, TaskDead, TaskInvalid, TaskUnfinished
+from workqueue.amqp.wire import Wire
 from workqueue.client import Client as AnyClient
 from workqueue.errors import IdInvalid, LedgerUnreachable, WorkQueueError
-from workqueue.ledger import LedgerBusy
+from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.testing import MemoryQueue
 
 WAIT_S = 20.0
@@ -168,3 +169,77 @@ async def test_a_client_outlasts_an_application_that_cancels_all_tasks_of_its_lo
         await asyncio.wait([waiting])
         ends.set()
         assert await first.result(timeout_s=WAIT_S) == sent.NapResult(kind="nap", attempt=1)
+
+
+@pytest.fixture
+def ledgers(monkeypatch: pytest.MonkeyPatch) -> list[Ledger]:
+    """The ledgers of clients that are open; each takes a moment to open, and to close."""
+    are_open = list[Ledger]()
+
+    async def slowly(settings: Settings) -> Ledger:
+        await asyncio.sleep(0.02)
+        ledger = await open_ledger(settings)
+        really_close = ledger.close
+
+        async def close() -> None:
+            await asyncio.sleep(0.02)
+            await really_close()
+            are_open.remove(ledger)
+
+        ledger.close = close  # type: ignore[method-assign]
+        are_open.append(ledger)
+        return ledger
+
+    monkeypatch.setattr("workqueue.client.open_ledger", slowly)
+    return are_open
+
+
+async def test_whoever_opens_a_client_at_the_same_time_opens_one_ledger(ledgers: list[Ledger]) -> None:
+    async with MemoryQueue(Application, HANDLERS, None):
+        client = Client(Producer)
+        await asyncio.gather(*(client.open() for _ in range(3)))
+        assert len(ledgers) == 1
+        await asyncio.gather(*(client.close() for _ in range(3)))
+        assert ledgers == []
+
+
+async def test_a_client_that_is_closed_while_it_opens_is_closed(ledgers: list[Ledger]) -> None:
+    async with MemoryQueue(Application, HANDLERS, None):
+        client = Client(Producer)
+        opening = asyncio.ensure_future(client.open())
+        await asyncio.sleep(0.01)
+        await client.close()
+        await opening
+        assert ledgers == []
+        with pytest.raises(RuntimeError, match="not open"):
+            await client.send(NAP, to="send_errand")
+
+
+async def test_a_close_that_is_cancelled_closes_all_the_same(
+    ledgers: list[Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(_: Wire) -> None:
+        await asyncio.sleep(20)
+
+    async with MemoryQueue(Application, HANDLERS, None):
+        client = Client(Producer)
+        with monkeypatch.context() as patch:
+            patch.setattr(Wire, "close", slow)
+            await client.open()
+            closing = asyncio.ensure_future(client.close())
+            await asyncio.sleep(0.05)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+        assert ledgers == []
+
+
+async def test_a_client_is_opened_in_one_event_loop_after_the_other() -> None:
+    async def shared() -> None:
+        async with MemoryQueue(Application, HANDLERS, None):
+            await asyncio.gather(client.open(), client.open())
+            await asyncio.gather(client.close(), client.close())
+
+    client = Client(Producer)
+    for _ in range(2):
+        await asyncio.to_thread(asyncio.run, shared())

@@ -13,6 +13,7 @@ import os
 import random
 import time
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from typing import Any, Self
 from uuid import UUID
 
@@ -65,10 +66,12 @@ class Client:
         self.place: Place | None = None
         """What takes the place of the broker, in a test."""
         self._sender: Sender | None = None
-        self._wire: Wire | None = None
         self._ledger: Ledger | None = None
         self._results: Results | None = None
         self._recording: Recording | None = None
+        self._opened = AsyncExitStack()
+        """Closes what is open, the last first."""
+        self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -83,43 +86,31 @@ class Client:
         Raises BrokerUnreachable and LedgerUnreachable once `wait_s` is over; BrokerRefused, ContractInvalid,
         LedgerClosed, LedgerDiffers and SettingInvalid at once.
         """
-        if self._given is None:
-            for line in misspelt():
-                log.warning(line)
-        if self._sender is not None:
-            return check_loop(self._loop)
-        patience, failures = Patience(), 0
-        while True:
-            try:
-                await self._open()
-                break
-            except (BrokerUnreachable, LedgerUnreachable) as error:
-                await self.close()
-                left_s = self._wait_s - patience.waited_s
-                if isinstance(error, BrokerRefused) or left_s <= 0:
-                    raise
-                if patience.due():
-                    log.warning("%s  waits: %s", self._name, error)
-                failures += 1
-                await asyncio.sleep(min(left_s, reconnect_delay_s(failures, random.random)))
-            except BaseException:
-                await self.close()
-                raise
+        async with self._turn():
+            if self._sender is not None:
+                return check_loop(self._loop)
+            if self._given is None:
+                for line in misspelt():
+                    log.warning(line)
+            patience, failures = Patience(), 0
+            while True:
+                try:
+                    return await self._open()
+                except (BrokerUnreachable, LedgerUnreachable) as error:
+                    left_s = self._wait_s - patience.waited_s
+                    if isinstance(error, BrokerRefused) or left_s <= 0:
+                        raise
+                    if patience.due():
+                        log.warning("%s  waits: %s", self._name, error)
+                    failures += 1
+                    await asyncio.sleep(min(left_s, reconnect_delay_s(failures, random.random)))
 
     async def close(self) -> None:
-        """Close the connections. What is being sent is unknown then; who waits for a result is told."""
-        results, self._results = self._results, None
-        wire, self._wire, self._sender = self._wire, None, None
-        ledger, self._ledger = self._ledger, None
-        recording, self._recording = self._recording, None
-        if results is not None:
-            await results.close()
-        if recording is not None:
-            await recording.close()
-        if wire is not None:
-            await wire.close()
-        if ledger is not None:
-            await ledger.close()
+        """Close the connections. What is being sent is unknown then; who waits for a result is told. An `open` that is
+        under way comes first."""
+        async with self._turn():
+            self._sender = self._ledger = self._results = self._recording = None
+            await self._opened.aclose()
 
     async def send(
         self,
@@ -240,16 +231,30 @@ class Client:
             settings, connect = place.settings_for(given), place.connect
         self.place, self._settings, self._loop = place, settings, asyncio.get_running_loop()
         tracer = open_tracing(settings, self._name)
-        if settings.ledger_url != "none":
-            self._ledger = await open_ledger(settings)
-        self._wire = Wire(settings, loaded, self._name, lambda error: None, self._ledger, connect)
-        sender = Sender(loaded, package, self._wire, tracer)
-        if self._ledger is not None:
-            self._recording = Recording(self._ledger, self._name)
-            readers = {name: each.results for name, each in sender.operations.items()}
-            self._results = Results(self._ledger, readers, self._name)
-        await sender.open()
-        self._sender = sender
+        ledger = recording = results = None
+        async with AsyncExitStack() as opened:
+            if settings.ledger_url != "none":
+                ledger = await open_ledger(settings)
+                opened.push_async_callback(ledger.close)
+            wire = Wire(settings, loaded, self._name, lambda error: None, ledger, connect)
+            opened.push_async_callback(wire.close)
+            sender = Sender(loaded, package, wire, tracer)
+            await sender.open()
+            if ledger is not None:
+                recording = Recording(ledger, self._name)
+                opened.push_async_callback(recording.close)
+                readers = {name: each.results for name, each in sender.operations.items()}
+                results = Results(ledger, readers, self._name)
+                opened.push_async_callback(results.close)
+            self._opened = opened.pop_all()
+        self._sender, self._ledger, self._recording, self._results = sender, ledger, recording, results
+
+    def _turn(self) -> asyncio.Lock:
+        """What `open` and `close` take. Each loop has its own: a client that was closed may be opened in another."""
+        loop = asyncio.get_running_loop()
+        if self._turns is None or self._turns[0] is not loop:
+            self._turns = loop, asyncio.Lock()
+        return self._turns[1]
 
     def _prepare(self, task: object, to: str | None, id: UUID | str | None, key: str | None) -> Outgoing:
         if key is not None:
