@@ -125,6 +125,7 @@ async def test_a_ledger_that_is_silent_costs_no_send_and_no_wait_more_than_its_t
                     await handle.result(timeout_s=0.1)
         assert "tasks are sent, and not recorded: the ledger does not answer" in caplog.text
         answers.set()
+        monkeypatch.setattr("workqueue.client.asking.PATIENCE_S", 0.1)
         with pytest.raises(LedgerUnreachable, match="does not answer: no answer for 10 s"):
             await handle.status()
 

@@ -19,7 +19,7 @@ from workqueue.client.status import Status, status_of
 from workqueue.client.waiting import Waiting
 from workqueue.codec.results import ResultReader
 from workqueue.errors import LedgerLost, ResultInvalid, SettingInvalid, TaskDead, TaskUnfinished
-from workqueue.ledger import Entry, LedgerBusy, Outcome
+from workqueue.ledger import Cancelling, Entry, LedgerBusy, Outcome
 from workqueue.ledger.none import NoLedger
 from workqueue.testing import until
 
@@ -221,6 +221,29 @@ async def test_a_task_that_has_no_result_says_why() -> None:
     with pytest.raises(TaskUnfinished, match=r"did not finish within 0\.05 s, it is unknown") as unfinished:
         await results.result(slow, timeout_s=0.05)
     assert isinstance(unfinished.value, TimeoutError)
+
+
+@pytest.mark.parametrize("method", ["status", "cancel"])
+async def test_a_ledger_that_is_busy_for_a_moment_is_asked_again(method: str) -> None:
+    class Restarting(NoLedger):
+        busy = 2
+
+        async def entry(self, task_id: UUID) -> Entry | None:
+            self.busy -= 1
+            if self.busy >= 0:
+                raise LedgerBusy("it restarts")
+            return SENT
+
+        async def cancel(self, task_id: UUID, told: str) -> Cancelling:
+            await self.entry(task_id)
+            return "cancelled"
+
+    results = Results(Restarting(), {})
+    if method == "status":
+        assert (await results.status(ID)).state == "waiting"
+    else:
+        assert await results.cancel(ID, "") == "cancelled"
+    await results.close()
 
 
 async def test_without_a_ledger_there_is_no_status() -> None:

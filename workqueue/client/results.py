@@ -39,10 +39,7 @@ class Results:
     async def status(self, task_id: UUID, digest: bytes = b"") -> Status:
         """Where the task is; with a `digest`, as far as it is this payload. Raises LedgerUnreachable, LedgerLost."""
         self._check()
-        try:
-            return status_of(task_id, await self._ledger.entry(task_id), digest)
-        except LedgerBusy as error:
-            raise LedgerUnreachable(self._ledger.place, f"it does not answer: {error}") from error
+        return status_of(task_id, await asked(self._ledger, lambda: self._ledger.entry(task_id)), digest)
 
     async def result(
         self, task_id: UUID, *, timeout_s: float | None = None, operation: str | None = None, digest: bytes = b""
