@@ -13,11 +13,9 @@ LIMIT = "x-time-limit-s"
 
 def target(schema: Schema, schemas: Schema) -> Schema:
     """The schema itself, after any `$ref`s into `components/schemas`; draft 07's `true` and `false` state nothing."""
-    if not isinstance(schema, Mapping):
-        return {}
-    while "$ref" in schema:
+    while isinstance(schema, Mapping) and "$ref" in schema:
         schema = schemas[schema["$ref"].rpartition("/")[2]]
-    return schema
+    return schema if isinstance(schema, Mapping) else {}
 
 
 def parts(schema: Schema, schemas: Schema) -> Iterator[Schema]:

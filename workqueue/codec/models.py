@@ -6,6 +6,7 @@ that value again: what a model would change is refused, never passed on. A None 
 property whose schema has no null means that it is absent, and is not written.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,8 @@ from workqueue.codec.keeping import may_change
 from workqueue.codec.schema import Path, Schema, place, printable
 from workqueue.codec.values import Change, change, difference, leave_out, mark_filled, told
 from workqueue.errors import TaskInvalid
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,7 +51,15 @@ class ModelCodec(Codec[Any, bytes], Generic[M]):
 
     def decode(self, payload: bytes) -> M | Undecodable:
         """The model, or Undecodable: too large or not JSON ("undecodable"), not the contract's, or not to be held by
-        its model as it is ("invalid")."""
+        its model as it is ("invalid"). So is a body that a fault of ours keeps from being judged: it would end each
+        worker that it comes to."""
+        try:
+            return self._decoded(payload)
+        except Exception as error:
+            log.error("a body could not be judged", exc_info=error)
+            return Undecodable("invalid", printable(f"could not be judged: {error!r}"))
+
+    def _decoded(self, payload: bytes) -> M | Undecodable:
         value = self._parse(payload)
         if isinstance(value, Undecodable):
             return value
