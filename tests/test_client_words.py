@@ -16,6 +16,7 @@ from tests.generated.worker.messages.json import NapResult, Task
 from workqueue import NotSent, Settings, TaskContext, TaskDead, TaskInvalid, TaskUnfinished
 from workqueue.amqp.wire import Wire
 from workqueue.client import Client as AnyClient
+from workqueue.codec import ModelCodec, Undecodable
 from workqueue.errors import IdInvalid, LedgerUnreachable, WorkQueueError
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
 from workqueue.testing import MemoryQueue
@@ -170,6 +171,20 @@ async def test_a_client_outlasts_an_application_that_cancels_all_tasks_of_its_lo
         await asyncio.wait([waiting])
         ends.set()
         assert await first.result(timeout_s=WAIT_S) == sent.NapResult(kind="nap", attempt=1)
+
+
+async def test_who_waits_for_a_task_that_no_worker_can_read_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a worker whose contract is older than the sender's."""
+    refused = Undecodable("invalid", "/payload: 'reason' was unexpected")
+    monkeypatch.setattr(ModelCodec, "decode", lambda *_: refused)
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        handle = await queue.client.send(NAP, to="send_errand")
+        with pytest.raises(TaskDead, match="'reason' was unexpected"):
+            await handle.result(timeout_s=WAIT_S)
+        assert (await handle.status()).reason == "invalid"
+        monkeypatch.undo()
+        again = await queue.client.send(NAP, to="send_errand")
+        assert await again.result(timeout_s=WAIT_S) == sent.NapResult(kind="nap", attempt=1)
 
 
 @pytest.fixture

@@ -222,7 +222,7 @@ async def test_an_id_in_capitals_is_the_same_id(fast: Site) -> None:
     assert letter["id"] == id
     assert (await workqueue(fast, "dead", "show", id.upper())).code == 0
     told = await workqueue(fast, "forget", id.upper(), "--yes")
-    assert (told.code, told.out.split()[-3:]) == (0, [id, "unknown", "1"])
+    assert (told.code, told.out.split()[-4:]) == (0, [id, "dead", "erased", "1"])
     assert await fast.depth_is(0, fast.dead_queue)
 
 

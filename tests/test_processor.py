@@ -20,7 +20,7 @@ import pytest
 from tests.generated.worker.messages.json import NapResult, Task
 from tests.harness import RECEIVE
 from workqueue import contract, delivery
-from workqueue.codec import Undecodable
+from workqueue.codec import Undecodable, digest, named
 from workqueue.contract import Queue, Receive
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import BrokerUnreachable, LedgerLost, NotSent, SendUnknown
@@ -257,6 +257,7 @@ def copy_to(queue: Queue) -> str:
 
 DEAD, TASKS = copy_to(RECEIVE.dead), copy_to(RECEIVE.queue)
 RUNGS = [copy_to(rung.queue) for rung in RECEIVE.rungs]
+REFUSED = ["claim", DEAD, "bury", "ack"]
 
 
 @pytest.fixture(autouse=True)
@@ -283,20 +284,64 @@ def story_of(bench: Bench, reason: str, *, attempts: int) -> dict[str, Any]:
 @pytest.mark.parametrize("reason", ["undecodable", "invalid"])
 async def test_a_body_that_is_not_the_contracts_becomes_a_dead_letter(reason: Any) -> None:
     bench = Bench()
-    assert await bench.take(Undecodable(reason, "not JSON: no")) == [DEAD, "ack"]
+    assert await bench.take(Undecodable(reason, "not JSON: no")) == REFUSED
     assert story_of(bench, reason, attempts=0)["x-error"] == "not JSON: no"
+
+
+@pytest.mark.parametrize("by", ["body", "headers"])
+async def test_a_task_that_can_not_be_run_is_dead_for_whoever_waits_for_it(by: str) -> None:
+    bench = Bench()
+    bench.ledger.claim_answer = claimed(attempts=2)
+    if by == "body":
+        log = await bench.take(Undecodable("invalid", "/payload: no such field"))
+        error = "/payload: no such field"
+    else:
+        log = await bench.take(headers={"x-attempts": "x"})
+        error = 'headers: /x-attempts: "x" is not of type "array"'
+    assert log == REFUSED
+    assert bench.ledger.values[-1] == ("bury", TASK.id, 5, 2, f"invalid: {error}")
+    assert story_of(bench, "invalid", attempts=0)["x-burial"] == 5
+
+
+@pytest.mark.parametrize("answer", [Taken(3.0), Conflict(), Finished("dead", 4)])
+async def test_what_can_not_be_run_and_is_no_longer_free_is_just_a_dead_letter(answer: Any) -> None:
+    bench = Bench()
+    bench.ledger.claim_answer = answer
+    assert await bench.take(Undecodable("invalid", "no")) == ["claim", DEAD, "ack"]
+
+
+async def test_what_can_not_be_run_goes_back_where_the_worker_drains_and_the_ledger_is_silent() -> None:
+    bench = Bench()
+    bench.ledger.busy["claim"] = 1
+    bench.guard.drain()
+    assert await bench.take(Undecodable("invalid", "no")) == ["claim busy", TASKS, "ack"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"7", b"{}", b'{"id": 7}', b'{"id": "x", "payload": 1}', b'{"id": [], "payload": 1}', b"\xff",
+     b'{"id": "6a0e1c1e-3c53-4a3c-9c9b-2f2f4c9c0f01"}', b"[" * 100_000],
+)  # fmt: skip
+def test_a_body_that_names_no_task_names_none(body: bytes) -> None:
+    assert named(body, "kind") is None
+
+
+def test_a_body_that_is_not_the_contracts_may_name_its_task() -> None:
+    assert named(BODY, "kind") == (TASK.id, digest(BODY), "nap")
+    assert named(BODY.replace(b'"nap"', b"7"), "kind") == (TASK.id, digest(BODY.replace(b'"nap"', b"7")), "")
+    assert named(BODY, None) == (TASK.id, digest(BODY), "")
 
 
 @pytest.mark.parametrize("attempts", [["x"], "x", 7, [{**FAILED, "at": "now"}], [{**FAILED, "x": 1}]])
 async def test_headers_that_are_not_the_contracts_become_a_dead_letter(attempts: Any) -> None:
     bench = Bench()
-    assert await bench.take(headers={"x-attempts": attempts}) == [DEAD, "ack"]
+    assert await bench.take(headers={"x-attempts": attempts}) == REFUSED
     assert story_of(bench, "invalid", attempts=0)["x-error"].startswith("headers: /x-attempts")
 
 
 @pytest.mark.parametrize("attempts", [None, 0, False])
 async def test_headers_that_are_null_become_a_dead_letter_and_do_not_end_the_worker(attempts: Any) -> None:
-    assert await Bench().take(headers={"x-attempts": attempts}) == [DEAD, "ack"]
+    assert await Bench().take(headers={"x-attempts": attempts}) == REFUSED
 
 
 async def test_a_message_whose_properties_cannot_be_read_becomes_a_dead_letter() -> None:

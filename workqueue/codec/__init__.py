@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from workqueue import contract
 from workqueue.codec.models import Body, ModelCodec, ResultCodec, Undecodable
 from workqueue.codec.schema import ERROR_LIMIT, Schema, printable
-from workqueue.codec.values import digest
+from workqueue.codec.values import digest, named
 
 __all__ = [
     "ERROR_LIMIT",
@@ -25,6 +25,7 @@ __all__ = [
     "digest",
     "for_model",
     "install",
+    "named",
     "printable",
 ]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date, time
 from hashlib import blake2b
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from jsonschema_rs import canonical
@@ -180,6 +180,26 @@ def _as_text(given: Any) -> Any:
     if isinstance(given, date | time):
         return given.isoformat().replace("+00:00", "Z")
     return str(given) if isinstance(given, UUID | PurePath) else given
+
+
+class Named(NamedTuple):
+    """What names a task, by its body's own word. The kind is empty where that says none."""
+
+    id: UUID
+    digest: bytes
+    kind: str
+
+
+def named(body: bytes, tag: str | None) -> Named | None:
+    """Of a body that may not be the contract's: None where it tells no id, or has no payload. `tag` is the property of
+    the payload that tells its kind."""
+    try:
+        value = from_json(body)
+        payload = value["payload"]
+        told = payload.get(tag) if tag is not None and isinstance(payload, dict) else None
+        return Named(UUID(value["id"]), digest(body), told if isinstance(told, str) else "")
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def digest(body: bytes) -> bytes:

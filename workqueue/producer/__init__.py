@@ -228,7 +228,7 @@ async def _matter(settings: Settings, ledger: Ledger, sends: list[contract.Send]
             )
         if (dead := seen.get(dead_letters or "")) and dead.messages:
             lie = _many(dead.messages, "lie")
-            said.append(f"{lie} in {dead_letters}: one that broke the workers' contract is in no ledger")
+            said.append(f"{lie} in {dead_letters}: one that tells no id and payload is in no ledger")
     return "; ".join(said) or "the broker tells nothing of its queue"
 
 

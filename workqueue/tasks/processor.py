@@ -43,6 +43,7 @@ from workqueue.tasks.events import Event, Skipped, What
 from workqueue.tasks.execution import Execution
 from workqueue.tasks.policy import Bury, Skip, Try, Wait, before_attempt, rung_of, without_ledger
 from workqueue.tasks.received import Attempt, Received, Runtime, T
+from workqueue.tasks.refusing import Refusing
 from workqueue.tasks.room import Closed
 from workqueue.tasks.settling import Settling
 
@@ -63,6 +64,7 @@ class Guard(Generic[T]):
         self._ask = Asking(runtime.worker)
         self.settling: Settling[T] = Settling(receive, runtime, self._ask)
         self.execution = Execution(handler, receive, runtime, self._ask, self.settling)
+        self._refuse = Refusing(receive, runtime, self._ask, self.settling, self.execution.held, self._is_draining)
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False
         self.in_hand = self.waiting = 0
@@ -74,9 +76,7 @@ class Guard(Generic[T]):
         try:
             if isinstance(task, Undecodable):
                 kind, name = "message", arrived.message_id or ""
-                what = await self._at_sight(arrived) or await self.settling.dead_letter(
-                    arrived, Bury(task.reason, task.error)
-                )
+                what = await self._at_sight(arrived) or await self._refuse(arrived, Bury(task.reason, task.error))
             else:
                 kind, name = self._receive.kind_of(task.payload) or "task", str(task.id)
                 seen = None if _is_plain(arrived) else await self._at_sight(arrived)
@@ -126,8 +126,7 @@ class Guard(Generic[T]):
         """Settle a task."""
         arrived = received.arrived
         if problem := self._problem(arrived.headers):
-            why = Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT])
-            return await self.settling.dead_letter(arrived, why)
+            return await self._refuse(arrived, Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT]))
         if arrived.delivery_count >= DELIVERIES:
             rung = self._receive.rungs[0]
             return await self.settling.delay(arrived, rung, "redelivered", arrived.delivery_count)

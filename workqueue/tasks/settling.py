@@ -123,7 +123,8 @@ class Settling(Generic[T]):
             more["x-traceback"] = tail
             said += f"\n{tail}"
         await self._copies.bury(received.arrived, why, attempt.failed, more)
-        bury = partial(self._ledger.bury, received.id, claim.fence, len(attempt.failed), said, failed=line)
+        failed = max(len(attempt.failed), claim.attempts)
+        bury = partial(self._ledger.bury, received.id, claim.fence, failed, said, failed=line)
         await self._ask(bury)
         self.ack(received.arrived)
         return self._dead(why)
