@@ -94,8 +94,14 @@ async def test_an_id_that_is_none_and_a_key_that_is_empty_are_refused_in_words()
 
 @pytest.mark.parametrize(
     "payload",
-    [{"kind": "\ud800"}, {1: 2}, json.loads("[" * 300 + "]" * 300), {"kind": "nap", "seconds": object()}],
-    ids=["half a character", "a key that is no text", "too deep", "an object"],
+    [
+        {"kind": "\ud800"},
+        {"kind": "digest", "text": ["\ud800"]},
+        {1: 2},
+        json.loads("[" * 300 + "]" * 300),
+        {"kind": "nap", "seconds": object()},
+    ],
+    ids=["half a character", "half a character below", "a key that is no text", "too deep", "an object"],
 )
 async def test_values_that_have_no_json_are_refused_and_the_others_are_sent(payload: object) -> None:
     async with MemoryQueue(Application, HANDLERS, AnyClient(Producer)) as queue:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -342,6 +343,18 @@ async def test_headers_that_are_not_the_contracts_become_a_dead_letter(attempts:
 @pytest.mark.parametrize("attempts", [None, 0, False])
 async def test_headers_that_are_null_become_a_dead_letter_and_do_not_end_the_worker(attempts: Any) -> None:
     assert await Bench().take(headers={"x-attempts": attempts}) == REFUSED
+
+
+NO_JSON = {"a date": datetime(2026, 1, 1, tzinfo=UTC), "bytes": b"\xff", "half a character": "\ud800"}
+
+
+@pytest.mark.parametrize("what", NO_JSON.values(), ids=NO_JSON)
+@pytest.mark.parametrize("wrong", [{"x-crashes": "no"}, {"x-returns": -1}, {"x-attempts": ["x"]}], ids=str)
+async def test_headers_that_are_wrong_and_no_json_either_become_a_dead_letter(what: Any, wrong: dict[str, Any]) -> None:
+    for headers in ({**wrong, "x-story": what}, {"x-story": what, **wrong}, {**wrong, "x-story": [{"died_at": what}]}):
+        bench = Bench()
+        assert await bench.take(headers=headers) == [DEAD, "ack"]
+        assert bench.publisher.copies[0]["headers"]["x-error"].startswith("headers: ")
 
 
 async def test_a_message_whose_properties_cannot_be_read_becomes_a_dead_letter() -> None:

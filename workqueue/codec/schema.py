@@ -33,11 +33,11 @@ class Schema:
         try:
             if self._validator.is_valid(value):
                 return None
+            errors = islice(self._explain(self._validator.iter_errors(value)), MOST_LINES)
+            lines = dict.fromkeys(f"{place(_path(value, error))}: {text}" for error, text in errors)
         except ValueError as error:  # a value that JSON does not have, such as a date in an AMQP header
             return printable(str(error))
-        errors = islice(self._explain(self._validator.iter_errors(value)), MOST_LINES)
-        lines = (f"{place(_path(value, error))}: {text}" for error, text in errors)
-        return printable("; ".join(dict.fromkeys(lines)))
+        return printable("; ".join(lines))
 
     def refused_nulls(self, value: Any) -> list[Path]:
         """The places of the nulls that the schema does not allow."""
