@@ -22,7 +22,7 @@ from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Event, Started, Told
 from workqueue.tasks.received import Received
 from workqueue.tasks.scope import CutOff, Holder
-from workqueue.tasks.stack import ERROR_LIMIT, LINES, TAIL_CHARACTERS, describe, traceback_lines, traceback_tail
+from workqueue.tasks.stack import ATTEMPT_LIMIT, LINES, TAIL_CHARACTERS, describe, traceback_lines, traceback_tail
 from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter
 
 WAIT_S = 20.0
@@ -165,7 +165,7 @@ async def test_whatever_is_raised_fails_the_attempt_with_a_line(odd: str, way: i
     line = describe(error)
     assert expected in line
     assert line.isprintable()
-    assert len(line) <= ERROR_LIMIT
+    assert len(line) <= ATTEMPT_LIMIT
     assert not isinstance(error, (CutOff, ClaimLost, GiveUp, RetryAfter))
     tail = traceback_tail(error)
     assert 0 < len(tail) <= TAIL_CHARACTERS

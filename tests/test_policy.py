@@ -21,7 +21,7 @@ from workqueue.tasks.policy import (
     rung_of,
     without_ledger,
 )
-from workqueue.tasks.stack import ERROR_LIMIT, describe
+from workqueue.tasks.stack import ATTEMPT_LIMIT, describe
 from workqueue.verdicts import GiveUp, RetryAfter
 
 RUNGS = tuple(Rung(Queue(f"wait-{s}", True, False, False, {}), s) for s in (0.5, 4.0, 60.0))
@@ -107,7 +107,7 @@ def test_giving_up_is_final_at_any_attempt(attempt: int) -> None:
 @given(st.text(max_size=2000), st.sampled_from([ValueError, GiveUp, TimeoutError]))
 def test_an_error_in_words_is_one_short_line(text: str, kind: type[Exception]) -> None:
     told = describe(kind(text))
-    assert len(told) <= ERROR_LIMIT
+    assert len(told) <= ATTEMPT_LIMIT
     assert len(told.splitlines()) <= 1
     assert kind is GiveUp or told.startswith(kind.__name__)
 

@@ -14,7 +14,7 @@ from workqueue.errors import escaped
 
 Path = tuple[str | int, ...]
 
-ERROR_LIMIT = 1000  # characters: an error goes into a header and a log line, and may quote the value it is about
+ERROR_LIMIT = 1000  # characters: what a dead letter says was wrong with it, which may quote the value that was
 MOST_LINES = 100  # that is more than fit; a value can break its schema in each of 100 000 places
 
 DURATION = re.compile(r"P(?=.)(\d+W|(\d+Y)?(\d+M)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)")

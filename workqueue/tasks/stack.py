@@ -10,7 +10,7 @@ from typing import Any
 from workqueue.errors import escaped
 from workqueue.verdicts import HandlerBroke, Verdict
 
-ERROR_LIMIT = 500  # characters of an error in a task's history: seven of them must fit into a message's headers
+ATTEMPT_LIMIT = 500  # characters of one error in a story of attempts: seven of them must fit into the headers
 INNERMOST = 5  # frames that tell where a handler is
 LINES = 60  # of a traceback in the log
 LINE_CHARACTERS = 1000  # of each: an error may quote what it got, all of it
@@ -27,12 +27,12 @@ OURS = f"{Path(__file__).parent.parent}/"
 def describe(error: BaseException) -> str:
     """An error in one line: its type, unless it says in words of ours what happened, and its text. Never raises."""
     try:
-        text = " ".join(str(error)[: 10 * ERROR_LIMIT].split())
+        text = " ".join(str(error)[: 10 * ATTEMPT_LIMIT].split())
     except BaseException as broken:  # noqa: BLE001  # a handler's exception may be of any kind
         text = f"(its text can't be read: str() raises {type_name(broken)})"
     if not isinstance(error, (Verdict, HandlerBroke)):
         text = f"{type_name(error)}: {text}" if text else type_name(error)
-    return escaped(text)[:ERROR_LIMIT]
+    return escaped(text)[:ATTEMPT_LIMIT]
 
 
 def type_name(error: BaseException) -> str:
