@@ -12,8 +12,10 @@ import yaml
 
 from tests.harness import ROOT
 from workqueue import contract
+from workqueue.amqp.copies import DROPPED, STORY
 from workqueue.contract import Queue
 from workqueue.errors import ContractInvalid
+from workqueue.tasks import story
 
 COMMON = yaml.safe_load((ROOT / "tests/spec/common.asyncapi.yaml").read_text())
 WORKER_SPEC = yaml.safe_load((ROOT / "tests/spec/worker.asyncapi.yaml").read_text())
@@ -99,6 +101,12 @@ def test_both_sides_read_the_same_message(message: contract.Message) -> None:
     assert (message.type, message.max_bytes) == (task["bindings"]["amqp"]["messageType"], task["x-max-bytes"])
     assert message.schema["components"]["schemas"]["Task"] == SCHEMAS["Task"]
     assert message.headers_schema["components"]["schemas"]["TaskHeaders"] == SCHEMAS["TaskHeaders"]
+
+
+def test_the_contract_states_every_header_that_the_runtime_writes() -> None:
+    assert SCHEMAS["TaskHeaders"]["properties"].keys() == story.ON_TASK.keys()
+    assert SCHEMAS["Story"]["properties"].keys() == story.ON_LETTER.keys()
+    assert {DROPPED, STORY} < story.ON_TASK.keys()
 
 
 def operation(document: dict[str, Any]) -> Any:

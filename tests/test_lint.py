@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from workqueue.compiler import command, lint
 from workqueue.compiler import generate as script
 from workqueue.compiler.generator import CodeGenerator
 from workqueue.compiler.resolve import resolve
+from workqueue.tasks import story
 
 # What the generator uses is deprecated here and there. Python says so by default in no program, but in every test.
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -343,6 +344,23 @@ def test_what_cannot_be_run_or_kept_is_said_with_its_place(
     assert lines, said
     assert any(named in line.removeprefix(where) for line in lines), lines
     assert all("\n" not in line and line.count(": ") >= 1 for line in said)
+
+
+@pytest.mark.parametrize(
+    ("message", "written"),
+    [(MESSAGE, story.ON_TASK), ("components/messages/lost", story.ON_LETTER)],
+    ids=["a task", "a dead letter"],
+)
+def test_headers_that_are_closed_state_all_that_the_runtime_writes(
+    message: str, written: Mapping[str, Any], tmp_path: Path
+) -> None:
+    stated = {name: {"maxItems": 40} if name == "x-attempts" else {} for name in written}
+    closed = {"type": "object", "additionalProperties": False, "properties": stated}
+    assert problems(project(tmp_path, changed(at(f"{message}/headers", closed)))) == []
+    for name in written:
+        properties = {other: schema for other, schema in stated.items() if other != name}
+        said = problems(project(tmp_path, changed(at(f"{message}/headers", {**closed, "properties": properties}))))
+        assert any("refuses what the runtime writes" in line and f"'{name}'" in line for line in said), (name, said)
 
 
 def test_every_missing_key_is_named(tmp_path: Path) -> None:

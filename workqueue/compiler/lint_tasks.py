@@ -9,19 +9,12 @@ import jsonschema_rs
 from workqueue.compiler.documents import mapping
 from workqueue.compiler.findings import Findings, channel_of, shown
 from workqueue.compiler.lint_schemas import Path, every
+from workqueue.tasks import story
 
 ENVELOPE = ("id", "created_at", "payload")
 """What the runtime gives each task, and what it can fill."""
-ATTEMPT = {"worker": "w" * 255, "at": "2026-11-25T09:30:00.000Z", "error": "e" * 1000}
-BURIAL = {"reason": "failed", "error": "e" * 1000, "died_at": ATTEMPT["at"], "attempts": 6}
-REASONS = ("undecodable", "invalid", "failed", "gave-up", "crashed", "conflict")
-TASKS_HEADERS: tuple[dict[str, Any], ...] = ({"x-attempts": [ATTEMPT]}, {
-    "x-contract": "1.0.0", "x-attempts": [ATTEMPT], "x-crashes": 1, "x-returns": 1, "x-story": [BURIAL] * 10,
-})  # fmt: skip
-STORY: dict[str, Any] = {
-    "x-reason": "failed", "x-error": "e" * 1000, "x-attempts": [ATTEMPT], "x-queue": "q" * 255, "x-contract": "1.0.0",
-    "x-died-at": ATTEMPT["at"], "x-burial": 2**31, "x-traceback": "t" * 4000, "x-story": [BURIAL] * 10, "x-returns": 1,
-}  # fmt: skip
+TASKS: tuple[Mapping[str, Any], ...] = (*({name: value} for name, value in story.READ.items()), story.ON_TASK)
+LETTERS = tuple({**story.ON_LETTER, "x-reason": reason} for reason in story.REASONS)
 
 
 def check(found: Findings) -> None:
@@ -34,7 +27,7 @@ def check(found: Findings) -> None:
             kinds.update(_task(found, at, mapping(message)))
             _result(found, at, mapping(message))
             _examples(found, at, mapping(message), mapping(message).get("payload"))
-            _accepts(found, (*at, "headers"), mapping(message).get("headers"), TASKS_HEADERS)
+            _accepts(found, (*at, "headers"), mapping(message).get("headers"), TASKS)
         if mapping(operation).get("action") == "receive":
             _stories(found, operation)
     for at, schema in every(found):
@@ -176,7 +169,7 @@ def _default(found: Findings, at: Path, schema: Mapping[str, Any]) -> None:
             found.say((*at, "default"), f"{text}; give a default that is valid, or none")
 
 
-def _accepts(found: Findings, at: Path, schema: Any, samples: tuple[dict[str, Any], ...]) -> None:
+def _accepts(found: Findings, at: Path, schema: Any, samples: tuple[Mapping[str, Any], ...]) -> None:
     """Whether headers may be what the runtime makes of them."""
     if not isinstance(schema, dict):
         return
@@ -201,7 +194,7 @@ def _stories(found: Findings, operation: Mapping[str, Any]) -> None:
     for name, message in mapping(dead_channel.get("messages")).items():
         where: Path = ("channels", dead, "messages", name)
         headers = mapping(message).get("headers")
-        _accepts(found, (*where, "headers"), headers, tuple({**STORY, "x-reason": reason} for reason in REASONS))
+        _accepts(found, (*where, "headers"), headers, LETTERS)
         _examples(found, where, mapping(message), None)
         if isinstance(crashes, int):
             _room(found, (*where, "headers"), headers, attempts + crashes, needed=True)

@@ -141,9 +141,9 @@ class Guard(Generic[T]):
 
     def _problem(self, headers: Mapping[str, Any]) -> str | None:
         """What is wrong with those of a message's headers that are read again; a foreign client may send anything."""
-        if story.OURS.isdisjoint(headers):
+        if story.READ.keys().isdisjoint(headers):
             return None
-        return self._headers.problem({name: headers[name] for name in story.OURS & headers.keys()})
+        return self._headers.problem({name: headers[name] for name in story.READ.keys() & headers.keys()})
 
     async def _begin(self, received: Received[T]) -> What:
         """Try the task beside others, or alone where it is under suspicion. Raises Closed if the worker drains."""

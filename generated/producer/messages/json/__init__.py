@@ -81,6 +81,15 @@ class SimulateResult(BaseModel):
     ]
 
 
+class XSentBack(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    by: Annotated[str, Field(max_length=200)]
+    why: Annotated[str, Field(max_length=200)]
+
+
 class Task(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -174,6 +183,14 @@ class TaskHeaders(BaseModel):
             description="The names of foreign headers that gave way, because there was no room for all.",
         ),
     ] = None
+    x_burial: Annotated[
+        int | None,
+        Field(
+            alias="x-burial",
+            description="The claim under which it was last buried, by which the ledger knows this burial from others.",
+            ge=0,
+        ),
+    ] = None
     x_returns: Annotated[
         int | None,
         Field(
@@ -190,6 +207,13 @@ class TaskHeaders(BaseModel):
             max_length=10,
         ),
     ] = None
+    x_sent_back: Annotated[
+        XSentBack | None,
+        Field(
+            alias="x-sent-back",
+            description="By whom it was just sent back from the dead letters, and why.",
+        ),
+    ] = None
 
 
 __all__ = [
@@ -199,6 +223,7 @@ __all__ = [
     "ChecksumResult",
     "Simulate",
     "SimulateResult",
+    "XSentBack",
     "Task",
     "Burial",
     "Result",

@@ -172,6 +172,15 @@ class Result(RootModel[NapResult | DigestResult | ParcelResult | OddResult]):
     ]
 
 
+class XSentBack(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    by: Annotated[str, Field(max_length=200)]
+    why: Annotated[str, Field(max_length=200)]
+
+
 class Task(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -256,6 +265,14 @@ class TaskHeaders(BaseModel):
             description="The names of foreign headers that gave way, because there was no room for all.",
         ),
     ] = None
+    x_burial: Annotated[
+        int | None,
+        Field(
+            alias="x-burial",
+            description="The claim under which it was last buried, by which the ledger knows this burial from others.",
+            ge=0,
+        ),
+    ] = None
     x_returns: Annotated[
         int | None,
         Field(
@@ -270,6 +287,13 @@ class TaskHeaders(BaseModel):
             alias="x-story",
             description="Why it was a dead letter before it came back, the oldest burial first.",
             max_length=10,
+        ),
+    ] = None
+    x_sent_back: Annotated[
+        XSentBack | None,
+        Field(
+            alias="x-sent-back",
+            description="By whom it was just sent back from the dead letters, and why.",
         ),
     ] = None
 
@@ -289,6 +313,7 @@ __all__ = [
     "Parcel",
     "ParcelResult",
     "Result",
+    "XSentBack",
     "Task",
     "Burial",
     "TaskHeaders",

@@ -172,6 +172,15 @@ class Result(RootModel[NapResult | DigestResult | ParcelResult | OddResult]):
     ]
 
 
+class XSentBack(BaseModel):
+    model_config = ConfigDict(
+        extra="allow",
+        populate_by_name=True,
+    )
+    by: Annotated[str, Field(max_length=200)]
+    why: Annotated[str, Field(max_length=200)]
+
+
 class Task(BaseModel):
     model_config = ConfigDict(
         extra="allow",
@@ -227,6 +236,29 @@ class Story(BaseModel):
     ]
     x_error: Annotated[str, Field(alias="x-error", max_length=1000)]
     x_attempts: Annotated[list[Attempt], Field(alias="x-attempts", max_length=100)]
+    x_crashes: Annotated[
+        int | None,
+        Field(
+            alias="x-crashes",
+            description="How many workers died while they had it, as far as no ledger counts them.",
+            ge=0,
+        ),
+    ] = None
+    x_waited_for: Annotated[
+        int | None,
+        Field(
+            alias="x-waited-for",
+            description="The number of failed attempts of which it let another copy of the task tell first.",
+            ge=0,
+        ),
+    ] = None
+    x_dropped_headers: Annotated[
+        str | None,
+        Field(
+            alias="x-dropped-headers",
+            description="The names of foreign headers that gave way, because there was no room for all.",
+        ),
+    ] = None
     x_queue: Annotated[
         str,
         Field(alias="x-queue", description="The queue it came from.", max_length=255),
@@ -318,6 +350,14 @@ class TaskHeaders(BaseModel):
             description="The names of foreign headers that gave way, because there was no room for all.",
         ),
     ] = None
+    x_burial: Annotated[
+        int | None,
+        Field(
+            alias="x-burial",
+            description="The claim under which it was last buried, by which the ledger knows this burial from others.",
+            ge=0,
+        ),
+    ] = None
     x_returns: Annotated[
         int | None,
         Field(
@@ -332,6 +372,13 @@ class TaskHeaders(BaseModel):
             alias="x-story",
             description="Why it was a dead letter before it came back, the oldest burial first.",
             max_length=10,
+        ),
+    ] = None
+    x_sent_back: Annotated[
+        XSentBack | None,
+        Field(
+            alias="x-sent-back",
+            description="By whom it was just sent back from the dead letters, and why.",
         ),
     ] = None
 
@@ -351,6 +398,7 @@ __all__ = [
     "Parcel",
     "ParcelResult",
     "Result",
+    "XSentBack",
     "Task",
     "Burial",
     "Story",
