@@ -1,5 +1,6 @@
 """A message's properties as bytes, against pamqp, which reads and writes the same."""
 
+import struct
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,9 +11,9 @@ from pamqp import encode, frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from workqueue.amqp.copies import UNENCODABLE
+from workqueue.amqp.copies import UNENCODABLE, encodable
 from workqueue.amqp.frames import START_BYTES
-from workqueue.amqp.properties import read_properties, write_properties
+from workqueue.amqp.properties import DEEPEST, PROPERTIES, read_properties, write_properties
 from workqueue.delivery import Properties
 
 WORDS = st.text(max_size=20)
@@ -47,6 +48,26 @@ def test_what_a_sender_says_is_read_as_the_client_library_reads_it(said: dict[st
 @given(st.binary(max_size=60))
 def test_whatever_bytes_are_in_place_of_properties_reading_them_raises_nothing(noise: bytes) -> None:
     read_properties(bytes(12) + noise)
+
+
+def nested(levels: int, *, in_list: bool) -> bytes:
+    """The content of a header frame whose headers have as many levels."""
+    table = b""
+    for _ in range(levels - 1):
+        inner = struct.pack(">I", len(table)) + table
+        inner = b"F" + inner
+        table = b"\x01a" + (b"A" + struct.pack(">I", len(inner)) + inner if in_list else inner)
+    return bytes(12) + struct.pack(">HI", PROPERTIES["headers"], len(table)) + table
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_headers_that_are_too_deep_can_not_be_read_and_others_can_be_written_again(in_list: bool) -> None:
+    most = DEEPEST // (1 + in_list)
+    read = read_properties(nested(most, in_list=in_list))
+    assert read is not None
+    assert write_properties(Basic.Properties(headers=dict(read.headers)), 0)
+    for levels in (most + 1, 480, 490, 495, 500, 2000):
+        assert read_properties(nested(levels, in_list=in_list)) is None
 
 
 @given(st.fixed_dictionaries({}, optional=MAYBE | {"user_id": WORDS}), st.integers(0, 2**40))
@@ -87,6 +108,15 @@ def test_what_can_not_be_written_is_refused_as_the_client_library_refuses_it(sai
     except UNENCODABLE as error:
         ours = type(error)
     assert ours == told
+
+
+def test_a_header_that_is_too_deep_to_be_written_is_left_out_of_a_copy() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(2000):
+        deep = {"y": deep}
+    with pytest.raises(UNENCODABLE):
+        write_properties(Basic.Properties(headers={"deep": deep}), 0)
+    assert encodable(Basic.Properties(headers={"deep": deep, "x": 1})).headers == {"x": 1}
 
 
 def test_a_table_a_number_and_a_time_are_bytes_by_themselves() -> None:

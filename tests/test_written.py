@@ -14,9 +14,9 @@ from rich.console import Console, RenderableType
 
 from tests.harness import ROOT, Site
 from tests.operators import workqueue
-from workqueue.cli.letters import grouped, listed
+from workqueue.cli.letters import grouped, listed, opened
 from workqueue.cli.tables import rendered
-from workqueue.ops.letters import Letter, groups
+from workqueue.ops.letters import Letter, Opened, groups
 
 IDS = [f"01a21971-dcf2-70d7-8b50-78d8459289c{n}" for n in range(3)]
 ERRORS = ["short", "x" * 1000, "\u4e16" * 500]
@@ -25,6 +25,11 @@ LETTERS = [
     Letter("key", id, "task-queue", "checksum", "gave-up", error, NOW, "worker1", 1, 0, "1.0.0", 150, None)
     for id, error in zip(IDS, ERRORS, strict=True)
 ]
+
+
+@pytest.mark.parametrize("body", ["", "no JSON", "[" * 10_000, "[" * 10_000 + "]" * 10_000], ids=len)
+def test_a_letter_is_shown_whatever_its_body_is(body: str) -> None:
+    assert rendered(opened(Opened(LETTERS[0], body, {}, (), "")), Console(file=io.StringIO(), width=100))
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

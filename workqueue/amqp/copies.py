@@ -12,7 +12,7 @@ from workqueue.amqp.properties import write_properties
 
 log = logging.getLogger(__name__)
 
-UNENCODABLE = (TypeError, ValueError, OverflowError, struct.error)
+UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError, struct.error)
 DROPPED = "x-dropped-headers"
 MOST_NAMED = 1000  # characters of the names of what was dropped
 STORY = "x-attempts"

@@ -24,6 +24,7 @@ BASIC = 60  # the class of the methods for messages
 NOT_READ = ("user_id", "app_id")
 NOT_KEPT = ("delivery_mode", "expiration", "timestamp")
 FIXED_BYTES = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
+DEEPEST = 100  # levels of headers: each is a call of a call, and Python has 1000 for all that goes on
 CONTENT = struct.Struct(">HHQ")  # the class, the weight, the size of the body
 FLAGS = struct.Struct(">H")
 
@@ -48,7 +49,7 @@ def read_properties(content: bytes) -> Properties | None:
                 text = content[start + 1 : at].decode()
                 if kept:
                     read[name] = text
-    except (ValueError, LookupError, struct.error):
+    except (ValueError, LookupError, struct.error, RecursionError):
         return None
     return Properties(**read)
 
@@ -62,8 +63,16 @@ def properties_of(flags: int) -> list[tuple[str, int, bool]]:
 
 @lru_cache(maxsize=16)
 def table(content: bytes) -> Mapping[str, Any]:
-    """Headers. Most messages have the same ones, and to read them takes as long as to read all else."""
-    return decode.field_table(content)[1]
+    """Headers. Most messages have the same ones, and to read them takes as long as to read all else. Raises as pamqp
+    does, and ValueError for those that are deeper than what writes, compares or checks them can follow."""
+    read: Mapping[str, Any] = decode.field_table(content)[1]
+    level: list[Any] = [read]
+    for _ in range(DEEPEST):
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)
+                 if isinstance(inner, dict | list)]  # fmt: skip
+        if not level:
+            return read
+    raise ValueError(f"headers of more than {DEEPEST} levels")
 
 
 def write_properties(properties: Basic.Properties, body_bytes: int) -> bytes:

@@ -79,7 +79,7 @@ def opened(found: Opened) -> RenderableType:
 def _body(text: str) -> list[str]:
     try:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False).splitlines()
-    except ValueError:
+    except (ValueError, RecursionError):
         return text.splitlines() or ["(empty)"]
 
 
