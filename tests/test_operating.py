@@ -22,7 +22,7 @@ from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
 from workqueue.ledger import Claimed, open_ledger
 from workqueue.ops.workers import workers
-from workqueue.settings import Settings
+from workqueue.settings import Settings, hide_password
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
 from workqueue.testing.proxy import Proxy
@@ -610,13 +610,14 @@ async def test_a_redrive_whose_connection_is_cut_stops_says_so_and_is_asked_for_
     assert fast.ended() == {one["id"]: 1 for one in tasks}
 
 
-async def test_who_waits_for_the_letters_and_is_cut_off_meanwhile_is_told_so_in_a_line(
+async def test_who_waits_for_the_letters_and_is_cut_off_meanwhile_is_told_so_in_a_line_that_names_the_broker(
     fast: Site, node: Broker
 ) -> None:
     await fast.worker("one")
     async with for_itself(Settings(amqp_uri=(fast.uri,)), fast.dead_queue, "first"), Proxy(node.port) as proxy:
         uri = fast.uri.replace(f":{node.port}/", f":{proxy.port}/")
-        process = await start(fast, "dead", "list", AMQP_URI=uri)
+        nobody = fast.uri.replace(f":{node.port}/", ":1/")
+        process = await start(fast, "dead", "list", AMQP_URI=f"{nobody},{uri}")
         waiting = f"desk-{process.pid} locks"
         await until(lambda: proxy.named(waiting), "it waits", 30)
         await asyncio.sleep(1.0)
@@ -625,6 +626,7 @@ async def test_who_waits_for_the_letters_and_is_cut_off_meanwhile_is_told_so_in_
         _, err = await process.communicate()
     assert process.returncode == 3
     assert b"fault of its own" not in err
+    assert f"no broker: {hide_password(uri)}: ".encode() in err  # which answered, and not the first that is named
 
 
 async def test_letters_that_are_the_same_are_all_moved(fast: Site) -> None:

@@ -27,7 +27,7 @@ from workqueue.amqp.handshake import GONE, lost, words
 from workqueue.amqp.lane import Declaration, Lane
 from workqueue.amqp.topology import place
 from workqueue.errors import BrokerRefused, BrokerUnreachable, WorkQueueError
-from workqueue.settings import Settings, hide_password
+from workqueue.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ async def for_itself(settings: Settings, queue: str, name: str, *checks: Declara
         except TimeoutError:
             raise QueueHeld(queue, LOCK_WAIT_S) from None
         except GONE as error:
-            raise BrokerUnreachable(hide_password(settings.amqp_uri[0]), words(error)) from error
+            raise BrokerUnreachable(place(lane.connection), words(error)) from error
         yield
     finally:
         await link.end()
@@ -199,7 +199,7 @@ async def hold(settings: Settings, queue: str, name: str) -> AsyncIterator[Held]
             way_out = "it is another connection's own; close that: rabbitmqctl list_queues name exclusive owner_pid"
             raise BrokerRefused(f"queue {queue!r} can't be looked at", 405, words(error), way_out) from error
         except GONE as error:
-            raise BrokerUnreachable(hide_password(settings.amqp_uri[0]), words(error)) from error
+            raise BrokerUnreachable(place(lane.connection), words(error)) from error
         yield held
         await held.end()
     finally:
