@@ -65,6 +65,11 @@ async def test_concurrency_and_only_name_operations(two: Site) -> None:
             "--only='do_chor': no such receive operation; the contract has do_errand, do_chore",
         ),
         (("--concurrency", "do=2"), {}, "--concurrency='do': no such receive operation; the contract has do_errand"),
+        (
+            ("--only", "do_chore", "--concurrency", "do_errand=2"),
+            {},
+            "--concurrency='do_errand': --only leaves that operation out; name it there too",
+        ),
         ((), {"WITHOUT": "do_chore"}, "the handlers are for 'do_errand', and the contract's receive operations are "),
         ((), {"WITH": "do_more"}, "the handlers are for 'do_errand', 'do_chore', 'do_more', and the contract's "),
         ((), {"FAILS": "never"}, "is of type async_generator, and no asynchronous context manager; give a function"),

@@ -98,9 +98,12 @@ def _counts(given: Iterable[tuple[str | None, int]], only: Collection[str], know
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
             raise SettingInvalid(flag, unknown, f"no such receive operation; the contract has {', '.join(known)}")
+    left_out = next((name for name in named if name not in only), None)
+    if left_out is not None:
+        raise SettingInvalid("--concurrency", left_out, "--only leaves that operation out; name it there too")
     counts = dict.fromkeys(only, 1)
     for name, number in sorted(given, key=lambda one: one[0] is not None):  # what is said of one counts for that
-        counts |= {each: number for each in (counts if name is None else [name]) if each in counts}
+        counts |= {each: number for each in (counts if name is None else [name])}
     return counts
 
 
