@@ -14,7 +14,7 @@ import pytest
 from tests.harness import CHORES, ERRANDS
 from workqueue.contract import Contract
 from workqueue.errors import LedgerLost
-from workqueue.ledger import Claimed, LedgerBusy
+from workqueue.ledger import Claimed, Ledger, LedgerBusy
 from workqueue.ledger.board import Seen
 from workqueue.ledger.none import NoLedger
 from workqueue.ledger.sqlite import SqliteLedger
@@ -24,7 +24,7 @@ from workqueue.ops import workers
 from workqueue.tasks.events import Dead, Done, Event, HandedBack, Ready, Retrying, Skipped, Told
 from workqueue.tasks.progress import LEFT_OUT, Progress
 from workqueue.testing import until
-from workqueue.worker import heartbeat
+from workqueue.worker import heartbeat, serving
 from workqueue.worker.crew import Crew, Job
 from workqueue.worker.heartbeat import Heartbeat
 
@@ -100,9 +100,9 @@ def running(task_id: UUID, fence: int = 1) -> Any:
     )  # fmt: skip
 
 
-def crew_with(scope: Any) -> Crew:
+def crew_with(*scopes: Any) -> Crew:
     crew: Any = Crew()
-    crew.running = lambda: [scope]
+    crew.running = lambda: list(scopes)
     return cast(Crew, crew)
 
 
@@ -149,37 +149,6 @@ async def test_a_tasks_progress_is_that_of_its_own_attempt_by_a_worker_that_is_t
     await ledger.close()
 
 
-async def test_checkpoints_are_saved_by_the_beat_that_tells_them_and_not_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(heartbeat, "BEAT_S", 0.001)
-    ledger, task_id, saved = SqliteLedger(str(tmp_path / "ledger.db")), UUID(int=7), list[str]()
-    claim = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
-    assert isinstance(claim, Claimed)
-    scope = running(task_id, claim.fence)
-
-    async def save(task_id: UUID, fence: int, checkpoint: str) -> bool:
-        saved.append(checkpoint)
-        return await SqliteLedger.save(ledger, task_id, fence, checkpoint)
-
-    monkeypatch.setattr(ledger, "save", save)
-    worker = beating(ledger, crew_with(scope))
-    task = asyncio.ensure_future(worker.beat(lambda error: None))
-    await asyncio.sleep(0.05)
-    assert saved == []
-    for checkpoint in ("[1]", "[2]"):
-        scope.progress.told(None, None, json.loads(checkpoint))
-        await until(lambda: scope.progress.unsaved is None, "it is saved")
-    await asyncio.sleep(0.05)
-    assert saved == ["[1]", "[2]"]
-    assert await ledger.release(task_id, claim.fence)
-    again = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
-    assert isinstance(again, Claimed)
-    assert again.checkpoint == "[2]"
-    task.cancel()
-    await ledger.close()
-
-
 class Broken:
     """A ledger whose board fails so often, and then no more; nothing else `answers` before."""
 
@@ -200,6 +169,85 @@ class Broken:
 
     async def seen(self, within_s: float) -> list[Seen]:
         return []
+
+
+class Locked(Broken):
+    """A ledger where somebody has the row of task 7, and a statement waits for it until it is `over`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.over, self.released = False, asyncio.Event(), list[UUID]()
+
+    async def save(self, task_id: UUID, *_: object) -> bool:
+        if task_id == UUID(int=7):
+            self.asked = True
+            await self.over.wait()
+            raise LedgerBusy("canceling statement due to lock timeout")
+        return True
+
+    async def release(self, task_id: UUID, *_: object) -> bool:
+        self.released.append(task_id)
+        return True
+
+
+async def test_checkpoints_are_saved_within_a_beat_and_not_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.001)
+    ledger, task_id, saved = SqliteLedger(str(tmp_path / "ledger.db")), UUID(int=7), list[str]()
+    claim = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
+    assert isinstance(claim, Claimed)
+    scope = running(task_id, claim.fence)
+
+    async def save(task_id: UUID, fence: int, checkpoint: str) -> bool:
+        saved.append(checkpoint)
+        return await SqliteLedger.save(ledger, task_id, fence, checkpoint)
+
+    monkeypatch.setattr(ledger, "save", save)
+    worker = beating(ledger, crew_with(scope))
+    task = asyncio.ensure_future(worker.save(lambda error: None))
+    await asyncio.sleep(0.05)
+    assert saved == []
+    for checkpoint in ("[1]", "[2]"):
+        scope.progress.told(None, None, json.loads(checkpoint))
+        await until(lambda: scope.progress.unsaved is None, "it is saved")
+    await asyncio.sleep(0.05)
+    assert saved == ["[1]", "[2]"]
+    assert await ledger.release(task_id, claim.fence)
+    again = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
+    assert isinstance(again, Claimed)
+    assert again.checkpoint == "[2]"
+    task.cancel()
+    await ledger.close()
+
+
+async def test_a_task_whose_row_is_locked_keeps_neither_other_checkpoints_nor_the_worker_from_the_ledger(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Somebody's transaction that does not end: who asks for its row waits, and is told that the ledger is busy."""
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.001)
+    ledger, locked, free, fatal = Locked(), running(UUID(int=7)), running(UUID(int=8)), list[BaseException]()
+    for scope in (locked, free):
+        scope.progress.told(None, None, 1)
+    worker = beating(ledger, crew_with(locked, free))
+    tasks = [asyncio.ensure_future(each(fatal.append)) for each in (worker.beat, worker.save)]
+    await until(lambda: ledger.asked, "it waits for the row")
+    puts = ledger.put_count
+    await until(lambda: ledger.put_count > puts + 1, "it is there meanwhile")
+    ledger.over.set()
+    await until(lambda: free.progress.unsaved is None, "the other is saved")
+    assert locked.progress.unsaved == "1"
+    for task in tasks:
+        task.cancel()
+    assert fatal == []
+
+
+async def test_a_task_whose_row_is_locked_keeps_no_other_claim_from_being_released() -> None:
+    ledger, locked, free = Locked(), running(UUID(int=7)), running(UUID(int=8))
+    locked.progress.told(None, None, 1)
+    ledger.over.set()
+    await serving._release(cast(Ledger, ledger), [locked, free])
+    assert ledger.released == [UUID(int=8)]
 
 
 async def test_a_busy_board_is_said_once_and_tried_again(

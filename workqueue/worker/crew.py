@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from workqueue.amqp.wire import Wire
 from workqueue.application import operation_of
 from workqueue.contract import Receive
-from workqueue.ledger import Ledger
+from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Stopped
 from workqueue.tasks.processor import Guard
@@ -61,9 +62,10 @@ class Crew:
         return 0 if guard is None else guard.waiting
 
     async def save(self, ledger: Ledger) -> None:
-        """Save the latest checkpoints of what runs. Raises LedgerBusy."""
+        """Save the latest checkpoints of what runs. One whose row is locked is no reason to miss the others."""
         for scope in self.running():
-            await scope.progress.save(ledger, scope.task_id, scope.fence)
+            with suppress(LedgerBusy):
+                await scope.progress.save(ledger, scope.task_id, scope.fence)
 
     def held_s(self) -> list[tuple[str, float]]:
         """How long each task has run, with its operation. For any thread."""

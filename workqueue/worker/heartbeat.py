@@ -64,6 +64,16 @@ class Heartbeat:
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
             fatal(error)
 
+    async def save(self, fatal: Callable[[BaseException], object]) -> None:
+        """Keep the checkpoints of what runs, until it is cancelled. Beside `beat`: who waits for a task's row that is
+        locked is there all the same."""
+        try:
+            while True:
+                await self.crew.save(self.ledger)
+                await asyncio.sleep(BEAT_S)
+        except Exception as error:  # noqa: BLE001  # as above
+            fatal(error)
+
     async def _take_over(self) -> None:
         """One of this name that died on this host is replaced by this one, also once that has ended."""
         for seen in await self.ledger.board.seen(RECENT_S):
@@ -76,7 +86,6 @@ class Heartbeat:
 
     async def _put(self) -> bool:
         try:
-            await self.crew.save(self.ledger)
             await self.ledger.board.put(self.id, self.name, json.dumps(self.told()))
         except LedgerBusy as error:
             self._failures += 1

@@ -88,8 +88,9 @@ class Serving:
             self._health.not_consumed = wire.not_consumed
             orders = Orders(self._name, ready.queues, ledger, self._crew, wire, self._health, self._tell)
             await orders.first()
-            for always in (orders.obey(self._ending.set), _listen(self._name), heartbeat.beat(self._ending.set)):
-                _begin(always, closing)
+            for always in (orders.obey, heartbeat.beat, heartbeat.save):
+                _begin(always(self._ending.set), closing)
+            _begin(_listen(self._name), closing)
             code, drained = await self._until_told(crews, wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
                 await stop(crews, within_s=CLOSE_S / 4)
@@ -180,12 +181,13 @@ def _begin(always: Coroutine[Any, Any, None], closing: AsyncExitStack) -> None:
 
 
 async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
-    with suppress(LedgerBusy, TimeoutError):  # the leases end by themselves
+    with suppress(TimeoutError):
         async with asyncio.timeout(RELEASE_S):
             for scope in scopes:
-                if (checkpoint := scope.progress.unsaved) is not None:
-                    await ledger.save(scope.task_id, scope.fence, checkpoint)
-                await ledger.release(scope.task_id, scope.fence)
+                with suppress(LedgerBusy):  # the lease ends by itself
+                    if (checkpoint := scope.progress.unsaved) is not None:
+                        await ledger.save(scope.task_id, scope.fence, checkpoint)
+                    await ledger.release(scope.task_id, scope.fence)
 
 
 def _release_from_thread(settings: Settings, scopes: list[Scope]) -> None:
