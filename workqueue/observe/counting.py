@@ -3,14 +3,14 @@
 from bisect import bisect_left
 from collections import Counter
 
-from workqueue.tasks.events import Dead, Done, Event, Listener, Retrying, Told
+from workqueue.tasks.events import Dead, Event, Listener, Told, is_run
 
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 """Of the buckets of durations: to each belongs what took at most so long; the last one has the rest."""
 
 
 class Durations:
-    """How long the attempts of one operation took: `counts` by bucket, and the sum of all."""
+    """How long the runs of one operation's handler took: `counts` by bucket, and the sum of all."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS_S) + 1)
@@ -19,7 +19,7 @@ class Durations:
 
 class Counting:
     """A listener that counts events, and tells the next. `of` counts by operation and kind of event, `dead` by
-    operation and reason; `took` has the attempts that ended, by operation."""
+    operation and reason; `took` has the runs of handlers, by operation."""
 
     def __init__(self, tell: Listener) -> None:
         self._tell = tell
@@ -34,13 +34,12 @@ class Counting:
 
     def _count(self, told: Event) -> None:
         operation, what = told.operation, told.what
-        kind = type(what)
-        self.of[operation, kind] += 1
-        if kind is Done or kind is Retrying or kind is Dead:
+        self.of[operation, type(what)] += 1
+        if is_run(what):
             took = self.took.get(operation)
             if took is None:
                 took = self.took[operation] = Durations()
             took.counts[bisect_left(BOUNDS_S, told.took_s)] += 1
             took.sum_s += told.took_s
-            if isinstance(what, Dead):
-                self.dead[operation, what.reason] += 1
+        if isinstance(what, Dead):
+            self.dead[operation, what.reason] += 1

@@ -63,7 +63,7 @@ class Numbers(Collector):
             "workqueue_dead_letters", "Dead letters made, by reason.", labels=["queue", "reason"]
         )
         took = HistogramMetricFamily(
-            "workqueue_attempt_seconds", "From delivery to settlement, of attempts that ended.", labels=["queue"]
+            "workqueue_attempt_seconds", "From delivery to settlement, where a handler ran.", labels=["queue"]
         )
         for operation, (queue, _) in source.queues.items():
             for kind, outcome in OUTCOMES.items():

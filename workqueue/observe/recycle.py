@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from workqueue.tasks.events import Dead, Done, Event, Listener, Retrying, Told
+from workqueue.tasks.events import Event, Listener, Told, is_run
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Recycle:
 
     def __call__(self, told: Told) -> None:
         self._tell(told)
-        if isinstance(told, Event) and isinstance(told.what, (Done, Retrying, Dead)) and not self._over:
+        if isinstance(told, Event) and is_run(told.what) and not self._over:
             self._ended += 1
             if why := self._reason():
                 self._over = True

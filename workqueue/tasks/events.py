@@ -101,6 +101,13 @@ class HandedBack:
 What = Started | Running | Done | Retrying | Dead | Cancelled | Skipped | Delayed | LostClaim | HandedBack
 
 
+def is_run(what: What) -> bool:
+    """Whether it is what a run of a handler came to. One that is handed back may have run, or not."""
+    return isinstance(what, Done | Retrying | Cancelled | LostClaim) or (
+        isinstance(what, Dead) and what.reason in ("failed", "gave-up")
+    )
+
+
 class Event(NamedTuple):
     """What became of a message. `kind` and `id` are the task's; of what is no task, `message` and the sender's id of
     the message, if it has one. `took_s` is since it was delivered. `span` has the ids of its trace and span, in hex,
