@@ -67,6 +67,7 @@ def test_the_worker_takes_its_numbers_from_the_spec(receive: contract.Receive) -
         if "x-time-limit-s" in schema
     }
     assert len(receive.time_limits_s) == len(SCHEMAS["Task"]["properties"]["payload"]["oneOf"])
+    assert receive.kinds == receive.time_limits_s.keys()
     assert WORKER.version == WORKER_SPEC["info"]["version"]
 
 

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +16,15 @@ from uuid import UUID, uuid4
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from tests.harness import Site, simulate
+from tests.harness import ERRANDS, Site, simulate
 from tests.operators import ask, workqueue
 from tests.test_refusals import user_of
 from workqueue import contract
 from workqueue.contract import Queue
 from workqueue.dev.node import Node
 from workqueue.ledger import Sent, open_ledger
-from workqueue.ops.doctor import _at_work
+from workqueue.ledger.board import Overdue
+from workqueue.ops.doctor import _at_work, _gone, _limits
 from workqueue.ops.status import Status
 from workqueue.ops.workers import Worker
 from workqueue.settings import Settings
@@ -30,6 +32,7 @@ from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
 
 LIMIT = "x-delivery-limit"
+RECEIVE = contract.load("tests.generated.worker").receives[ERRANDS.queue.name]
 
 
 async def findings(site: Site) -> dict[str, dict[str, Any]]:
@@ -174,6 +177,28 @@ async def test_tasks_whose_messages_are_gone_are_found(fast: Site) -> None:
         assert "restart the node of its leader" in found["way_out"]
     await fast.publish(json.dumps(simulate(1)[0]).encode())  # what waits behind others is not gone
     assert not [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
+
+
+LIMITS: dict[str, Mapping[str | None, float]] = {"of each kind": {"nap": 60.0}, "of all": {None: 60.0}, "none": {}}
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_stranded_tasks_are_found_whatever_limits_their_kind_has(limits: Mapping[str | None, float]) -> None:
+    receive = replace(RECEIVE, time_limits_s=limits)
+    now: Any = SimpleNamespace(at=datetime.now(UTC), queues=[SimpleNamespace(queue=receive.queue.name, ready=0)])
+    project: Any = SimpleNamespace(receives={receive.queue.name: receive})
+    (found,) = _gone(project, now, [Overdue("nap", 7, time.time() - 7200, "x"), Overdue("another's", 7, 0.0, "y")])
+    assert found.said.startswith("tasks of kind nap wait in the ledger, for up to 2.0 h")
+
+
+@pytest.mark.parametrize(("limits", "may"), [({"nap": 3600.0}, "take 3600 s"), ({}, "run for ever")])
+def test_a_kind_without_a_limit_is_told_of_as_a_long_one_is_where_there_is_no_ledger(
+    limits: Mapping[str | None, float], may: str
+) -> None:
+    receive = replace(RECEIVE, time_limits_s={**dict.fromkeys(RECEIVE.kinds - {"nap"}, 1800.0), **limits})
+    project: Any = SimpleNamespace(receives={receive.queue.name: receive}, has_ledger=False)
+    (found,) = _limits(project)
+    assert found.said.startswith(f"a task of kind nap may {may}; RabbitMQ delivers again")
 
 
 async def test_a_ledger_that_the_workers_do_not_share_and_none_at_all_are_found(fast: Site) -> None:

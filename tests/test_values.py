@@ -387,6 +387,19 @@ def test_the_innermost_time_limit_holds() -> None:
     assert limits({"type": "object", "x-time-limit-s": 3}) == {None: 3.0}
 
 
+@pytest.mark.parametrize(
+    ("payload", "found"),
+    [
+        ({"oneOf": [{**kind("a"), "x-time-limit-s": 1}, kind("b")]}, {"a", "b"}),
+        (kind("a"), {"a"}),
+        ({"type": "object"}, {"task"}),
+        ({"oneOf": [{"type": "object"}, {"type": "array"}]}, {"task"}),
+    ],
+)
+def test_a_kind_needs_no_time_limit_to_be_one(payload: dict[str, Any], found: set[str]) -> None:
+    assert kinds.names(payload, {}) == found
+
+
 def test_a_limit_that_no_task_would_be_held_to_is_told() -> None:
     lost = {**kind("a", below={"type": "object", "x-time-limit-s": 1})}
     (line,) = kinds.unreachable_limits({"properties": {"payload": {"oneOf": [lost, kind("b")]}}}, {})

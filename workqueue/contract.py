@@ -101,6 +101,8 @@ class Receive:
     crash_limit: int
     tag: str | None
     """The property of a payload whose constant names its kind; None if nothing tells the kinds apart."""
+    kinds: frozenset[str]
+    """As lines and the ledger have them."""
     time_limits_s: Mapping[str | None, float]
     """By kind; `None` is for the kinds that state no limit of their own."""
 
@@ -216,11 +218,15 @@ class _Reader:
             lease_s=float(operation["x-lease-s"]),
             crash_limit=int(operation["x-crash-limit"]),
             tag=self._tag(_only(channel)),
+            kinds=kinds.names(self._payload(_only(channel)), self._schemas),
             time_limits_s=kinds.time_limits_s(payload, self._schemas),
         )
 
     def _tag(self, message: Mapping[str, Any]) -> str | None:
-        return kinds.payload_tag(kinds.field(message["payload"], "payload", self._schemas) or {}, self._schemas)
+        return kinds.payload_tag(self._payload(message), self._schemas)
+
+    def _payload(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        return kinds.field(message["payload"], "payload", self._schemas) or {}
 
     def _message(self, message: Mapping[str, Any]) -> Message:
         envelope, result = self._target(message["payload"]), message.get("x-result")

@@ -9,6 +9,8 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 LIMIT = "x-time-limit-s"
+UNTOLD = "task"
+"""In lines and in the ledger, the kind of a task that nothing tells from others."""
 
 
 def target(schema: Schema, schemas: Schema) -> Schema:
@@ -82,6 +84,13 @@ def text(value: Any) -> str:
 def payload_tag(schema: Schema, schemas: Schema) -> str | None:
     """The property that tells the kinds of this payload apart; None if nothing does."""
     return tag(list(options(schema, schemas)))
+
+
+def names(payload: Schema, schemas: Schema) -> frozenset[str]:
+    """The kinds of this payload, as lines and the ledger have them."""
+    found = list(options(payload, schemas))
+    name = tag(found)
+    return frozenset([UNTOLD] if name is None else (text(value) for one in found for value in one[name]))
 
 
 def options(schema: Schema, schemas: Schema) -> Iterator[dict[str, tuple[Any, ...]]]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 from uuid_utils.compat import uuid7
 
-from workqueue import codec
+from workqueue import codec, kinds
 from workqueue.amqp.wire import Producer, Wire
 from workqueue.codec import Body, ModelCodec, Undecodable, printable
 from workqueue.codec.models import as_json
@@ -100,7 +100,7 @@ class Operation:
         """Raises TaskInvalid if the task breaks the contract, or would not arrive as what was given."""
         body = self._codec.encode(task)
         task_id = task.id if type(task.id) is UUID else UUID(body.message_id)
-        return Outgoing(task_id, self.send.kind_of(task.payload) or "task", body, self.name, is_new)
+        return Outgoing(task_id, self.send.kind_of(task.payload) or kinds.UNTOLD, body, self.name, is_new)
 
 
 class Sender:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from workqueue import kinds
 from workqueue.amqp.probe import Probe, probe
 from workqueue.amqp.topology import BROKERS_LIMIT, LIMIT
 from workqueue.errors import LedgerDiffers
@@ -185,7 +186,7 @@ def _gone(project: Project, now: Status, found: Iterable[Overdue]) -> Iterator[F
     """Tasks that the ledger has waiting while none of the queues that their kind comes from has a message ready."""
     ready = {queue.queue: queue.ready for queue in now.queues}
     for one in found:
-        queues = [receive.queue.name for receive in project.receives.values() if one.kind in receive.time_limits_s]
+        queues = [receive.queue.name for receive in project.receives.values() if one.kind in receive.kinds]
         if not queues or any(ready.get(queue) != 0 for queue in queues):
             continue  # of another project that shares the ledger, or just behind others
         hours = (now.at.timestamp() - one.since) / 3600
@@ -219,9 +220,10 @@ def _limits(project: Project) -> Iterable[Finding]:
     if project.has_ledger:
         return  # a task that runs for longer is delivered again, and its claim keeps it from being run again
     for receive in project.receives.values():
-        for kind, limit_s in receive.time_limits_s.items():
-            if limit_s > CONSUMER_TIMEOUT_S:
-                said = (
-                    f"{kind or 'a task'} may take {limit_s:g} s; RabbitMQ delivers again what is not acked in 1,800 s"
-                )
-                yield Finding("time limit", "warning", said, "use a ledger, or raise the broker's consumer_timeout")
+        for kind in sorted(receive.kinds):
+            limit_s = receive.time_limit_s(kind)
+            if limit_s is None or limit_s > CONSUMER_TIMEOUT_S:
+                may = "run for ever" if limit_s is None else f"take {limit_s:g} s"
+                said = f"a task of kind {kind} may {may}; RabbitMQ delivers again what is not acked in 1,800 s"
+                way_out = f"use a ledger, or state a shorter {kinds.LIMIT}, or raise the broker's consumer_timeout"
+                yield Finding("time limit", "warning", said, way_out)

@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any, Generic
 from uuid import uuid4
 
-from workqueue import codec, delivery
+from workqueue import codec, delivery, kinds
 from workqueue.codec import ERROR_LIMIT, Schema, Undecodable
 from workqueue.contract import Receive
 from workqueue.delivery import Delivery
@@ -78,7 +78,7 @@ class Guard(Generic[T]):
                 kind, name = "message", arrived.message_id or ""
                 what = await self._at_sight(arrived) or await self._refuse(arrived, Bury(task.reason, task.error))
             else:
-                kind, name = self._receive.kind_of(task.payload) or "task", str(task.id)
+                kind, name = self._receive.kind_of(task.payload) or kinds.UNTOLD, str(task.id)
                 seen = None if _is_plain(arrived) else await self._at_sight(arrived)
                 what = seen or await self._take(Received(task, task.id, arrived, kind, name))
             took_s = time.perf_counter() - began
