@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from workqueue.client.submit import Account, Feed, submit
-from workqueue.errors import BrokerUnreachable, InputInvalid, NotSent, SendUnknown, WorkQueueError
+from workqueue.errors import BrokerUnreachable, InputInvalid, NoBroker, NotSent, SendUnknown, WorkQueueError
 
 WAIT_S = 20.0
 
@@ -290,6 +290,15 @@ async def test_one_that_stays_unconfirmed_ends_the_reading_and_those_under_way_m
     assert list(map(str, sending.problems)) == [str(broker.errors[7])]
 
 
+async def test_what_no_broker_was_given_is_not_unknown(broker: Broker) -> None:
+    broker.open.set()
+    broker.errors = {7: NoBroker("7", "no broker within 2 s"), 8: SendUnknown("8", 2)}
+    sending = Sending(broker, range(9), window=9)
+    await sending.end()
+    assert sending.account == Account(confirmed=7, unknown=1, unsent=1, complete=False)
+    assert str(sending.account) == "7 confirmed, 0 refused, 1 unknown, 1 not sent, the rest not tried"
+
+
 async def test_a_broker_out_of_reach_is_raised_once_everything_is_counted(broker: Broker) -> None:
     broker.open.set()
     broker.errors = {number: BrokerUnreachable("amqp://host", "refused") for number in range(20, 10**4)}
@@ -298,7 +307,7 @@ async def test_a_broker_out_of_reach_is_raised_once_everything_is_counted(broker
         await sending.end()
     account = sending.account
     assert account.confirmed == 20
-    assert account.unknown == len(broker.given) - 20
+    assert account.unsent == len(broker.given) - 20
     assert not account.complete
     assert "the rest not tried" in str(account)
 

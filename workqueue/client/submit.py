@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from workqueue.errors import InputInvalid, NoBroker, NotSent, SendUnknown, WorkQueueError
+from workqueue.errors import BrokerUnreachable, InputInvalid, NoBroker, NotSent, SendUnknown, WorkQueueError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -19,19 +19,21 @@ class Account:
     """What became of everything that was to be sent, in tasks.
 
     `confirmed`: the broker has them. `refused`: it has not, and will not (or they break the contract). `unknown`: the
-    deadline passed without a word. `unread`: input that is no task. `complete` is False when sending stopped early,
-    so that there may be more input than was counted.
+    deadline passed without a word. `unsent`: there was no broker to send them to. `unread`: input that is no task.
+    `complete` is False when sending stopped early, so that there may be more input than was counted.
     """
 
     confirmed: int = 0
     refused: int = 0
     unknown: int = 0
+    unsent: int = 0
     unread: int = 0
     complete: bool = True
 
     def __str__(self) -> str:
         parts = [f"{self.confirmed} confirmed", f"{self.refused} refused", f"{self.unknown} unknown"]
-        parts += [f"{self.unread} unreadable"] * bool(self.unread) + ["the rest not tried"] * (not self.complete)
+        parts += [f"{self.unsent} not sent"] * bool(self.unsent) + [f"{self.unread} unreadable"] * bool(self.unread)
+        parts += ["the rest not tried"] * (not self.complete)
         return ", ".join(parts)
 
 
@@ -129,9 +131,9 @@ async def submit(
 ) -> None:
     """Send them all, at most `window` unconfirmed at a time, and count into `account`.
 
-    Each refused or unreadable one is told to `problem` and stops nothing. The first that stays unconfirmed until its
-    deadline ends the reading of more: the broker takes nothing any more. Raises BrokerUnreachable. Cancelled, it
-    counts what was under way as unknown.
+    Each refused or unreadable one is told to `problem` and stops nothing. The first that stays unconfirmed, or unsent,
+    until its deadline ends the reading of more: the broker takes nothing any more. Raises BrokerUnreachable. Cancelled,
+    it counts what was under way as unknown.
     """
     submission = Submission(source, send, account, problem)
     try:
@@ -186,7 +188,10 @@ class Submission(Generic[T]):
                 self._account.refused += 1
                 self._problem(error)
                 return
-            self._account.unknown += 1
+            if isinstance(error, NoBroker | BrokerUnreachable):
+                self._account.unsent += 1
+            else:
+                self._account.unknown += 1
             self._account.complete = False
             self._source.stop()
             if isinstance(error, SendUnknown | NoBroker):

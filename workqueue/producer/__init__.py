@@ -136,7 +136,7 @@ async def _produce(
         with _output("standard output"):
             follower.print_table()
             sys.stdout.flush()
-    if account.unknown:
+    if account.unknown or account.unsent:
         return BrokerUnreachable.exit_code
     if account.unread:
         return InputInvalid.exit_code
