@@ -44,16 +44,6 @@ def test_several_brokers_are_kept_in_their_order() -> None:
     )
 
 
-def test_a_flag_beats_the_environment_and_none_is_no_flag() -> None:
-    environment = {"WORKQUEUE_WINDOW": "7", "WORKQUEUE_DRAIN_S": "7"}
-    settings = Settings.load(environment, window=8, drain_s=None)
-    assert (settings.window, settings.drain_s) == (8, 7.0)
-    with pytest.raises(SettingInvalid, match=r"^--window='0': "):
-        Settings.load(environment, window=0)
-    with pytest.raises(TypeError, match="colour"):
-        Settings.load({}, colour="red")
-
-
 BAD: list[tuple[str, str, str]] = [
     *(
         (f"WORKQUEUE_{name}", value, NUMBER_S)

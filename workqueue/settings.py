@@ -81,23 +81,17 @@ class Settings:
         return scheme == "sqlite" and path.startswith(ledger) and (rest in beside or rest.startswith(".holders/"))
 
     @classmethod
-    def load(
-        cls, environment: Mapping[str, str] = os.environ, *, project: Path | None = None, **flags: Any
-    ) -> "Settings":
-        """Read AMQP_URI, LEDGER_URL and WORKQUEUE_<FIELD>; a flag that is not None wins. Raises SettingInvalid.
+    def load(cls, environment: Mapping[str, str] = os.environ, *, project: Path | None = None) -> "Settings":
+        """Read AMQP_URI, LEDGER_URL and WORKQUEUE_<FIELD>. Raises SettingInvalid.
 
         The default ledger belongs to `project`, whatever the current folder is; a relative path of LEDGER_URL is
         resolved here, once, so that a handler's os.chdir does not move it.
         """
         values: dict[str, Any] = {}
         for field in fields(cls):
-            variable = _variable(field.name)
-            flag = flags.pop(field.name, None)
-            name, text = (f"--{field.name}", str(flag)) if flag is not None else (variable, environment.get(variable))
-            if text:
+            name = _variable(field.name)
+            if text := environment.get(name):
                 values[field.name] = _parse(field.name, name, text)
-        if flags:
-            raise TypeError(f"no such setting: {', '.join(flags)}")
         values.setdefault("ledger_url", f"sqlite:{(project or Path()).resolve() / DEFAULT_LEDGER}")
         return cls(**values)
 
