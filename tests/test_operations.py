@@ -85,11 +85,18 @@ async def test_what_does_not_fit_the_contract_is_one_line_and_exit_2(
     assert ("Traceback" in worker.text()) == (environment.get("FAILS") == "open")
 
 
-async def test_a_lifespan_that_ends_by_itself_ends_the_worker_after_a_drain(two: Site) -> None:
+async def test_a_lifespan_that_ends_by_itself_ends_the_worker_and_what_it_has_in_hand_goes_back(two: Site) -> None:
+    (slow,) = simulate(1, seconds=3.0)
+    await two.send([slow], "--to", "send_errand")
     worker = await two.worker("w", ready=False, FAILS="later")
     assert await worker.ended() == 2
     assert "the lifespan failed: " in worker.text()
     assert "the pool broke" in worker.text()
+    heir = await two.worker("heir")
+    await two.all_end([slow])
+    assert [(note.word, note.worker) for note in two.record()] == [("start", "w"), ("start", "heir"), ("end", "heir")]
+    (done,) = await until(lambda: heir.says("done "), "it is told")
+    assert "attempt" not in done  # the first one counts for nothing
 
 
 async def test_a_lifespan_that_fails_when_it_is_left_is_told_and_changes_no_exit_code(two: Site) -> None:

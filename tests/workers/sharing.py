@@ -16,6 +16,7 @@ from workqueue.worker import run_worker
 
 Pool = dict[str, int]
 FAILS = os.environ.get("FAILS")
+begun = asyncio.Event()  # a task is in hand
 
 
 def say(what: str) -> None:
@@ -37,14 +38,14 @@ async def shared(settings: Settings) -> AsyncIterator[Pool]:
         raise ValueError("it leaks")
 
 
-async def dies(settings: Settings) -> AsyncIterator[None]:
+async def dies(settings: Settings) -> AsyncIterator[Pool]:
     async with asyncio.TaskGroup() as group:
         group.create_task(fail())
-        yield None
+        yield {"pool": 7}
 
 
 async def fail() -> NoReturn:
-    await asyncio.sleep(1)
+    await begun.wait()
     raise ValueError("the pool broke")
 
 
@@ -60,6 +61,7 @@ async def stays(settings: Settings) -> AsyncIterator[None]:
 async def errand(task: Task, context: TaskContext[Pool]) -> NapResult:
     assert context.resources == {"pool": 7}
     assert isinstance(task.payload, Nap)
+    begun.set()
     await asyncio.sleep(task.payload.seconds)
     if context.attempt <= task.payload.failures:
         raise RuntimeError("told to fail")
