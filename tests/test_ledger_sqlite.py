@@ -426,6 +426,32 @@ async def test_a_file_that_is_not_the_same_any_more_ends_the_process_with_a_line
     await ledger.close()
 
 
+def refused_while_elsewhere(path: Path, left: bytes | None) -> None:
+    """Put the file aside, begin to work with the ledger twice, and put it back."""
+    aside = path.rename(f"{path}.aside")
+    for _ in range(2):
+        if left is not None:
+            path.write_bytes(left)
+        with pytest.raises(LedgerUnreachable, match=r"it is gone, and its log .*-wal is not: put it back"):
+            SqliteLedger(str(path))
+        assert path.exists() == (left is not None)
+    aside.rename(path)
+
+
+@pytest.mark.parametrize("left", [None, b""])
+async def test_what_was_committed_last_is_kept_while_a_ledger_lies_elsewhere(path: str, left: bytes | None) -> None:
+    """It is in the log, and a new ledger beside that would be the end of it. Workers are started again meanwhile."""
+    holder, mine = SqliteLedger(path), uuid4()
+    fence = (await claimed(holder, mine)).fence
+    assert await holder.complete(mine, fence, 1, None)
+    refused_while_elsewhere(Path(path), left)
+    again = SqliteLedger(path)
+    assert [outcome.state for outcome in await again.outcomes([mine])] == ["done"]
+    assert [outcome.state for outcome in await holder.outcomes([mine])] == ["done"]
+    await again.close()
+    await holder.close()
+
+
 async def test_a_change_of_folder_changes_no_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ledger = SqliteLedger("ledger.db")

@@ -113,6 +113,7 @@ class SqliteFile:
             # Two processes that switch to WAL mode at once are both told that the other one has it locked.
             with open(self.holders / "set-up", "w") as one_at_a_time:
                 fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+                _keep_log(self.path)
                 self._guards.append(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
                 self.db = opened = self.connect(SET_UP_S)
                 self._set_up(self.db)
@@ -227,6 +228,22 @@ def identity_of(path: str, number: int) -> int:
     """A copy of the file is another ledger from then on: its number is the same, its place on the disk is not."""
     place = f"{number} {_inode(path)}".encode()
     return 2 + int.from_bytes(blake2b(place, digest_size=8).digest(), "big") % (2**31 - 2)
+
+
+def _keep_log(path: str) -> None:
+    """Raises FileNotFoundError where just the log of a database is there: SQLite would throw it away as it makes a new
+    one (https://www.sqlite.org/fileformat.html#walformat), and with it what was committed last."""
+    log = f"{path}-wal"
+    if _size(log) and not _size(path):
+        raise FileNotFoundError(f"it is gone, and its log {log} is not: put it back beside that, or move the log away")
+
+
+def _size(path: str) -> int:
+    """0 where there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _inode(path: str) -> tuple[int, int]:

@@ -103,7 +103,7 @@ def _counts(given: Iterable[tuple[str | None, int]], only: Collection[str], know
         raise SettingInvalid("--concurrency", left_out, "--only leaves that operation out; name it there too")
     counts = dict.fromkeys(only, 1)
     for name, number in sorted(given, key=lambda one: one[0] is not None):  # what is said of one counts for that
-        counts |= {each: number for each in (counts if name is None else [name])}
+        counts |= dict.fromkeys(counts if name is None else [name], number)
     return counts
 
 
