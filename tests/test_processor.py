@@ -361,7 +361,7 @@ NO_JSON = {"a date": datetime(2026, 1, 1, tzinfo=UTC), "bytes": b"\xff", "half a
 async def test_headers_that_are_wrong_and_no_json_either_become_a_dead_letter(what: Any, wrong: dict[str, Any]) -> None:
     for headers in ({**wrong, "x-story": what}, {"x-story": what, **wrong}, {**wrong, "x-story": [{"died_at": what}]}):
         bench = Bench()
-        assert await bench.take(headers=headers) == [DEAD, "ack"]
+        assert await bench.take(headers=headers) == REFUSED
         assert bench.publisher.copies[0]["headers"]["x-error"].startswith("headers: ")
 
 
@@ -554,6 +554,12 @@ async def test_a_dead_letter_that_is_sent_back_is_revived_and_begins_anew(burial
     headers = {name: value for name, value in SENT_BACK.items() if name != "x-burial"} | burial
     assert await bench.take(headers=headers) == ["claim", "revive", "claim", "run", "complete", "ack"]
     assert bench.runs[0].attempt == 1
+
+
+async def test_crashes_begin_anew_too_where_nobody_counts_them() -> None:
+    bench, letter = Bench(), SENT_BACK | {"x-reason": "crashed", "x-crashes": RECEIVE.crash_limit}
+    bench.ledger.claim_answer = claimed(None, fence=0)
+    assert await bench.take(headers=letter) == ["claim", "run", "complete", "ack"]
 
 
 async def test_a_letter_of_another_burial_revives_nothing() -> None:

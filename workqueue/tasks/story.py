@@ -35,7 +35,7 @@ TOLD: Mapping[str, Any] = {
     "x-queue": "q" * 255,
     "x-died-at": AT,
     "x-traceback": "t" * TAIL_CHARACTERS,
-    **{name: READ[name] for name in ("x-attempts", "x-waited-for")},
+    **{name: READ[name] for name in ("x-attempts", "x-crashes", "x-waited-for")},
 }
 """On a dead letter: the story of one burial. A task that came back begins without them."""
 BESIDE: Mapping[str, Any] = {"x-contract": "1.0.0", "x-dropped-headers": "n" * 1000}
