@@ -64,7 +64,7 @@ async def test_each_worker_gets_a_fair_share(site: Site) -> None:
 
 def one_at_a_time(site: Site) -> None:
     if site.receive.prefetch > 1:
-        pytest.skip("x-prefetch is above 1: tasks wait behind a slow one, and with who was first")
+        pytest.skip("x-prefetch is above 1: tasks wait behind a slow one, and with the worker that was first")
 
 
 async def test_a_slow_task_delays_no_other(site: Site) -> None:

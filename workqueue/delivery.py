@@ -2,10 +2,12 @@
 
 | how     | what the broker does                | when                                                   |
 |---------|-------------------------------------|--------------------------------------------------------|
-| ack     | forgets the message                 | it is done, or a copy on a rung or a dead letter is confirmed |
-| requeue | delivers it again, near the head    | handed back undone at the end of a drain               |
+| ack     | forgets the message                 | it is done, or a copy of it is confirmed               |
+| requeue | delivers it again, near the head    | the guard around its handler failed                    |
 | reject  | dead-letters it by the queue's arguments | its body is too large to be held, and so to be copied |
 | lost    | delivers it again                   | the channel went away first: nothing can be settled    |
+
+A copy waits on a rung, lies in the dead letters, or is back in the tasks where it was handed back undone.
 """
 
 from collections.abc import Callable, Mapping

@@ -37,7 +37,7 @@ class Settings:
     ledger_url: str = f"sqlite:{DEFAULT_LEDGER}"
     """`sqlite:PATH` for one machine, `postgresql://...` for several; `none`: a redelivered task may run twice."""
     heartbeat_s: float = 10.0
-    """A peer that is silent for three of these is gone. Half of aio-pika's default loses half the time."""
+    """A peer that is silent for one and a half of these is gone, so after 15 s."""
     reconnect_s: float = 300.0
     """How long a process that has been connected looks for a broker before it ends: longer than a broker's upgrade."""
     check_s: float = 5.0

@@ -131,7 +131,7 @@ class Link:
         """The channel that all share, or that of a new connection: waits, with growing delays, for at most
         `reconnect_s`.
 
-        Raises as `open`; BrokerUnreachable once it was ended, also to who waits already.
+        Raises as `open`; BrokerUnreachable once it was ended, also to those who wait already.
         """
         return (await self._opened()).first
 

@@ -140,8 +140,8 @@ class Consumer:
             self._fatal(WorkerFault(f"{self._tag} ended unasked: {why}; restart the worker, and report this"))
 
     async def drain(self) -> None:
-        """Take no new message. One that is in a handler goes on; one that waits here is still yielded, for who handles
-        it to hand back: what a closed channel gives back counts as a delivery."""
+        """Take no new message. One that is in a handler goes on; one that waits here is still yielded, to be handed
+        back: what a closed channel gives back counts as a delivery."""
         self._draining = True
         self._open.set()
         await self._take_no_more()

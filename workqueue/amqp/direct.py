@@ -43,7 +43,7 @@ TOKEN = "x-publish"
 TOKEN_BYTES = 64  # with its name
 FRAME_BYTES = 131_072  # RabbitMQ's own default, where the broker sets no limit
 MOST_CHANNELS = 65_535  # of a connection, by the protocol
-SPARE_CHANNELS = 2  # for who declares, and holds a marker, on channels of the library's own choice
+SPARE_CHANNELS = 2  # to declare, and to hold a marker, on channels of the library's own choice
 LEAST_CHANNELS = SPARE_CHANNELS + 3  # a queue's marker takes one of those for lanes, then the first, and a consumer's
 TOGETHER_BYTES = 65_536  # the most to be held back for one write: with more, it is not the call that takes the time
 

@@ -120,8 +120,8 @@ class Content:
 
 
 class Tap(asyncio.StreamReader):
-    """Read side of a connection. Deliveries, confirms and returns of a channel go to who is attached to its number; all
-    other frames to aiormq.
+    """Read side of a connection. Deliveries, confirms and returns of a channel go to what is attached to its number;
+    all other frames to aiormq.
 
     `heard` is set with everything that arrives, for a watch to reset. `blocked` is the broker's reason for as long as
     it reads nothing that is published here, `closed` its last word. `first` is how the peer began.

@@ -31,7 +31,7 @@ from workqueue.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LOCK_WAIT_S = 30.0  # for who holds the queue now: reading 100,000 messages takes some seconds
+LOCK_WAIT_S = 30.0  # for the one who holds the queue now: reading 100,000 messages takes some seconds
 LOCK_AGAIN_S = 0.2
 MANY = 2_000  # are asked for at a time, by one more consumer; 0 for all of them a quorum queue takes for 2,000 too
 CONSUMERS = 16  # at most. What more than 32 of one channel held comes back, on RabbitMQ 3.10, in an order that the node

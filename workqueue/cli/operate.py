@@ -46,7 +46,7 @@ def app() -> typer.Typer:
 
 def call(commands: typer.Typer, name: str, arguments: list[str]) -> int:
     """Run a command of an app of typer's, and return its exit code; every failure is one line on standard error."""
-    if sys.stdout is None:  # closed by who started it
+    if sys.stdout is None:  # closed by what started it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     try:
         code = commands(args=arguments, prog_name=name, standalone_mode=False)

@@ -106,8 +106,8 @@ class Client:
                     await asyncio.sleep(min(left_s, reconnect_delay_s(failures, random.random)))
 
     async def close(self) -> None:
-        """Close the connections. What is being sent is unknown then; who waits for a result is told. An `open` that is
-        under way comes first."""
+        """Close the connections. What is being sent is unknown then; those who wait for a result are told. An `open`
+        that is under way comes first."""
         async with self._turn():
             self._sender = self._ledger = self._results = self._recording = None
             await self._opened.aclose()

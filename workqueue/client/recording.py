@@ -39,7 +39,7 @@ class Recording:
             late.cancel()
 
     async def close(self) -> None:
-        """Write no more; who waits for it goes on."""
+        """Write no more; those who wait for it go on."""
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait([self._writing])

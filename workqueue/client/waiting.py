@@ -107,7 +107,7 @@ class Waiting:
             self._interval_s = FIRST_S
 
     async def _pause(self, at_least_s: float) -> None:
-        """Wait until the next poll is due: soon, where something has happened, and at once for who is new."""
+        """Wait until the next poll is due: soon, where something has happened, and at once for those who are new."""
         await asyncio.sleep(at_least_s)
         self._called.clear()
         try:

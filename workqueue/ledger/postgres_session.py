@@ -29,7 +29,7 @@ Ended = Callable[["Session", asyncio.Future[Answer] | None, Answer | Exception],
 
 
 def settle(answer: "asyncio.Future[Any]", outcome: Any) -> None:
-    """Give the outcome, which is raised if it is an exception, to who asked, if anybody waits still."""
+    """Give the outcome, which is raised if it is an exception, to the one who asked, if anybody waits still."""
     if answer.done():
         return
     if isinstance(outcome, Exception):
@@ -145,7 +145,7 @@ class Session:
         outcome: Answer | Exception
         try:
             outcome = self._outcome(result)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is for who has asked
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is for the one who asked
             outcome = error
         self._ended(self, answer, outcome)
 

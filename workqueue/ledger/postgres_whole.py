@@ -16,7 +16,7 @@ from workqueue.ledger.texts import text_of
 from workqueue.ledger.whole import Row, Statements, Whole
 
 LAST = 2**128 - 1
-LOCK_S = 5.0  # for who changes tasks to end: the completions of handlers, most likely
+LOCK_S = 5.0  # for those who change tasks to end: the completions of handlers, most likely
 
 TYPES = {
     "id": "uuid", "state": "text", "fence": "bigint", "crashes": "text", "worker": "text", "attempts": "integer",

@@ -1,4 +1,4 @@
-"""All of a ledger at once, for who moves it to another one: its door, its tasks, and what lies beside them."""
+"""All of a ledger at once, for those who move it to another one: its door, its tasks, and what lies beside them."""
 
 import os
 from abc import ABC, abstractmethod
@@ -55,8 +55,8 @@ class Statements:
 
     `insert` leaves a task that is known as it is. `replace` puts a row in the place of one that waits and that nobody
     has claimed, if somebody has claimed or ended this; and one that is done in the place of any that waits. `bolt`
-    refuses all changes of tasks, with a text for who tries, in place of `{}`. `used` says whether a task was claimed or
-    ended after a time. `put_note` adds none that is there.
+    refuses all changes of tasks, with a text for those who try, in place of `{}`. `used` says whether a task was
+    claimed or ended after a time. `put_note` adds none that is there.
     """
 
     now: str

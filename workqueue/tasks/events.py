@@ -54,7 +54,7 @@ class Retrying:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """It lies in `queue`. `cause` is what the last attempt failed with, for who listens in Python; None where the
+    """It lies in `queue`. `cause` is what the last attempt failed with, for those who listen in Python; None where the
     handler did not run."""
 
     reason: Reason

@@ -65,8 +65,8 @@ class Heartbeat:
             fatal(error)
 
     async def save(self, fatal: Callable[[BaseException], object]) -> None:
-        """Keep the checkpoints of what runs, until it is cancelled. Beside `beat`: who waits for a task's row that is
-        locked is there all the same."""
+        """Keep the checkpoints of what runs, until it is cancelled. Beside `beat`: a worker that waits for a
+        row that is locked is there all the same."""
         try:
             while True:
                 await self.crew.save(self.ledger)

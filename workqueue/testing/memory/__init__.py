@@ -263,7 +263,7 @@ async def run_task(
 
 
 def _sends(loaded: Contract) -> Contract:
-    """The contract of who sends what this one receives."""
+    """The contract of those who send what this one receives."""
     sends = {
         name: Send(
             receive.operation, receive.queue, receive.message, persistent=True, mandatory=True, timestamp=True,

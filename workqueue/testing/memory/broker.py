@@ -38,7 +38,7 @@ class Message:
         return {} if self.properties is None else self.properties.headers
 
     def delivered(self, tag: int, most_bytes: int) -> Arrival:
-        """As it arrives with who holds no more than `most_bytes` of a body."""
+        """As it arrives at a process that holds no more than `most_bytes` of a body."""
         properties, size = self.properties, len(self.body)
         if self.came_back and properties is not None:
             properties = properties._replace(headers={**properties.headers, "x-delivery-count": self.came_back})
