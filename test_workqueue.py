@@ -92,13 +92,16 @@ async def test_a_worker_that_joins_gets_work_at_once(site: Site) -> None:
 
 
 async def test_a_worker_that_is_killed_loses_nothing_and_its_task_is_done_by_another(site: Site) -> None:
-    tasks = site.tasks(120, seconds=0.05)
+    (slow,), quick = site.tasks(1, seconds=2.0), site.tasks(100)
     victim = await site.worker("victim")
-    await site.send(tasks)
-    await until(lambda: len(site.ended()) >= 5, "the victim is at work")
+    await site.send([slow, *quick])
+    await until(lambda: site.record(), "the victim has the first one in hand")
     victim.signal(signal.SIGKILL)
     await site.worker("heir")
-    await site.all_end(tasks)
+    await site.all_end([slow, *quick])
+    lost, again, _ = (note for note in site.record() if note.id == slow["id"])
+    assert (lost.worker, again.worker) == ("victim", "heir")
+    assert again.at - lost.at >= site.receive.rungs[0].delay_s
 
 
 async def test_sigterm_finishes_the_task_in_hand_and_takes_no_other(site: Site) -> None:
@@ -160,15 +163,18 @@ async def test_a_body_that_is_not_the_contracts_stops_nobody_and_is_found_with_i
 
 
 async def test_a_failed_task_is_tried_again_after_growing_delays_on_any_worker(fast: Site) -> None:
-    await fast.worker()
-    await fast.worker()
+    first = await fast.worker("first")
     delays_s = [rung.delay_s for rung in fast.receive.rungs][:3]
-    (failing,) = fast.tasks(1, failures=len(delays_s))
-    (line,) = await fast.run([failing])
-    assert (line["state"], line["attempts"]) == ("done", len(delays_s) + 1)
+    (failing,) = fast.tasks(1, seconds=0.5, failures=len(delays_s))
+    running = asyncio.ensure_future(fast.run([failing]))
+    await until(lambda: fast.record(), "the first worker has it in hand")
+    first.signal(signal.SIGTERM)  # it ends with this attempt
+    await fast.worker("second")
+    (line,) = await running
+    assert (line["state"], line["attempts"], line["worker"]) == ("done", len(delays_s) + 1, "second")
     starts = [note.at for note in fast.record() if note.word == "start"]
     pauses = [later - sooner for sooner, later in pairwise(starts)]
-    assert all(pause >= delay_s for pause, delay_s in zip(pauses, delays_s, strict=True)), pauses
+    assert all(pause >= 0.5 + delay_s for pause, delay_s in zip(pauses, delays_s, strict=True)), pauses
 
 
 async def test_a_handler_that_always_fails_stops_nobody_and_ends_as_a_dead_letter_with_its_story(fast: Site) -> None:

@@ -49,7 +49,8 @@ async def test_no_odd_failure_ends_the_worker_and_each_is_told(site: Site) -> No
 
         def told(name: str = name, expected: str = expected) -> bool:
             failed = [*worker.says("failed"), *plain.says("failed")]
-            return any(sent[name]["id"] in line and (expected in line or "coroutine" in line) for line in failed)
+            is_told = any(sent[name]["id"] in line and expected in line for line in failed)
+            return is_told and f", in {name}\n" in worker.text() + plain.text()  # where it was raised
 
         await until(told, f"{name} is told: {worker.text()}{plain.text()}")
     assert await stops(worker) < ENDS_S

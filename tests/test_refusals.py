@@ -144,8 +144,9 @@ async def test_a_refusal_at_the_start_is_one_line_and_exit_3_of_both_scripts(sit
     worker = await site.worker("w", ready=False, AMQP_URI=wrong)
     assert (produced.code, await worker.ended()) == (3, 3)
     for said in (produced.err, worker.text()):
-        (line,) = said.splitlines()[:1]
+        (line,) = said.splitlines()
         assert "not found (530)" in line
+        assert "rabbitmqctl add_vhost" in line
 
 
 # Publishes
