@@ -19,8 +19,8 @@ from aiormq.exceptions import (
 )
 
 from workqueue.amqp.connection import Link
-from workqueue.amqp.handshake import GONE, words
-from workqueue.amqp.topology import Asking, place
+from workqueue.amqp.handshake import GONE, place, words
+from workqueue.amqp.topology import Declaring
 from workqueue.contract import Queue
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import Settings
@@ -69,18 +69,18 @@ async def compare(settings: Settings, queues: Iterable[Queue], name: str) -> tup
     link = Link(settings, name)
     try:
         connection = (await link.open()).connection
-        asking = Asking(connection)
+        asking = Declaring(connection)
         try:
             found = [await _compare(asking, queue) for queue in queues]
             await asking.close()
         except GONE as error:
-            raise BrokerUnreachable(place(connection), words(error)) from error
+            raise BrokerUnreachable(place(connection.url), words(error)) from error
         return _server(connection), found
     finally:
         await link.end()
 
 
-async def _compare(asking: Asking, queue: Queue) -> Compared:
+async def _compare(asking: Declaring, queue: Queue) -> Compared:
     try:
         await asking.look(queue.name)
     except ChannelNotFoundEntity:
@@ -146,4 +146,4 @@ def _server(connection: AbstractConnection) -> Server:
         value = told.get(name, "?")
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
-    return Server(place(connection), text("product"), text("version"))
+    return Server(place(connection.url), text("product"), text("version"))

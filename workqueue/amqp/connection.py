@@ -11,7 +11,7 @@ from yarl import URL
 
 from workqueue.amqp.direct import LEAST_CHANNELS, DirectConnection, allowed_channels
 from workqueue.amqp.frames import Closed
-from workqueue.amqp.handshake import CLOSED, GONE, connect, lost, refused, silent, words
+from workqueue.amqp.handshake import CLOSED, GONE, connect, lost, place, refused, silent, words
 from workqueue.amqp.lane import Connection, Declaration, Lane
 from workqueue.amqp.watch import Patience, Watch
 from workqueue.errors import BrokerRefused, BrokerUnreachable
@@ -50,7 +50,7 @@ async def open_connection(
     try:
         if (allowed := allowed_channels(connection)) < LEAST_CHANNELS:
             text = f"its channel_max is {allowed}, and at least {LEAST_CHANNELS} is needed"
-            raise BrokerRefused(_tried(url), NOT_ALLOWED, text, "raise channel_max in its rabbitmq.conf")
+            raise BrokerRefused(place(url), NOT_ALLOWED, text, "raise channel_max in its rabbitmq.conf")
         async with asyncio.timeout(CALL_S):
             with lost():
                 for declare in declares:
@@ -211,11 +211,7 @@ def failure(url: URL, closed: Closed | None, error: BaseException) -> BrokerUnre
     if closed is not None and closed.refusal:
         return refused(url, closed)
     kind = Stumbled if closed is not None and closed.code == INTERNAL_ERROR else BrokerUnreachable
-    return kind(_tried(url), _cause(error))
-
-
-def _tried(url: URL) -> str:
-    return hide_password(str(url.with_query(None)))
+    return kind(place(url), _cause(error))
 
 
 def _cause(error: BaseException) -> str:

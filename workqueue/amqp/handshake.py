@@ -126,9 +126,14 @@ async def disconnect(connection: AbstractConnection, socket: Socket, *, goodbye:
     socket.abort()
 
 
+def place(url: URL) -> str:
+    """Where the broker is, for people."""
+    return hide_password(str(url.with_query(None)))
+
+
 def failure(url: URL, socket: Socket, error: BaseException) -> BrokerUnreachable:
     """What to raise for an attempt to connect that ended with `error`."""
-    tried = hide_password(str(url.with_query(None)))
+    tried = place(url)
     if socket.transport is None:
         if isinstance(error, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(error):
             return BrokerUnreachable(tried, "it does not speak TLS on this port", "use amqp:, or its port for TLS")
@@ -165,7 +170,7 @@ def refused(url: URL, why: Closed) -> BrokerRefused:
         way_out = f"check the vhost at the end of AMQP_URI, or make it: rabbitmqctl add_vhost {vhost}"
     elif "access to vhost" in text or why.code == 403:
         way_out = f"let the user in: rabbitmqctl set_permissions -p {vhost} {user} <configure> <write> <read>"
-    return BrokerRefused(hide_password(str(url.with_query(None))), why.code, text, way_out)
+    return BrokerRefused(place(url), why.code, text, way_out)
 
 
 def words(error: BaseException) -> str:

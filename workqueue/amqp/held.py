@@ -23,9 +23,8 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelClosed, ChannelLocked
 from workqueue.amqp.connection import Link
 from workqueue.amqp.direct import DirectLane
 from workqueue.amqp.frames import Arrival
-from workqueue.amqp.handshake import GONE, lost, words
+from workqueue.amqp.handshake import GONE, lost, place, words
 from workqueue.amqp.lane import Declaration, Lane
-from workqueue.amqp.topology import place
 from workqueue.errors import BrokerRefused, BrokerUnreachable, WorkQueueError
 from workqueue.settings import Settings
 
@@ -160,7 +159,7 @@ class Held:
             raise self._lost() from error
 
     def _lost(self) -> BrokerUnreachable:
-        return BrokerUnreachable(place(self._lane.connection), self._lane.cause or "the connection was lost")
+        return BrokerUnreachable(place(self._lane.connection.url), self._lane.cause or "the connection was lost")
 
 
 @asynccontextmanager

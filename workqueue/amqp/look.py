@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from aiormq.exceptions import ChannelClosed
 
 from workqueue.amqp.connection import Link
-from workqueue.amqp.handshake import GONE, words
+from workqueue.amqp.handshake import GONE, place, words
 from workqueue.amqp.lane import Declaration, Depth
-from workqueue.amqp.topology import Asking, place
+from workqueue.amqp.topology import Declaring
 from workqueue.errors import BrokerUnreachable
 from workqueue.settings import Settings
 
@@ -24,7 +24,7 @@ async def look(settings: Settings, queues: Iterable[str], name: str, *checks: De
     link, found = Link(settings, name, *checks), dict[str, Depth]()
     try:
         connection = (await link.open()).connection
-        asking = Asking(connection)
+        asking = Declaring(connection)
         try:
             async with asyncio.timeout(LOOK_S):
                 for queue in queues:
@@ -34,7 +34,7 @@ async def look(settings: Settings, queues: Iterable[str], name: str, *checks: De
                         continue
                 await asking.close()
         except GONE as error:
-            raise BrokerUnreachable(place(connection), words(error)) from error
+            raise BrokerUnreachable(place(connection.url), words(error)) from error
     finally:
         await link.end()
     return found

@@ -16,11 +16,10 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
-from workqueue.amqp.handshake import lost, words
+from workqueue.amqp.handshake import lost, place, words
 from workqueue.amqp.lane import Depth
 from workqueue.contract import Queue
 from workqueue.errors import BrokerRefused, ContractInvalid
-from workqueue.settings import hide_password
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class Topology:
         await self._declare(connection, (queue,))
 
     async def _declare(self, connection: AbstractConnection, queues: Iterable[Queue]) -> None:
-        asking, unchecked = Asking(connection), []
+        asking, unchecked = Declaring(connection), []
         for queue in queues:
             try:
                 await asking.declare(queue, queue.arguments)
@@ -60,7 +59,7 @@ class Topology:
                 await self._look(connection, asking, queue, error)
             except ChannelPreconditionFailed as error:
                 if "limit" in words(error) and "reached" in words(error):  # of queues in the vhost
-                    raise BrokerRefused(place(connection), 406, words(error), "raise the limit") from error
+                    raise BrokerRefused(place(connection.url), 406, words(error), "raise the limit") from error
                 await self._tolerate(connection, asking, queue, error)
             except ChannelLockedResource as error:
                 raise _differs(connection, error) from error
@@ -70,7 +69,7 @@ class Topology:
         await asking.close()
 
     async def _look(
-        self, connection: AbstractConnection, asking: "Asking", queue: Queue, refusal: ChannelClosed
+        self, connection: AbstractConnection, asking: "Declaring", queue: Queue, refusal: ChannelClosed
     ) -> None:
         try:
             await asking.look(queue.name)
@@ -81,12 +80,12 @@ class Topology:
                 "<configure> <write> <read>"
             )
             text = f"there is no queue {queue.name!r}, and it may not be declared: {words(refusal)}"
-            raise BrokerRefused(place(connection), 403, text, way_out) from error
+            raise BrokerRefused(place(connection.url), 403, text, way_out) from error
         except ChannelLockedResource as error:
             raise _differs(connection, error) from error
 
     async def _tolerate(
-        self, connection: AbstractConnection, asking: "Asking", queue: Queue, refusal: ChannelClosed
+        self, connection: AbstractConnection, asking: "Declaring", queue: Queue, refusal: ChannelClosed
     ) -> None:
         differs = LIMIT_DIFFERS.search(words(refusal))
         if differs is None:
@@ -111,7 +110,7 @@ class Topology:
             log.warning("%s  %s", self._name, what)
 
 
-class Asking:
+class Declaring:
     """A channel for declaring, a new one after each refusal: that closes the one it is given on."""
 
     def __init__(self, connection: AbstractConnection) -> None:
@@ -149,7 +148,7 @@ class Asking:
 
 def _differs(connection: AbstractConnection, error: ChannelClosed) -> ContractInvalid:
     return ContractInvalid(
-        f"a queue at {place(connection)} is not what the contract declares: {words(error)}; "
+        f"a queue at {place(connection.url)} is not what the contract declares: {words(error)}; "
         "change spec/, or delete the queue there, and with it all that is in it; `workqueue plan` tells what differs"
     )
 
@@ -170,8 +169,3 @@ def limit_policy(queue: Queue, vhost: str) -> str:
 
 def _vhost(url: URL) -> str:
     return url.path[1:] or "/"
-
-
-def place(connection: AbstractConnection) -> str:
-    """Where the broker is, for people."""
-    return hide_password(str(connection.url.with_query(None)))
