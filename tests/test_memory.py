@@ -199,6 +199,19 @@ def test_a_plain_test_has_a_client_that_blocks() -> None:
         assert [letter.headers["x-reason"] for letter in queue.dead_letters] == ["failed"]
 
 
+def test_a_plain_test_waits_until_nothing_is_left_to_do() -> None:
+    def handle(task: Task, context: TaskContext[None]) -> NapResult:
+        time.sleep(0.05)
+        raise ValueError("never")
+
+    with MemoryQueue(Application, both(handle), SyncClient(Producer)) as queue:
+        tasks = [queue.client.send(NAP, to=TO) for _ in range(2)]
+        asyncio.run(asyncio.wait_for(queue.idle(), WAIT_S))
+        assert [task.status().state for task in tasks] == ["dead", "dead"]
+        assert len(queue.dead_letters) == 2
+        asyncio.run(asyncio.wait_for(queue.idle(), WAIT_S))  # at once, where nothing is in hand
+
+
 async def test_a_client_for_the_other_kind_of_test_is_refused() -> None:
     with pytest.raises(TypeError, match="use `with`"):
         async with MemoryQueue(Application, both(nap), SyncClient(Producer)):

@@ -129,7 +129,10 @@ class MemoryQueue(Generic[C]):
         return [letter for queue in queues for letter in self.broker.messages(queue)]
 
     async def idle(self) -> None:
-        """Wait until nothing is left to do: every task is done, or a dead letter."""
+        """Wait until nothing is left to do: every task is done, or a dead letter. In any event loop: a plain test has
+        `asyncio.run(queue.idle())`."""
+        if asyncio.get_running_loop() is not self.broker.loop:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.idle(), self.broker.loop))
         await self._ending.unless(self.broker.idle.wait())
         if not self.broker.idle.is_set():
             await self._ending.wait()
