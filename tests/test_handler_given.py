@@ -138,13 +138,15 @@ CALLS = {
         '{"do_errand": pooled, "do_chore": pooled}, lifespan=numbers', "Cannot infer value of type parameter",
     ),
 }  # fmt: skip
+IN_MEMORY = ['{"do_errand": pooled, "do_chore": plain}', "VARIABLE", "DECLARED"]
 TYPED = """
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from tests.generated.worker import Application
-from tests.generated.worker.handlers import run_worker
-from tests.generated.worker.messages.json import NapResult, Task
+from tests.generated.worker.handlers import Handlers, run_worker
+from tests.generated.worker.messages.json import NapResult, OddResult, Task
 from workqueue import Settings, TaskContext
+from workqueue.testing import MemoryQueue
 
 async def handle(task: Task, context: TaskContext[None]) -> NapResult:
     return NapResult(kind="nap", attempt=context.attempt)
@@ -158,21 +160,38 @@ async def takes(task: NapResult, context: TaskContext[None]) -> NapResult:
 async def pooled(task: Task, context: TaskContext[str]) -> NapResult:
     return NapResult(kind="nap", attempt=len(context.resources))
 
+def plain(task: Task, context: TaskContext[str]) -> OddResult:
+    return OddResult(kind="odd", way=context.resources)
+
 @asynccontextmanager
 async def numbers(settings: Settings) -> AsyncIterator[int]:
     yield 1
 
+VARIABLE = {"do_errand": pooled, "do_chore": plain}
+DECLARED: Handlers[str] = {"do_errand": pooled, "do_chore": plain}
+
 """
+
+
+def typed(folder: Path, lines: list[str]) -> str:
+    """What a type checker says of these lines."""
+    (folder / "typed.py").write_text(TYPED + "\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(folder / "typed.py")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
 @pytest.mark.broker  # a type checker takes its seconds
 def test_a_type_checker_holds_the_handlers_to_the_contract(tmp_path: Path) -> None:
     lines = [f"run_worker(Application, {call})" for call, _ in CALLS.values()]
-    (tmp_path / "typed.py").write_text(TYPED + "\n".join(lines) + "\n")
-    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path / "typed.py")]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    said = typed(tmp_path, lines)
     first = TYPED.count("\n") + 1
     for number, (call, error) in enumerate(CALLS.values(), first):
         found = [line for line in said.splitlines() if f"typed.py:{number}: error" in line]
         assert bool(found) == bool(error), (call, said)
         assert error in "".join(found), (call, said)
+
+
+@pytest.mark.broker
+def test_a_type_checker_lets_a_queue_in_memory_have_the_handlers_however_they_are_written(tmp_path: Path) -> None:
+    lines = [f"MemoryQueue(Application, {handlers}, None)" for handlers in IN_MEMORY]
+    assert typed(tmp_path, lines).startswith("Success")

@@ -90,10 +90,10 @@ class MemoryQueue(Generic[C]):
     def __init__(
         self,
         application: type[Any],
-        handlers: Mapping[str, Handler[Any, R]],
+        handlers: Mapping[str, Any],  # a generated TypedDict, or a dict of several, is no mapping to Handler
         client: C,
         *,
-        lifespan: Callable[[Settings], AbstractAsyncContextManager[R]] | None = None,
+        lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None = None,
         concurrency: int = 1,
         skip_delays: bool = True,
     ) -> None:
