@@ -122,12 +122,13 @@ async def numbers(settings: Settings) -> AsyncIterator[int]:
     yield 1
 
 """
+NO_MATCH = 'No overload variant of "run_worker" matches'
 CALLS = {
     '{"bill": handle, "orders.place": handle}': "",
-    '{"bill": other, "orders.place": handle}': "Cannot infer value of type parameter",
-    '{"bill": handle, "orders.place": takes}': "Incompatible types",
-    '{"bill": handle, "orders.place": gives}': "Incompatible types",
-    '{"bill": handle}': 'Missing key "orders.place"',
+    '{"bill": other, "orders.place": handle}': NO_MATCH,
+    '{"bill": handle, "orders.place": takes}': NO_MATCH,
+    '{"bill": handle, "orders.place": gives}': NO_MATCH,
+    '{"bill": handle}': NO_MATCH,
 }
 
 

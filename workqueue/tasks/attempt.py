@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from workqueue.errors import HandlerInvalid, LedgerLost, escaped
 from workqueue.ledger import ClaimLost, LedgerBusy
 from workqueue.process import children
-from workqueue.tasks.context import LEFT_OPEN, R, TaskContext
+from workqueue.tasks.context import LEFT_OPEN, R_co, TaskContext
 from workqueue.tasks.events import Started
 from workqueue.tasks.received import Received, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder, Scope
@@ -36,7 +36,7 @@ from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter, Verdict
 
 NAME_LIMIT = 200  # characters of a handler that an error quotes
 
-Handler = Callable[[T, TaskContext[R]], Awaitable[BaseModel | None] | BaseModel | None]
+Handler = Callable[[T, TaskContext[R_co]], Awaitable[BaseModel | None] | BaseModel | None]
 
 
 def check_handler(handler: object) -> None:

@@ -16,13 +16,13 @@ from workqueue.settings import Settings
 from workqueue.tasks.progress import LEFT_OUT, Progress
 from workqueue.verdicts import HandlerBroke
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 LEFT_OPEN = "the handler ended in a block of context.completion: leave that first, by async with"
 
 
 @dataclass
-class TaskContext(Generic[R]):
+class TaskContext(Generic[R_co]):
     """One attempt at a task, as its handler sees it.
 
     `worker` is the name of the process, `attempt` counts from 1, `resources` is what the worker's lifespan gave.
@@ -31,7 +31,7 @@ class TaskContext(Generic[R]):
     worker: str
     attempt: int
     settings: Settings
-    resources: R
+    resources: R_co
     _complete: Callable[[BaseModel | None], AbstractAsyncContextManager[Transaction]] = field(repr=False)
     so_far: Progress = field(default_factory=Progress, repr=False)
     """What `progress` was told, for the worker to show and to save."""

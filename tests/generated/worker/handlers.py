@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypedDict, TypeVar, cast
+from typing import Any, Generic, TypedDict, TypeVar, cast, overload
 
 from pydantic import BaseModel
 from workqueue import Settings, TaskContext, worker
@@ -18,12 +18,29 @@ class Handlers(TypedDict, Generic[R]):
     do_errand: Callable[[models.Task, TaskContext[R]], Awaitable[models.DigestResult | models.NapResult | models.OddResult | models.ParcelResult | None] | models.DigestResult | models.NapResult | models.OddResult | models.ParcelResult | None]
 
 
+@overload
+def run_worker(
+    application: type[Application],
+    handlers: Handlers[None],
+    *,
+    about: str | None = None,
+    variables: Collection[str] = (),
+) -> int: ...
+@overload
 def run_worker(
     application: type[Application],
     handlers: Handlers[R],
     *,
     about: str | None = None,
-    lifespan: Callable[[Settings], AbstractAsyncContextManager[R]] | None = None,
+    lifespan: Callable[[Settings], AbstractAsyncContextManager[R]],
+    variables: Collection[str] = (),
+) -> int: ...
+def run_worker(
+    application: type[Application],
+    handlers: Handlers[Any],
+    *,
+    about: str | None = None,
+    lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None = None,
     variables: Collection[str] = (),
 ) -> int:
     """`workqueue.run_worker`, for this application."""
