@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 
 from tests.generated.producer import Application
 from tests.generated.producer.messages.json import Nap
+from tests.harness import ROOT
 from workqueue import Client, NotAllSent, NotSent, SendUnknown, Settings, SyncClient
 from workqueue.amqp.connection import Connect
 from workqueue.client import blocking
-from workqueue.errors import BrokerUnreachable, ContractInvalid, WorkQueueError
+from workqueue.errors import BrokerUnreachable, ContractInvalid, LedgerUnreachable, WorkQueueError
+from workqueue.ledger import Ledger
 
 NAP = Nap(kind="nap", seconds=0.0)
 NOWHERE = Settings(amqp_uri=("amqp://127.0.0.1:1/",), ledger_url="none")
@@ -52,6 +55,21 @@ async def test_what_was_published_is_unknown_when_the_connection_can_not_be_made
         await opened(error, first=2).send_many([NAP] * 3)
     assert (len(told.value.sent), len(told.value.refused), len(told.value.unknown)) == (2, 0, 1)
     assert not told.value.complete
+
+
+async def test_settings_of_python_have_the_ledger_of_the_project_wherever_the_process_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def opened(settings: Settings) -> Ledger:
+        raise LedgerUnreachable(settings.ledger_url, "only asked for")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LEDGER_URL", raising=False)
+    monkeypatch.setattr("workqueue.client.open_ledger", opened)
+    for given in (Settings(), Settings.load({}), None):
+        with pytest.raises(LedgerUnreachable) as told:
+            await Client(Application, settings=given).open()
+        assert told.value.url == f"sqlite:{ROOT}/.workqueue/ledger.db"
 
 
 @pytest.mark.parametrize("error", [NotSent("i", "full"), BrokerUnreachable("there", "refused")])

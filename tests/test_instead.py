@@ -18,7 +18,7 @@ from workqueue.testing import MemoryQueue, run_task
 
 WAIT_S = 20.0
 NAP = sent.Nap(kind="nap", seconds=0.0)
-NOWHERE = Settings(amqp_uri=("amqp://127.0.0.1:1/",), ledger_url="none", reconnect_s=0.0, window=7)
+NOWHERE = Settings(amqp_uri=("amqp://127.0.0.1:1/",), ledger_url="none", reconnect_s=0.2, window=7)
 
 
 @pytest.fixture(autouse=True)

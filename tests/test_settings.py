@@ -14,10 +14,9 @@ AMQP = "use amqp://user:password@host:port/vhost, or amqps:"
 SECONDS = ("HEARTBEAT_S", "RECONNECT_S", "CHECK_S", "DRAIN_S", "SEND_S")
 
 
-def test_without_any_variable_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_without_any_variable_the_defaults_hold() -> None:
     settings = Settings.load({})
-    assert settings == Settings(ledger_url=f"sqlite:{tmp_path}/.workqueue/ledger.db")
+    assert settings == Settings()
     assert settings == Settings.load({"AMQP_URI": "", "LEDGER_URL": "", "WORKQUEUE_DRAIN_S": "", "OTHER": "x"})
 
 
@@ -69,6 +68,51 @@ def test_a_bad_value_is_one_line_that_names_variable_value_and_way_out(name: str
     assert way_out in told
     assert len(told.splitlines()) == 1
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("name", "value", "way_out"), BAD)
+def test_a_bad_value_from_python_is_the_same_line(name: str, value: str, way_out: str) -> None:
+    field = name.removeprefix("WORKQUEUE_").lower()
+    with pytest.raises(SettingInvalid) as caught:
+        Settings(**{field: value})  # type: ignore[arg-type]
+    assert str(caught.value) == f"{field}={value!r}: {caught.value.way_out}"
+    assert way_out in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("amqp_uri", ()),
+        ("amqp_uri", None),
+        ("amqp_uri", {"amqp://me:secret@h/"}),
+        ("amqp_uri", ("amqp://me:secret@h:99999/",)),
+        ("amqp_uri", ("amqp://a", None)),
+        ("ledger_url", None),
+        ("ledger_url", Path("ledger.db")),
+        ("ledger_url", "sqlite:a\0b"),
+        ("drain_s", None),
+        ("drain_s", float("nan")),
+        ("drain_s", 10**400),
+        ("window", 1.5),
+        ("window", None),
+        ("log", 10),
+        ("tracing", True),
+        ("http", 9100),
+    ],
+)
+def test_a_value_of_another_type_is_such_a_line_too(field: str, value: Any) -> None:
+    with pytest.raises(SettingInvalid, match=f"^{field}=") as caught:
+        Settings(**{field: value})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_text_from_python_is_read_as_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = {"amqp_uri": "amqp://a, amqps://me:secret@b/", "ledger_url": "sqlite:l.db", "drain_s": "7", "window": "8"}
+    read = Settings(**texts)  # type: ignore[arg-type]
+    assert read == Settings(("amqp://a", "amqps://me:secret@b/"), f"sqlite:{tmp_path}/l.db", drain_s=7.0, window=8)
+    listed: Any = list(read.amqp_uri)
+    assert Settings(listed).amqp_uri == read.amqp_uri
 
 
 def test_the_bad_one_of_several_brokers_is_the_one_that_is_named() -> None:
@@ -147,6 +191,8 @@ def test_the_default_ledger_belongs_to_the_project_and_no_later_chdir_moves_a_le
     project = tmp_path / "project"
     by_default = Settings.load({}, project=project)
     assert by_default.ledger_url == f"sqlite:{project}/.workqueue/ledger.db"
+    assert Settings().of_project(project) == by_default
+    assert Settings(ledger_url="none").of_project(project).ledger_url == "none"
     relative = Settings.load({"LEDGER_URL": "sqlite:a/../b.db"}, project=project)
     assert relative.ledger_url == f"sqlite:{tmp_path}/b.db"
     monkeypatch.chdir("/")

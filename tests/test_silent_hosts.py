@@ -314,7 +314,7 @@ async def test_one_look_that_finds_messages_waiting_is_no_reason_to_leave(
         return (0, 1) if looked % 3 == 0 else (3, 1)
 
     monkeypatch.setattr(Consumer, "_look", look)
-    async with linked(ways.uris) as link, consuming(link, check_s=0.05):
+    async with linked(ways.uris) as link, consuming(link, check_s=0.1):
         lane = await link.lane()
         await until(lambda: looked > 15, "it looked often")
         assert await link.lane() is lane

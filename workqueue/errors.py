@@ -20,7 +20,7 @@ class WorkQueueError(Exception):
 
 
 class SettingInvalid(WorkQueueError):
-    """A flag or an environment variable has a value that can't be used."""
+    """A flag, an environment variable or a setting made in Python has a value that can't be used."""
 
     exit_code = 2
 

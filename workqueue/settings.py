@@ -1,9 +1,9 @@
-"""One frozen record of settings, from the environment and the flags that beat it, validated once."""
+"""One frozen record of settings, from the environment or from Python; checked when it is made."""
 
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +30,17 @@ POSTGRES = re.compile(rf"postgresql://(?:{PART}@)?{HOSTS.pattern}(?:/{PART})?(?:
 
 @dataclass(frozen=True, repr=False)
 class Settings:
-    """Everything that differs between two installations. Seconds as float; each default with its reason."""
+    """Everything that differs between two installations. Seconds as float; each default with its reason.
+
+    A text is read as in the environment; the relative path of a ledger is resolved here, once, so that no os.chdir
+    moves it. Raises SettingInvalid.
+    """
 
     amqp_uri: tuple[str, ...] = (DEFAULT_AMQP_URI,)
     """Tried in turn, from another one on for each connection, so that not all are lost with one node."""
-    ledger_url: str = f"sqlite:{DEFAULT_LEDGER}"
-    """`sqlite:PATH` for one machine, `postgresql://...` for several; `none`: a redelivered task may run twice."""
+    ledger_url: str = ""
+    """`sqlite:PATH` for one machine, `postgresql://...` for several; `none`: a redelivered task may run twice. When
+    empty, the project's own file."""
     heartbeat_s: float = 10.0
     """A peer that is silent for one and a half of these is gone, so after 15 s."""
     reconnect_s: float = 300.0
@@ -61,6 +66,10 @@ class Settings:
     tracing: Literal["off", "on"] = "off"
     """`on`: spans of OpenTelemetry, from a task's send to its end."""
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _read(field.name, getattr(self, field.name)))
+
     @property
     def tells_begin(self) -> bool:
         """Whether a worker tells of each attempt that begins: in its log, or since a span begins with it."""
@@ -80,20 +89,23 @@ class Settings:
         beside = ("", "-wal", "-shm", "-journal", ".holders")
         return scheme == "sqlite" and path.startswith(ledger) and (rest in beside or rest.startswith(".holders/"))
 
+    def of_project(self, folder: Path) -> "Settings":
+        """With the ledger of the project in this folder, unless another one is given."""
+        return self if self.ledger_url else replace(self, ledger_url=f"sqlite:{folder.resolve() / DEFAULT_LEDGER}")
+
     @classmethod
     def load(cls, environment: Mapping[str, str] = os.environ, *, project: Path | None = None) -> "Settings":
         """Read AMQP_URI, LEDGER_URL and WORKQUEUE_<FIELD>. Raises SettingInvalid.
 
-        The default ledger belongs to `project`, whatever the current folder is; a relative path of LEDGER_URL is
-        resolved here, once, so that a handler's os.chdir does not move it.
+        The default ledger belongs to `project`, whatever the current folder is.
         """
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            name = _variable(field.name)
-            if text := environment.get(name):
-                values[field.name] = _parse(field.name, name, text)
-        values.setdefault("ledger_url", f"sqlite:{(project or Path()).resolve() / DEFAULT_LEDGER}")
-        return cls(**values)
+        texts = {field.name: environment.get(_variable(field.name)) for field in fields(cls)}
+        given: dict[str, Any] = {name: text for name, text in texts.items() if text}
+        try:
+            settings = cls(**given)
+        except SettingInvalid as error:
+            raise SettingInvalid(_variable(error.name), error.value, error.way_out) from None
+        return settings if project is None else settings.of_project(project)
 
 
 def misspelt(environment: Mapping[str, str] = os.environ, own: Collection[str] = ()) -> Iterator[str]:
@@ -145,23 +157,27 @@ def _variable(field: str) -> str:
     return field.upper() if field in ("amqp_uri", "ledger_url") else f"WORKQUEUE_{field.upper()}"
 
 
-def _parse(field: str, name: str, text: str) -> Any:
-    match field:
+def _read(name: str, given: Any) -> Any:
+    """The value of this setting, given as itself or as a text. Raises SettingInvalid."""
+    text = str(given)
+    match name:
         case "amqp_uri":
-            uris = tuple(_amqp_uri(name, uri) for uri in split_uris(text))
-            if not uris:
-                raise SettingInvalid(name, text, "name a broker, such as amqp://user:password@host:port/vhost")
-            return uris
+            uris = split_uris(given) if isinstance(given, str) else given
+            if not isinstance(uris, list | tuple) or not uris:
+                raise SettingInvalid(
+                    name, hide_password(text), "name a broker, such as amqp://user:password@host:port/vhost"
+                )
+            return tuple(_amqp_uri(name, str(uri)) for uri in uris)
         case "ledger_url":
             return _ledger_url(name, text)
         case "log" | "log_format" | "tracing":
-            known = WORDS[field]
+            known = WORDS[name]
             if text not in known:
                 raise SettingInvalid(name, text, f"use {' or '.join(known)}")
             return text
         case "http":
             address = re.fullmatch(r"(?:[\w.-]+|\[[\w:.%]+\]):(\d{1,5})", text)
-            if address is None or int(address[1]) > 65_535:
+            if text and (address is None or int(address[1]) > 65_535):
                 raise SettingInvalid(name, text, "use HOST:PORT, such as 127.0.0.1:9100 or [::1]:9100")
             return text
         case "window":
@@ -173,16 +189,16 @@ def _parse(field: str, name: str, text: str) -> Any:
                 seconds = float(text)
             except ValueError:
                 seconds = -1.0
-            longest_s = LONGEST_KEPT_S if field == "keep_s" else LONGEST_S
+            longest_s = LONGEST_KEPT_S if name == "keep_s" else LONGEST_S
             if not 0.1 <= seconds <= longest_s:
                 raise SettingInvalid(name, text, f"use a number of seconds from 0.1 to {longest_s}")
             return seconds
 
 
 def _ledger_url(name: str, text: str) -> str:
-    if text == "none" or (POSTGRES.fullmatch(text) and _decodes(text)):
+    if text in ("", "none") or (POSTGRES.fullmatch(text) and _decodes(text)):
         return text
-    if text.startswith("sqlite:") and text != "sqlite:":
+    if text.startswith("sqlite:") and text != "sqlite:" and "\0" not in text:
         return f"sqlite:{Path(text.removeprefix('sqlite:')).resolve()}"
     way_out = "use sqlite:PATH, postgresql://user:password@host/database, or none"
     if text.startswith("postgresql:"):  # its own parser would quote the password in the error

@@ -226,7 +226,8 @@ class Client:
         loaded = contract.load(package)
         place, given = taken(loaded), self._given
         if place is None:
-            settings, connect = given or Settings.load(project=project_folder(self._application)), None
+            folder, connect = project_folder(self._application), None
+            settings = Settings.load(project=folder) if given is None else given.of_project(folder)
         else:
             settings, connect = place.settings_for(given), place.connect
         self.place, self._settings, self._loop = place, settings, asyncio.get_running_loop()

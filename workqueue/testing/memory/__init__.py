@@ -144,7 +144,7 @@ class MemoryQueue(Generic[C]):
         async with AsyncExitStack() as stack:
             home = FOLDERS if os.access(FOLDERS, os.W_OK | os.X_OK) else None
             ledger = f"{stack.enter_context(TemporaryDirectory(prefix='workqueue-', dir=home))}/ledger.db"
-            self.settings = Settings(amqp_uri=(NO_BROKER,), ledger_url=f"sqlite:{ledger}", reconnect_s=0.0)
+            self.settings = Settings(amqp_uri=(NO_BROKER,), ledger_url=f"sqlite:{ledger}", reconnect_s=0.1)
             self.ledger = await open_ledger(self.settings)
             stack.push_async_callback(self.ledger.close)
             db = stack.enter_context(closing(sqlite3.connect(ledger, isolation_level=None)))
