@@ -15,6 +15,7 @@ from workqueue import Client, SendUnknown, Settings, SyncClient
 from workqueue.dev.node import Node
 from workqueue.errors import NoBroker
 from workqueue.testing import until, vhost
+from workqueue.testing.given import Broker
 
 NAP = Nap(kind="nap", seconds=0.0)
 CLIENTS = 50
@@ -98,3 +99,16 @@ async def test_an_applications_log_says_that_the_broker_went_and_came_back_and_n
     loud = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert {record.name for record in loud} <= {"workqueue.amqp.connection"}, caplog.text
     assert "is connected again" in caplog.text
+
+
+async def test_at_debug_too_an_application_hears_nothing_of_the_amqp_library(
+    node: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    there = Settings(amqp_uri=(vhost(node),), ledger_url=f"sqlite:{tmp_path / 'ledger.db'}")
+    async with Client(Application, settings=there) as client:
+        await client.send(NAP, to=TO)
+    with SyncClient(Application, settings=there) as blocking:
+        await asyncio.to_thread(blocking.send, NAP, to=TO)
+    await asyncio.sleep(0.1)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith(("aiormq", "aio_pika"))] == []

@@ -119,7 +119,7 @@ async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connect
 async def disconnect(connection: AbstractConnection, socket: Socket, *, goodbye: bool) -> None:
     """Close a connection, without the closing handshake unless `goodbye`; aiormq puts itself away once it is gone."""
     socket.cause = socket.cause or CLOSED
-    with suppress(*GONE):
+    with silent(), suppress(*GONE):
         if goodbye and not socket.is_closing:
             async with asyncio.timeout(GOODBYE_S):
                 await connection.close(ConnectionError(CLOSED))
