@@ -4,7 +4,10 @@ import asyncio
 import json
 import logging
 import threading
+import traceback
+from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -13,13 +16,22 @@ from tests.generated.producer.client import Client
 from tests.generated.producer.messages import json as sent
 from tests.generated.worker import Application
 from tests.generated.worker.messages.json import NapResult, Task
-from workqueue import NotSent, Settings, TaskContext, TaskDead, TaskInvalid, TaskUnfinished
+from workqueue import NotSent, Settings, SyncClient, TaskContext, TaskDead, TaskInvalid, TaskUnfinished
+from workqueue.amqp.lane import Connection
 from workqueue.amqp.wire import Wire
 from workqueue.client import Client as AnyClient
 from workqueue.codec import ModelCodec, Undecodable
-from workqueue.errors import IdInvalid, LedgerUnreachable, WorkQueueError
+from workqueue.errors import (
+    BrokerUnreachable,
+    ContractInvalid,
+    IdInvalid,
+    LedgerUnreachable,
+    NoBroker,
+    SettingInvalid,
+    WorkQueueError,
+)
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
-from workqueue.testing import MemoryQueue
+from workqueue.testing import MemoryQueue, run_task
 
 WAIT_S = 20.0
 NAP = sent.Nap(kind="nap", seconds=0.0)
@@ -43,6 +55,7 @@ async def test_a_client_in_another_event_loop_is_told_so_at_once_by_each_of_its_
             lambda: client.result(handle.id, timeout_s=1.0),
             handle.status,
             handle.result,
+            client.close,
         ]
         said = list[str]()
 
@@ -56,6 +69,62 @@ async def test_a_client_in_another_event_loop_is_told_so_at_once_by_each_of_its_
         thread.start()
         await asyncio.to_thread(thread.join)
         assert len(said) == len(calls)
+
+
+@pytest.mark.parametrize("given", [float("nan"), -1.0, "3", True + 1j])
+async def test_a_time_that_is_none_is_refused_in_one_line_wherever_it_is_given(given: Any) -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        handle = await queue.client.send(NAP, to="send_errand")
+        calls: dict[str, list[Callable[[], Awaitable[Any]]]] = {
+            "within_s": [
+                lambda: queue.client.send(NAP, to="send_errand", within_s=given),
+                lambda: queue.client.send_many([NAP], to="send_errand", within_s=given),
+            ],
+            "timeout_s": [
+                lambda: queue.client.result(handle.id, timeout_s=given),
+                lambda: handle.result(timeout_s=given),
+            ],
+        }
+        for name, each in calls.items():
+            for call in each:
+                with pytest.raises(SettingInvalid, match=rf"^{name}='.*': use a number of seconds from 0 up$"):
+                    await call()
+    for kind in (AnyClient, SyncClient):
+        with pytest.raises(SettingInvalid, match=r"^wait_s="):
+            kind(Producer, wait_s=given)
+
+
+async def test_sends_that_wait_for_a_broker_are_told_that_the_client_was_closed() -> None:
+    async def none(*_: object) -> Connection:
+        raise BrokerUnreachable("there", "refused")
+
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        client = queue.client
+        link = client.sender.operations["send_errand"].producer._link
+        await link.close()
+        link._connect = none
+        under_way = [asyncio.create_task(client.send(NAP, to="send_errand")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        await client.close()
+        for one in under_way:
+            with pytest.raises(NoBroker, match=r"the client was closed$"):
+                await one
+
+
+async def test_a_wait_that_is_over_has_no_other_errors_in_its_traceback() -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        with pytest.raises(TaskUnfinished) as over:
+            await queue.client.result(uuid4(), timeout_s=0.0)
+    assert "During handling" not in "".join(traceback.format_exception(over.value))
+
+
+async def test_what_only_receives_can_not_send_and_what_only_sends_has_no_handlers() -> None:
+    async with MemoryQueue(Application, HANDLERS, AnyClient(Application)) as queue:
+        for to in (None, "send_errand"):
+            with pytest.raises(TaskInvalid, match="this application sends nothing"):
+                await queue.client.send(NAP, to=to)
+    with pytest.raises(ContractInvalid, match="this application receives nothing"):
+        await run_task(Producer, nap, NAP)
 
 
 async def test_another_payload_under_a_key_is_a_conflict_at_once_while_the_first_one_runs() -> None:

@@ -24,7 +24,7 @@ from workqueue.amqp.wire import Wire
 from workqueue.application import package_of, project_folder
 from workqueue.client.instead import Place, taken
 from workqueue.client.recording import Recording
-from workqueue.client.results import Handle, Results, check_loop, with_ledger
+from workqueue.client.results import Handle, Results, check_loop, check_seconds, with_ledger
 from workqueue.client.sending import Outgoing, Sender
 from workqueue.client.status import Status
 from workqueue.client.submit import Account, Given, submit
@@ -45,7 +45,7 @@ from workqueue.settings import Settings, misspelt
 
 log = logging.getLogger(__name__)
 
-CLOSED = "the client was closed"  # what a cancellation says by which SyncClient cuts a call off
+CLOSED = "the client was closed"  # what a cancellation says, too, by which SyncClient cuts a call off
 
 
 class Client:
@@ -61,6 +61,7 @@ class Client:
     ) -> None:
         """`settings` are those of the environment unless given. `wait_s`: how long, in seconds, `open` waits for a
         broker and a ledger that are out of reach. `name` is this process in the broker's lists."""
+        check_seconds("wait_s", wait_s)
         self._application, self._wait_s = application, wait_s
         self._given, self._name = settings, name or f"client-{os.getpid()}"
         self.place: Place | None = None
@@ -109,6 +110,8 @@ class Client:
         """Close the connections. What is being sent is unknown then; those who wait for a result are told. An `open`
         that is under way comes first."""
         async with self._turn():
+            if self._sender is not None:
+                check_loop(self._loop)
             self._sender = self._ledger = self._results = self._recording = None
             await self._opened.aclose()
 
@@ -132,8 +135,9 @@ class Client:
 
         Raises TaskInvalid when the task breaks the contract (IdInvalid when its id is none); NotSent when the broker
         refused it, or NoBroker when there was none; SendUnknown when it may have it: sending it again is safe, under
-        the same id.
+        the same id. SettingInvalid for a `within_s` that is no time.
         """
+        check_seconds("within_s", within_s)
         outgoing = self._prepare(task, to, id, key)
         check_loop(self._loop)
         began_s = self._loop.time()
@@ -153,6 +157,7 @@ class Client:
         """
         sender = self.sender
         check_loop(self._loop)
+        check_seconds("within_s", within_s)
         sent: dict[int, Handle[Any]] = {}
         refused, unknown, account = list[NotSent](), list[SendUnknown](), Account()
 
@@ -169,9 +174,10 @@ class Client:
                 unknown.append(error)
 
         await submit(Given(enumerate(tasks)), send, window=self._settings.window, account=account, problem=note)
+        handles = [sent[number] for number in sorted(sent)]
         if refused or unknown:
-            raise NotAllSent(_in_order(sent), refused, unknown, complete=account.complete)
-        return _in_order(sent)
+            raise NotAllSent(handles, refused, unknown, complete=account.complete)
+        return handles
 
     async def status(self, id: UUID | str) -> Status:
         """Where the task is. Raises SettingInvalid without a ledger, LedgerUnreachable when that does not answer,
@@ -226,8 +232,7 @@ class Client:
         loaded = contract.load(package)
         place, given = taken(loaded), self._given
         if place is None:
-            folder, connect = project_folder(self._application), None
-            settings = Settings.load(project=folder) if given is None else given.of_project(folder)
+            settings, connect = (given or Settings.load()).of_project(project_folder(self._application)), None
         else:
             settings, connect = place.settings_for(given), place.connect
         self.place, self._settings, self._loop = place, settings, asyncio.get_running_loop()
@@ -266,23 +271,25 @@ class Client:
 
     async def _send(self, outgoing: Outgoing, within_s: float | None) -> None:
         """Raises NotSent and SendUnknown, and nothing else that could happen to a connection on the way."""
-        if self._sender is None:  # one of many, whose turn comes when the client is closed
+        sender, began_s = self._sender, time.monotonic()
+        if sender is None:  # one of many, whose turn comes when the client is closed
             raise NoBroker(str(outgoing.id), CLOSED)
-        began_s = time.monotonic()
         try:
-            await self._sender.send(outgoing, within_s=within_s)
-        except (NotSent, SendUnknown):
+            await sender.send(outgoing, within_s=within_s)
+        except NotSent:
             raise
-        except BrokerUnreachable as error:
-            raise NoBroker(str(outgoing.id), str(error)) from error
         except (WorkQueueError, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and error.args != (CLOSED,):
                 raise
-            raise SendUnknown(str(outgoing.id), round(time.monotonic() - began_s, 1), str(error)) from error
+            why = str(error) if self._sender is sender else CLOSED
+            if isinstance(error, BrokerUnreachable):
+                raise NoBroker(str(outgoing.id), why) from error
+            if isinstance(error, SendUnknown) and why != CLOSED:
+                raise
+            raise SendUnknown(str(outgoing.id), round(time.monotonic() - began_s, 1), why) from error
 
     def _handle(self, outgoing: Outgoing) -> Handle[Any]:
-        digest = b"" if outgoing.is_new else outgoing.digest
-        return Handle(outgoing.id, outgoing.operation, digest, self._results)
+        return Handle(outgoing.id, outgoing.operation, b"" if outgoing.is_new else outgoing.digest, self._results)
 
 
 def as_uuid(id: UUID | str) -> UUID:
@@ -291,7 +298,3 @@ def as_uuid(id: UUID | str) -> UUID:
         return id if isinstance(id, UUID) else UUID(id)
     except (ValueError, AttributeError, TypeError) as error:
         raise IdInvalid(str(id)) from error
-
-
-def _in_order(sent: dict[int, Handle[Any]]) -> list[Handle[Any]]:
-    return [sent[number] for number in sorted(sent)]

@@ -13,7 +13,7 @@ from uuid import UUID
 from weakref import WeakSet
 
 from workqueue.client import Client
-from workqueue.client.results import Handle
+from workqueue.client.results import Handle, check_seconds
 from workqueue.client.running import Ended, Running
 from workqueue.client.status import Status
 from workqueue.errors import NotAllSent, NotSent, SendUnknown, ThreadsMissing
@@ -40,6 +40,7 @@ class SyncClient:
         self, application: type[Any], *, settings: Settings | None = None, wait_s: float = 0.0, name: str | None = None
     ) -> None:
         """As `Client`."""
+        check_seconds("wait_s", wait_s)
         self._application, self._settings, self._wait_s, self._name = application, settings, wait_s, name
         # A signal handler, or what gc collects, may use the client in the middle of a call: what holds the lock waits
         # for nothing.

@@ -47,8 +47,10 @@ class Results:
         """Wait for the task, and read its result as the operation's that sent it; None: that of any. With a `digest`,
         wait no longer than until the id is known with another payload.
 
-        Raises TaskDead, TaskCancelled, TaskUnfinished, ResultInvalid, LedgerLost.
+        Raises TaskDead, TaskCancelled, TaskUnfinished, ResultInvalid, LedgerLost; SettingInvalid for a `timeout_s` that
+        is no time.
         """
+        check_seconds("timeout_s", timeout_s)
         self._check()
         began_s, left_s = self._loop.time(), timeout_s
         if digest:
@@ -86,7 +88,7 @@ class Results:
             for outcome in await _in_time(self._ledger.outcomes([task_id]), LOOK_S) or ():
                 return outcome
         state, error = ("unknown", "the ledger does not answer") if known is None else (known.state, known.error)
-        raise TaskUnfinished(task_id, timeout_s, state, error)
+        raise TaskUnfinished(task_id, timeout_s, state, error) from None
 
     async def _look(self, task_id: UUID, digest: bytes, within_s: float | None) -> Status | None:
         """The status; None if the ledger does not give it in time."""
@@ -142,6 +144,12 @@ def check_loop(opened_in: asyncio.AbstractEventLoop) -> None:
         raise RuntimeError(
             "the client was opened in another event loop: open one in each, or use SyncClient, which has its own"
         )
+
+
+def check_seconds(name: str, given: object) -> None:
+    """Raises SettingInvalid for what is no number of seconds, nor None."""
+    if given is not None and not (isinstance(given, int | float) and given >= 0):
+        raise SettingInvalid(name, str(given), "use a number of seconds from 0 up")
 
 
 def _refuse_conflict(status: Status | None) -> None:

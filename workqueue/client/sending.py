@@ -163,6 +163,8 @@ class Sender:
             await operation.producer.send(outgoing.body, within_s=within_s, headers=headers)
 
     def _operation(self, given: object, to: str | None, task_id: UUID | None) -> Operation:
+        if not self.operations:
+            raise _refused(given, task_id, "this application sends nothing: its contract has no send operation")
         if to is not None and to in self.operations:
             return self.operations[to]
         if to is not None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from workqueue import contract
 from workqueue.application import package_of
 from workqueue.contract import Receive
-from workqueue.errors import HandlersDiffer, HandlersInvalid, SettingInvalid
+from workqueue.errors import ContractInvalid, HandlersDiffer, HandlersInvalid, SettingInvalid
 from workqueue.lifecycle import Flags, count, load_settings, prepare, run
 from workqueue.observe.recycle import Recycle
 from workqueue.observe.tracing import open_tracing, takes_context
@@ -73,7 +73,10 @@ def run_worker(
 
 
 def check(handlers: Mapping[str, Handler[Any, Any]], by_name: Mapping[str, Receive]) -> None:
-    """Whether these handlers are for these operations. Raises HandlersInvalid, HandlersDiffer, HandlerInvalid."""
+    """Whether these handlers are for these operations. Raises ContractInvalid, HandlersInvalid, HandlersDiffer,
+    HandlerInvalid."""
+    if not by_name:
+        raise ContractInvalid("this application receives nothing: its contract has no receive operation")
     if not isinstance(handlers, Mapping):
         raise HandlersInvalid(handlers, by_name)
     if handlers.keys() != by_name.keys():
