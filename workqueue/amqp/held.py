@@ -177,7 +177,7 @@ async def for_itself(settings: Settings, queue: str, name: str, *checks: Declara
         except TimeoutError:
             raise QueueHeld(queue, LOCK_WAIT_S) from None
         except GONE as error:
-            raise BrokerUnreachable(place(lane.connection), words(error)) from error
+            raise BrokerUnreachable(place(lane.connection.url), words(error)) from error
         yield
     finally:
         await link.end()
@@ -198,7 +198,7 @@ async def hold(settings: Settings, queue: str, name: str) -> AsyncIterator[Held]
             way_out = "it is another connection's own; close that: rabbitmqctl list_queues name exclusive owner_pid"
             raise BrokerRefused(f"queue {queue!r} can't be looked at", 405, words(error), way_out) from error
         except GONE as error:
-            raise BrokerUnreachable(place(lane.connection), words(error)) from error
+            raise BrokerUnreachable(place(lane.connection.url), words(error)) from error
         yield held
         await held.end()
     finally:
