@@ -20,12 +20,11 @@ import time
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, NoReturn
 
-import uvloop
-
 from workqueue.application import project_folder
 from workqueue.errors import WorkerFault, WorkQueueError, escaped
 from workqueue.observe.lines import JsonFormat, json_line, listener
 from workqueue.process import stderr
+from workqueue.process.loops import new_event_loop
 from workqueue.process.signals import INTERRUPTED, on_signals, signals
 from workqueue.process.unheard import unheard
 from workqueue.settings import Settings, misspelt
@@ -127,7 +126,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, told_early: int = INTER
         return await main() if signals.attach() else told_early
 
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return _run_to_end(runner, attached)
     except WorkQueueError as error:
         say(error)

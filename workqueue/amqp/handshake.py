@@ -6,6 +6,8 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from ipaddress import ip_address
+from socket import SOCK_STREAM
 from typing import Any
 
 import aiormq
@@ -74,11 +76,19 @@ class Socket(TransportFactory):
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         contexts: SSLContextProvider = kwargs.pop("ssl_context_provider")
         tls = await contexts.get_context() if url.scheme == "amqps" else None
+        if tls is not None:
+            kwargs.setdefault("server_hostname", str(url.host))
         loop, self.tap = asyncio.get_running_loop(), Tap()
         protocol = asyncio.StreamReaderProtocol(self.tap)
-        self.transport, _ = await loop.create_connection(
-            lambda: protocol, str(url.host), int(url.port or 0), ssl=tls, **kwargs
-        )
+        addresses = await _addresses(str(url.host), int(url.port or 0))
+        for number, (host, port) in enumerate(addresses, 1):
+            try:
+                self.transport, _ = await loop.create_connection(lambda: protocol, host, port, ssl=tls, **kwargs)
+                break
+            except OSError:
+                if number == len(addresses):
+                    raise
+        assert self.transport is not None
         keep_from_children(self.transport.get_extra_info("socket").fileno())
         return self.tap, asyncio.StreamWriter(self.transport, protocol, self.tap, loop)
 
@@ -90,6 +100,14 @@ class Socket(TransportFactory):
         self.cause = self.cause or cause
         if self.transport is not None:
             self.transport.abort()
+
+
+async def _addresses(host: str, port: int) -> list[tuple[str, int]]:
+    """Those of a host, by the loop's own way to look up names, which no loop's `create_connection` takes."""
+    with suppress(ValueError):
+        return [(str(ip_address(host)), port)]
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
+    return [(str(address[0]), int(address[1])) for *_, address in found]
 
 
 async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connection, Socket]:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import typer
-import uvloop
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,6 +22,7 @@ from workqueue.ledger import Ledger, open_ledger
 from workqueue.ledger.none import NoLedger
 from workqueue.ledger.whole import exists
 from workqueue.ops.project import Project, find
+from workqueue.process.loops import new_event_loop
 from workqueue.process.unheard import unheard
 from workqueue.settings import hide_password, misspelt
 
@@ -93,7 +93,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
         asyncio.get_running_loop().set_exception_handler(unheard)
         return await work()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
             return runner.run(main())
         except (WorkQueueError, UsageError):

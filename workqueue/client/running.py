@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-import uvloop
-
 from workqueue.client import CLOSED
 from workqueue.process import forking
+from workqueue.process.loops import new_event_loop
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class Running(Generic[C]):
 
     def __init__(self, client: C) -> None:
         self.client, self.is_ended = client, False
-        self._loop = uvloop.new_event_loop()
+        self._loop = new_event_loop()
         self.thread = threading.Thread(target=self._work, name="workqueue client", daemon=True)
         self._calls, self._enders = set[Call[Any]](), list[SimpleQueue[None]]()
         self._is_open, self._waiting = False, 0
