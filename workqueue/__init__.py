@@ -4,10 +4,7 @@ A worker: `run_worker`, `TaskContext`, `in_thread`; a handler may raise `GiveUp`
 `run_producer`, `lines`, `envelope`. An application that sends: `Client` and its `Handle`, `SyncClient` and its
 `SyncHandle`, `Status`. Failures are `WorkQueueError`, see `errors`. Each is loaded when it is first used.
 
-Imports inside point one way, from right to left (the import contract in pyproject.toml holds it):
-
-    errors <- settings contract <- codec ledger delivery <- tasks amqp <- observe <- client
-        <- worker producer <- scripts
+Imports inside point one way: docs/reading.md has the rooms, the import contract in pyproject.toml holds it.
 """
 
 from importlib import import_module

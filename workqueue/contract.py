@@ -132,12 +132,6 @@ class Contract:
     sends: Mapping[str, Send]
     receives: Mapping[str, Receive]
 
-    @property
-    def operations(self) -> Mapping[str, Send | Receive]:
-        """The same operations by their ids in the document."""
-        both: list[Send | Receive] = [*self.sends.values(), *self.receives.values()]
-        return {found.operation: found for found in both}
-
 
 @cache
 def load(package: str) -> Contract:

@@ -1,4 +1,4 @@
-"""Every failure this package raises, each with its data; what a handler may raise is in `verdicts`.
+"""The failures that several modules share, each with its data; what a handler may raise is in `verdicts`.
 
 A failure that reaches a script becomes one line on standard error and the process's exit code.
 """

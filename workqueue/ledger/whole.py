@@ -41,7 +41,7 @@ class Row(NamedTuple):
     next_at: float | None
 
 
-class Held(Exception):
+class ClaimsHeld(Exception):
     """Workers have claims; `workers` says which."""
 
     def __init__(self, workers: Sequence[str]) -> None:
@@ -94,11 +94,11 @@ class Whole(ABC):
         return float((await self.run(self._sql.now))[1][0][0])
 
     async def close_to(self, other: Mark) -> None:
-        """It was moved to the other one: nobody opens it any more, and no task in it changes. Raises Held, and then
-        nothing was done."""
+        """It was moved to the other one: nobody opens it any more, and no task in it changes. Raises ClaimsHeld, and
+        then nothing was done."""
         async with self.alone():
             if held := await self.held():
-                raise Held(held)
+                raise ClaimsHeld(held)
             await self._say(MOVED_TO, other)
             await self.seal(True)
             text = f"it {moved(other)}".replace("'", "''")

@@ -19,7 +19,7 @@ from workqueue.errors import LedgerClosed, LedgerUnreachable, UsageInvalid, Work
 from workqueue.ledger import SCHEMA_VERSION, open_ledger
 from workqueue.ledger.board import GONE_S
 from workqueue.ledger.door import Door, Mark
-from workqueue.ledger.whole import Held, Whole, exists, open_whole
+from workqueue.ledger.whole import ClaimsHeld, Whole, exists, open_whole
 from workqueue.ops.audit import as_text, operator
 from workqueue.settings import Settings, hide_password
 
@@ -110,7 +110,7 @@ async def _closed(source: Whole, target: Whole, force: bool) -> Copied:
         await target.fill(Mark(source.identity, at, source.place))
         try:
             await source.close_to(Mark(target.identity, at, target.place))
-        except Held as error:
+        except ClaimsHeld as error:
             if theirs.filled_from is None:
                 await target.filled()
             raise LedgerInUse(source.place, f"claims are held by {error}; try again when they have ended") from None
@@ -188,7 +188,7 @@ async def _undone(source: Whole, target: Whole, why: str, force: bool) -> tuple[
         await _nobody_works(target, force)
         try:
             await target.close_to(Mark(source.identity, await source.now(), source.place))
-        except Held as error:
+        except ClaimsHeld as error:
             raise LedgerInUse(target.place, f"claims are held by {error}") from None
     elif theirs.moved_to.identity != source.identity:
         raise NotToBeCopied(f"{target.place} {theirs.why}")
