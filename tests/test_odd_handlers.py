@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness import ROOT, Site, simulate, task
+from workqueue.process.signals import SAME_S
 from workqueue.testing import Worker, until
 
 ODD = str(ROOT / "tests" / "workers" / "odd.py")
@@ -203,6 +204,26 @@ async def test_a_drain_ends_whatever_the_handler_does_and_its_claim_is_given_bac
     assert re.search(rf"odd\.py:\d+ {place}", line), line
     again = await site.worker(script=ODD, BLOCKS_S="0.1")
     await until(lambda: [note for note in site.record() if note.worker == again.name], "another worker has it at once")
+
+
+@pytest.mark.parametrize("presses", [2, 3])
+async def test_who_presses_ctrl_c_again_and_again_while_a_coroutine_blocks_the_loop_kills_no_task(
+    site: Site, presses: int
+) -> None:
+    worker = await site.worker(script=ODD)
+    sent = odd("blocks")
+    await site.send([sent])
+    await until(site.record, "the handler has begun")
+    for _ in range(presses):
+        worker.signal(signal.SIGINT)
+        await asyncio.sleep(2 * SAME_S)  # what comes sooner is the same signal
+    assert await worker.ended(ENDS_S) == 130
+    (line,) = worker.says("ends (SIGINT again)")
+    assert sent["id"] in line
+    assert re.search(r"odd\.py:\d+ blocks", line), line
+    again = await site.worker(script=ODD, BLOCKS_S="0.1")
+    await site.all_end([sent])
+    assert not again.says("died")
 
 
 @pytest.mark.parametrize("name", ["in_the_default_executor", "leaves_a_thread_behind"])

@@ -4,8 +4,9 @@
 |-------------------------------|------------------------------------------------------------------------------------|
 | the first                     | the function given to `on_signals`; before that, the main task is cancelled        |
 | another within SAME_S of it   | none: it is the same request, delivered twice                                      |
-| the second                    | the main task is cancelled; the process ends within END_S, come what may           |
-| the third                     | the process ends now                                                               |
+| the second                    | the main task is cancelled; the process ends after END_S at the latest             |
+| the third                     | the process ends at once                                                           |
+| the fourth                    | the process ends, whatever `end_by` still has to do                                |
 
 Python's own handlers are used, not the loop's: they are there before the loop is, and they run while a coroutine
 blocks it.
@@ -39,6 +40,12 @@ def _say(text: str) -> None:
     print(f"{os.path.basename(sys.argv[0])}: {text}", file=sys.stderr)
 
 
+def _end_by(within_s: float, exit_code: int, _: str) -> None:
+    end = threading.Timer(within_s, os._exit, [exit_code])
+    end.daemon = True
+    end.start()
+
+
 class Signals:
     """What the process has been asked. There is one, `signals`: handlers belong to the whole process."""
 
@@ -51,6 +58,9 @@ class Signals:
         self._main: asyncio.Task[Any] | None = None
         self._listening, self._taken = False, set[signal.Signals]()
         self.say: Callable[[str], object] = _say
+        self.end_by: Callable[[float, int, str], object] = _end_by
+        """Ends the process after this time, with this code and for this reason, even while a coroutine blocks the loop.
+        Called in a signal's handler."""
 
     def listen(self) -> None:
         """Take the signals from now on. For the main thread. A SIGHUP that was ignored (nohup) still is."""
@@ -94,13 +104,14 @@ class Signals:
             if self._at_once is not None:
                 self._at_once()
             self._call(lambda: (self._first or self._cancel)())  # it may be given before the loop comes to this
-        elif self.count == 2:
-            name = signal.Signals(number).name
-            self._call(lambda: self.say(f"{name} again: hands back what it has, and ends within {END_S:g} s"))
+            return
+        again = f"{signal.Signals(number).name} again"
+        if self.count == 2:
+            self._call(lambda: self.say(f"{again}: hands back what it has, and ends within {END_S:g} s"))
             self._call(self._cancel)
-            end = threading.Timer(END_S, os._exit, [INTERRUPTED])
-            end.daemon = True
-            end.start()
+            self.end_by(END_S, INTERRUPTED, again)
+        elif self.count == 3:
+            self.end_by(0.0, INTERRUPTED, again)
         else:
             os._exit(INTERRUPTED)
 

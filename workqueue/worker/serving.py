@@ -126,6 +126,7 @@ class Serving:
         """The resources, opened; None if the worker was told to end before they were."""
         self._watchdog.start()
         closing.callback(self._watchdog.rest)
+        signals.end_by = self._watchdog.end_by  # which gives the claims back
         resources = Lifespan(None if lifespan is None else partial(lifespan, self._settings), self._ending.set)
         closing.push_async_callback(resources.close)
         if await self._ending.unless(resources.open()):
