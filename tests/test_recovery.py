@@ -182,6 +182,29 @@ async def test_tasks_that_were_written_and_never_arrived_are_sent_again(node: Br
         await until(lambda: site.depth_is(50), "all are queued")
 
 
+async def test_a_failed_attempt_that_waits_for_a_broker_when_its_worker_ends_is_told_and_done_again(
+    node: Broker, tmp_path: Path
+) -> None:
+    site = Site(tmp_path, vhost(node))
+    tasks = simulate(1, seconds=1.0, failures=1)
+    await site.send(tasks)
+    direct = site.uri
+    async with Proxy(node.port) as proxy:
+        site.uri = direct.replace(f":{node.port}/", f":{proxy.port}/")
+        worker = await site.worker(WORKQUEUE_DRAIN_S="2")
+        await until(site.record, "it has begun")
+        proxy.stall()
+        worker.signal(signal.SIGTERM)
+        assert await worker.ended() == 0
+    (line,) = worker.says("could be recorded: it will be done again")
+    assert tasks[0]["id"] in line
+    assert "stopped  finished 0, handed back 1" in worker.text()
+    site.uri = direct
+    heir = await site.worker()
+    await until(lambda: heir.says("done") or heir.says("failed"), "it is done again")
+    assert not heir.says("died")
+
+
 async def test_a_full_queue_refuses_after_the_deadline_and_takes_what_is_sent_once_it_is_read(
     site: Site, node: Broker
 ) -> None:

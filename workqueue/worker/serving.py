@@ -93,14 +93,13 @@ class Serving:
             _begin(_listen(self._name), closing)
             code, drained = await self._until_told(crews, wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
+                in_hand = self._crew.in_hand
                 await stop(crews, within_s=CLOSE_S / 4)
-                await self._abandon(ledger, code)
+                await self._abandon(ledger, code, in_hand)
             self._watchdog.end_by(2 * CLOSE_S, code, "it has stopped")  # a lifespan may not end
-        for told in self._crew.unrecorded():
-            log.warning("%s  ends before the end of  %s  could be recorded: it will be done again", self._name, told)
         # A thread that a handler left behind holds the interpreter up.
         self._watchdog.end_by(CLOSE_S, code, "it has stopped")
-        self._tell(self._crew.account(self._name))
+        self._tell_account()
         return code
 
     def _serve_http(self, closing: AsyncExitStack, jobs: Collection[Job]) -> None:
@@ -165,12 +164,19 @@ class Serving:
             self._crew.drain()
             self._crew.end()
 
-    async def _abandon(self, ledger: Ledger, code: int) -> NoReturn:
-        """End the process around handlers that do not end. The broker notices, and delivers their messages again."""
+    def _tell_account(self, more: int = 0) -> None:
+        """Say what could not be recorded, and what became of all; `more` are on their way back."""
+        for told in self._crew.unrecorded():
+            log.warning("%s  ends before the end of  %s  could be recorded: it will be done again", self._name, told)
+        self._tell(self._crew.account(self._name, more))
+
+    async def _abandon(self, ledger: Ledger, code: int, in_hand: int) -> NoReturn:
+        """End the process around handlers that do not end, or wait for a broker. The broker notices, and delivers their
+        messages again."""
         scopes = self._crew.running()
         for scope in scopes:
             log.warning("%s  ends while it runs  %s: %s", self._name, scope.told, scope.where())
-        self._tell(self._crew.account(self._name, more=len(scopes)))
+        self._tell_account(in_hand)
         await _release(ledger, scopes)  # last: from here on another worker may begin them
         logging.shutdown()  # what the handlers of the log hold
         os._exit(code)
