@@ -163,6 +163,7 @@ class BrokerRefused(BrokerUnreachable):
 
     def __init__(self, tried: str, code: int, text: str, way_out: str) -> None:
         super().__init__(tried, f"{text} ({code})", way_out)
+        self.args = (f"{tried}: {self.cause}; {way_out}",)
         self.code, self.text = code, text
 
 
