@@ -733,6 +733,21 @@ async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_els
     assert str(TASK.id) in told
 
 
+async def test_what_keeps_copies_waiting_is_told_once_for_each_queue_and_reason_and_not_for_each_task(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench(raising(RetryAfter(0.0, "busy")))
+    refused, unknown = NotSent("m1", "no queue"), SendUnknown("m2", 2.0)
+    bench.publisher.errors = [refused, unknown] * 30
+    await asyncio.gather(*(bench.take() for _ in range(3)))
+    bench.publisher.errors = [refused]  # nobody has waited for that meanwhile
+    await bench.take()
+    assert bench.log.count("copy refused") == 61
+    lines = [line for line in caplog.messages if "can't copy to" in line]
+    told = [line.partition("keeps trying: ")[2] for line in lines]
+    assert told == [str(refused), str(unknown), str(refused)]
+
+
 @pytest.mark.parametrize(
     ("given", "settled"),
     [(RetryAfter(0.0, "busy"), copy_to(RECEIVE.rungs[0].queue)), (GiveUp("no"), DEAD)],

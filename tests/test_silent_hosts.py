@@ -20,11 +20,11 @@ from workqueue.amqp.lane import Lane
 from workqueue.amqp.links import Links
 from workqueue.amqp.publisher import Publisher
 from workqueue.amqp.topology import Topology
-from workqueue.amqp.watch import Patience
 from workqueue.contract import load
 from workqueue.delivery import current
 from workqueue.dev.node import Node
 from workqueue.errors import WorkQueueError
+from workqueue.patience import Patience
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker

@@ -13,8 +13,9 @@ from workqueue.amqp.direct import LEAST_CHANNELS, DirectConnection, allowed_chan
 from workqueue.amqp.frames import Closed
 from workqueue.amqp.handshake import CLOSED, GONE, connect, lost, place, refused, silent, words
 from workqueue.amqp.lane import Connection, Declaration, Lane
-from workqueue.amqp.watch import Patience, Watch
+from workqueue.amqp.watch import Watch
 from workqueue.errors import BrokerRefused, BrokerUnreachable
+from workqueue.patience import Patience
 from workqueue.settings import Settings, hide_password
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from workqueue.amqp.frames import Arrival
 from workqueue.amqp.handshake import GONE, words
 from workqueue.amqp.links import Links
 from workqueue.amqp.session import Session
-from workqueue.amqp.watch import Patience
 from workqueue.contract import Receive
 from workqueue.delivery import Delivery
 from workqueue.errors import BrokerRefused, BrokerUnreachable, WorkerFault, WorkQueueError
+from workqueue.patience import Patience
 from workqueue.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from workqueue.amqp.frames import Closed
 from workqueue.amqp.handshake import GONE
 from workqueue.amqp.lane import HeaderTooLarge, Nacked, Refused, Unroutable
 from workqueue.amqp.topology import Topology
-from workqueue.amqp.watch import Patience
 from workqueue.contract import Queue
 from workqueue.delivery import NO_PROPERTIES, Properties
 from workqueue.errors import BrokerUnreachable, ContractInvalid, NoBroker, NotSent, SendUnknown, WorkQueueError
+from workqueue.patience import Patience
 
 log = logging.getLogger(__name__)
 

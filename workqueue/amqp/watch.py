@@ -1,10 +1,10 @@
-"""Notices a broker that has fallen silent, and when to say that something is waited for."""
+"""Notices a broker that has fallen silent."""
 
 import asyncio
 import logging
-import time
 
 from workqueue.amqp.direct import DirectLane
+from workqueue.patience import Patience as Patience
 
 log = logging.getLogger(__name__)
 
@@ -12,26 +12,6 @@ TICK_S = 1.0
 HEARTBEATS = 1.5  # the broker sends one every half interval: three in a row were missed
 SHORTEST_S = 3.0  # for heartbeats of a second or two: a busy machine may be late by as much
 CONFIRM_S = 12.0  # a quorum queue that elects a leader confirms within 10; who leaves it too soon may wait for a minute
-SAY_AFTER_S = (10.0, 30.0, 60.0)
-"""Then every minute."""
-
-
-class Patience:
-    """When to say that something is waited for: after `first_s`, and then at growing intervals."""
-
-    def __init__(self, first_s: float = 0.0) -> None:
-        self._began, self._due, self._said = time.monotonic(), first_s, 0
-
-    @property
-    def waited_s(self) -> float:
-        return time.monotonic() - self._began
-
-    def due(self) -> bool:
-        if self.waited_s < self._due:
-            return False
-        self._due = self.waited_s + SAY_AFTER_S[min(self._said, len(SAY_AFTER_S) - 1)]
-        self._said += 1
-        return True
 
 
 class Watch:

@@ -16,9 +16,9 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, OTELR
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from workqueue.amqp.watch import Patience
 from workqueue.errors import SettingInvalid, UsageInvalid
 from workqueue.observe.redacting import redacted
+from workqueue.patience import Patience
 from workqueue.settings import hide_password
 from workqueue.tasks.stack import describe
 

@@ -9,6 +9,7 @@ from typing import Any
 from workqueue.contract import Contract, Queue, Receive, Rung
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import NotSent, SendUnknown
+from workqueue.patience import Patience
 from workqueue.tasks.policy import Bury
 from workqueue.tasks.story import without_brokers
 
@@ -25,6 +26,7 @@ class Copies:
     ) -> None:
         self._version, self._receive = contract.version, receive
         self._publisher, self._worker, self._deadline_s = publisher, worker, deadline_s
+        self._patience: dict[tuple[str, str], Patience] = {}  # by queue, and what copies to it wait for
 
     async def delay(self, arrived: Delivery, rung: Rung, headers: Mapping[str, Any] | None = None) -> None:
         """It comes back to the tasks after the rung's delay."""
@@ -46,6 +48,7 @@ class Copies:
         await self._send(arrived, self._receive.dead, self._receive.dead_message_type, {**story, **(more or {})})
 
     async def _send(self, arrived: Delivery, queue: Queue, message_type: str, headers: Mapping[str, Any]) -> None:
+        waited_for = set[tuple[str, str]]()
         while True:
             try:
                 await self._publisher.send(
@@ -59,9 +62,14 @@ class Copies:
                     original=arrived.properties,
                 )
             except (NotSent, SendUnknown) as error:
-                log.warning("%s  can't copy to %s, and keeps trying: %s", self._worker, queue.name, error)
+                why = (queue.name, error.reason if isinstance(error, NotSent) else "not confirmed")
+                waited_for.add(why)
+                if self._patience.setdefault(why, Patience()).due():
+                    log.warning("%s  can't copy to %s, and keeps trying: %s", self._worker, queue.name, error)
                 await asyncio.sleep(COPY_RETRY_S)
             else:
+                for why in waited_for:
+                    self._patience.pop(why, None)
                 return
 
 
