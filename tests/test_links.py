@@ -371,6 +371,7 @@ async def test_a_consumer_that_may_not_read_any_more_leaves_those_at_work_that_c
         await end_channel(lanes[3])
         await until(lambda: any("ACCESS_REFUSED" in line for line in warned(caplog)), "it is refused", 30)
         assert not many.consumers[3].is_consuming
+        assert any(line.endswith("; let the user read it: rabbitmqctl set_permissions") for line in warned(caplog))
         await publish(whole, MANY - 1)
         await until(lambda: len(many.held) == MANY - 1, "the others go on")
         node.ctl("set_permissions", "-p", there, user, ".*", ".*", ".*")

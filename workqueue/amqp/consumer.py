@@ -209,7 +209,7 @@ class Consumer:
                 if patience.waited_s > self._settings.reconnect_s or (starting and isinstance(unusable, BrokerRefused)):
                     raise unusable from error
                 if patience.due():
-                    self._links.say(f"can't consume: {why}")
+                    self._links.say(f"can't consume: {why}; {unusable.way_out}")
                 failures += 1
                 await asyncio.sleep(reconnect_delay_s(failures, random.random))
 
