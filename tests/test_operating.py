@@ -7,8 +7,10 @@ import re
 import shlex
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import aio_pika
@@ -17,10 +19,14 @@ import pytest
 
 from tests.harness import ROOT, Site, simulate, task
 from tests.operators import ask, start, workqueue
+from workqueue import contract
 from workqueue.amqp.held import for_itself
+from workqueue.cli.send import _operation
 from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
+from workqueue.errors import UsageInvalid
 from workqueue.ledger import Claimed, open_ledger
+from workqueue.ops.project import Project
 from workqueue.ops.workers import workers
 from workqueue.settings import Settings, hide_password
 from workqueue.testing import until, vhost
@@ -477,6 +483,8 @@ async def test_a_task_is_sent_by_hand_and_its_result_is_shown(site: Site) -> Non
         (["nap", "seconds=long", *site.to], 1, '/payload/seconds: "long" is not of type "number"'),
         (["nope", *site.to], 1, "/payload"),
         (["nap", "seconds", *site.to], 2, "'seconds' is no FIELD=VALUE"),
+        (["nap", *fields, "seconds=1", *site.to], 2, "seconds is given twice"),
+        (["nap", "kind=digest", *site.to], 2, "kind is given twice: give - in the place of 'nap'"),
         (["nap", *fields], 2, "several operations send tasks: name one by --to; the contract has "),
         (["nap", *fields, "--to", "nobody"], 2, "--to nobody: name one by --to; the contract has "),
         (["digest", "text=7", *site.to], 1, "has quotes of its own"),
@@ -484,6 +492,22 @@ async def test_a_task_is_sent_by_hand_and_its_result_is_shown(site: Site) -> Non
         told = await workqueue(site, "send", *arguments)
         assert (told.code, told.out, told.err.count("\n")) == (code, "", 1), told.err
         assert problem in told.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "named"),
+    [("mail", None, "post"), ("bill", None, None), ("else", None, None), ("-", None, None), ("bill", "pay", "pay")],
+)
+def test_a_kind_that_one_of_several_operations_sends_says_which(kind: str, to: str | None, named: str | None) -> None:
+    (send, *_) = contract.load("tests.generated.producer").sends.values()
+    post = replace(send, operation="post", kinds=frozenset(["mail", "bill"]))
+    pay = replace(send, operation="pay", kinds=frozenset(["bill"]))
+    project = SimpleNamespace(contracts={"some.package": SimpleNamespace(sends={"post": post, "pay": pay})})
+    if named is None:
+        with pytest.raises(UsageInvalid, match="name one by --to; the contract has post, pay"):
+            _operation(cast(Project, project), kind, to)
+    else:
+        assert _operation(cast(Project, project), kind, to)[1].operation == named
 
 
 async def test_what_operators_did_is_told_with_who_and_why(fast: Site, broken: Path) -> None:

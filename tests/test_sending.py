@@ -1,6 +1,7 @@
 """Which operation sends what an application gives, under which id; and which model its result is of."""
 
 import re
+from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,7 +24,7 @@ from workqueue.errors import TaskInvalid
 LOADED = contract.load("tests.generated.producer")
 (SEND, *_) = LOADED.sends.values()
 ONE = Contract("1.0.0", "", (), {SEND.queue.name: SEND}, {})
-OTHER = Send("send_other", SEND.queue, SEND.message, persistent=True, mandatory=True, timestamp=True, tag="kind")
+OTHER = replace(SEND, operation="send_other")
 TWO = Contract("1.0.0", "", (), {SEND.queue.name: SEND, "other": OTHER}, {})
 NAP = Nap(kind="nap", seconds=0.0)
 

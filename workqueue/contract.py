@@ -74,6 +74,7 @@ class Send:
     mandatory: bool
     timestamp: bool
     tag: str | None
+    kinds: frozenset[str]
     """As in `Receive`."""
 
     @cached_property
@@ -188,6 +189,7 @@ class _Reader:
             mandatory=amqp["mandatory"],
             timestamp=amqp["timestamp"],
             tag=self._tag(_only(channel)),
+            kinds=kinds.names(self._payload(_only(channel)), self._schemas),
         )
 
     def _receive(self, name: str, operation: Mapping[str, Any]) -> Receive:

@@ -16,7 +16,7 @@ from workqueue.cli.operate import (
     app,
     call,
     can_be_asked,
-    field_of,
+    fields_of,
     ledger_of,
     progress,
     project_of,
@@ -164,7 +164,7 @@ def mend(
     no such letter, or several.
     """
     can_be_asked(yes or dry_run)
-    project, changes = project_of(folder), dict(map(field_of, fields))
+    project, changes = project_of(folder), fields_of(fields)
 
     async def look() -> list[Opened]:
         async with ledger_of(project, "dead edit", or_none=True) as ledger:

@@ -162,6 +162,16 @@ def field_of(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def fields_of(given: list[str]) -> dict[str, Any]:
+    """Raises UsageInvalid."""
+    found: dict[str, Any] = {}
+    for name, value in map(field_of, given):
+        if name in found:
+            raise UsageInvalid(f"{name} is given twice")
+        found[name] = value
+    return found
+
+
 def ids_of(given: list[str]) -> list[UUID]:
     """Those that are named, and with `-` those on standard input. Raises UsageInvalid."""
     found = [id_of(id) for word in given for id in (sys.stdin.read().split() if word == "-" else [word])]

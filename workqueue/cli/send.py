@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from workqueue.cli.operate import HERE, Folder, app, call, field_of, project_of, run
+from workqueue.cli.operate import HERE, Folder, app, call, fields_of, project_of, run
 from workqueue.cli.output import put, say, told
 from workqueue.client import Client
 from workqueue.client.results import Handle
@@ -36,11 +36,13 @@ def send(
     project = project_of(folder)
     if wait is not None and not project.has_ledger:
         raise UsageInvalid("--wait needs a ledger, the one that the workers use, and LEDGER_URL is none")
-    package, operation = _operation(project, to)
-    payload = dict(map(field_of, fields or ()))
+    package, operation = _operation(project, kind, to)
+    payload = fields_of(fields or [])
     if kind != "-":
         if operation.tag is None:
             raise UsageInvalid(f"the tasks of {operation.operation} have no kinds: give - in the place of {kind!r}")
+        if operation.tag in payload:
+            raise UsageInvalid(f"{operation.tag} is given twice: give - in the place of {kind!r}")
         payload = {operation.tag: kind, **payload}
 
     async def ask() -> int:
@@ -75,13 +77,14 @@ async def _wait(handle: Handle[Any], within_s: float, known: bool) -> int:
     return 0 if told(lambda: put(f"{text}\n")) else 1
 
 
-def _operation(project: Project, to: str | None) -> tuple[str, Send]:
-    """Raises UsageInvalid where it is not clear which one is meant."""
+def _operation(project: Project, kind: str, to: str | None) -> tuple[str, Send]:
+    """The only one, or the only one that sends this kind. Raises UsageInvalid where it is not clear which is meant."""
     known = {
         one.operation: (package, one) for package, each in project.contracts.items() for one in each.sends.values()
     }
-    if to is None and len(known) == 1:
-        return next(iter(known.values()))
+    if to is None:
+        found = [name for name, (_, one) in known.items() if len(known) == 1 or (one.tag and kind in one.kinds)]
+        to = found[0] if len(found) == 1 else None
     if to in known:
         return known[to]
     names = ", ".join(known) or "none"

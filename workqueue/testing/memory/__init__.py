@@ -270,7 +270,7 @@ def _sends(loaded: Contract) -> Contract:
     sends = {
         name: Send(
             receive.operation, receive.queue, receive.message, persistent=True, mandatory=True, timestamp=True,
-            tag=receive.tag,
+            tag=receive.tag, kinds=receive.kinds,
         )
         for name, receive in loaded.receives.items()
     }  # fmt: skip
