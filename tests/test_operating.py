@@ -535,7 +535,7 @@ async def test_a_letter_is_mended_and_sent_as_one_new_task_however_often_that_is
         assert (told.code, told.out, told.err.count("\n")) == (code, "", 1), told.err
         assert problem in told.err
     told = await workqueue(fast, "dead", "edit", str(UUID(int=1)), "seconds=0", "--yes")
-    assert (told.code, told.err) == (1, f"0 dead letters {UUID(int=1)}\n")
+    assert (told.code, told.err) == (1, f"there is no dead letter {UUID(int=1)}\n")
     told = await workqueue(fast, "dead", "edit", bad["id"], "seconds=0", "--dry-run")
     assert (told.code, told.out) == (0, "")
 

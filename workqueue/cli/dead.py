@@ -173,7 +173,8 @@ def mend(
 
     found = run(look)
     if len(found) != 1:
-        say(f"{len(found)} dead letters {id}" + ("; name one by its key, see workqueue dead show" if found else ""))
+        several = f"{len(found)} dead letters are {id}; name one by its key, see workqueue dead show"
+        say(several if found else f"there is no dead letter {id}")
         return 1
     wanted = edit(project, found[0], changes)
     say(f"{found[0].letter.id or found[0].letter.key} is sent as {wanted.id}: {json.dumps(wanted.payload)}")
