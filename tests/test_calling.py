@@ -23,6 +23,7 @@ from workqueue.client import Client
 from workqueue.dev.node import Node
 from workqueue.errors import TaskCancelled
 from workqueue.ledger import Sent, open_ledger
+from workqueue.ledger.board import GONE_S
 from workqueue.settings import Settings
 from workqueue.testing import Worker, until, vhost
 from workqueue.testing.evidence import parse
@@ -233,6 +234,18 @@ async def test_of_a_queue_that_somebody_else_takes_from_it_is_said(site: Site) -
         told = await paused(site)
     assert told.code == 1
     assert "1 consumers take from it still, which tell the ledger nothing" in told.err
+
+
+async def test_of_a_worker_that_is_frozen_while_its_queue_is_paused_the_name_is_said(site: Site) -> None:
+    worker = await site.worker("one")
+    worker.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(GONE_S + 1)
+        told = await paused(site)
+    finally:
+        worker.signal(signal.SIGCONT)
+    assert told.code == 1
+    assert "consumers take from it still, which tell the ledger nothing: one, which is gone, or frozen; " in told.err
 
 
 async def test_a_worker_whose_queue_is_paused_is_ready_and_says_so(site: Site) -> None:

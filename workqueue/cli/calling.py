@@ -168,9 +168,10 @@ def _shown(found: Paused, output: Form) -> int:
     elif found.paused and found.consumers is None:
         say("the broker does not answer: whether somebody takes from it still is not known")
     elif found.paused and found.consumers:
+        gone = "".join(f"{name}, which is gone, or frozen; " for name in found.gone)
         say(
-            f"{found.consumers} consumers take from it still, which tell the ledger nothing: workers of an earlier "
-            "version, or without rights on its tables, or somebody else"
+            f"{found.consumers} consumers take from it still, which tell the ledger nothing: {gone}workers of an "
+            "earlier version, or without rights on its tables, or somebody else"
         )
     return 0 if found.is_so and known else 1
 

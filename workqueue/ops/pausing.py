@@ -11,7 +11,7 @@ from workqueue.errors import BrokerUnreachable
 from workqueue.ledger import Ledger
 from workqueue.ops.audit import as_text, note, operator
 from workqueue.ops.project import Project
-from workqueue.ops.workers import workers
+from workqueue.ops.workers import Worker, workers
 
 OBEY_S = 6.0  # a worker looks every second, and tells of itself every two
 LOOK_S = 0.3
@@ -20,7 +20,7 @@ LOOK_S = 0.3
 @dataclass(frozen=True)
 class Paused:
     """A queue, and its workers: `obey` are those that have stopped taking from it, or have begun again; `others` have
-    not said so yet. `changed`: it was not so before.
+    not said so yet; nothing is heard of those that are `gone`. `changed`: it was not so before.
 
     `consumers` still take from it, by what the broker knows, beside those that finish what they have in hand; None: it
     does not answer.
@@ -31,6 +31,7 @@ class Paused:
     changed: bool
     obey: tuple[str, ...]
     others: tuple[str, ...]
+    gone: tuple[str, ...]
     consumers: int | None
 
     @property
@@ -46,12 +47,13 @@ async def pause(project: Project, ledger: Ledger, queue: str, name: str, *, why:
     changed = await asked(ledger, lambda: ledger.board.pause(queue, operator(), as_text(why)))
     until_s = time.monotonic() + OBEY_S
     while True:
-        obey, others, in_hand = await _workers(ledger, queue, project.receives[queue].operation, paused=True)
+        obey, others, gone = await _workers(ledger, queue, paused=True)
+        in_hand = sum(one.held(queue, project.receives[queue].operation) for one in obey)
         consumers = None
         with suppress(BrokerUnreachable, KeyError):
             found = (await look(project.settings, [queue], name))[queue]
             consumers = max(0, found.consumers - in_hand)  # one that was cancelled counts until its message is acked
-        told = Paused(queue, True, changed, obey, others, consumers)
+        told = Paused(queue, True, changed, _names(obey), _names(others), _names(gone), consumers)
         if told.is_so or time.monotonic() > until_s:
             return told
         await asyncio.sleep(LOOK_S)
@@ -64,17 +66,20 @@ async def resume(ledger: Ledger, queue: str, *, why: str) -> Paused:
     changed = await asked(ledger, lambda: ledger.board.resume(queue))
     until_s = time.monotonic() + OBEY_S
     while True:
-        obey, others, _ = await _workers(ledger, queue, "", paused=False)
+        obey, others, gone = await _workers(ledger, queue, paused=False)
         if not others or time.monotonic() > until_s:
-            return Paused(queue, False, changed, obey, others, None)
+            return Paused(queue, False, changed, _names(obey), _names(others), _names(gone), None)
         await asyncio.sleep(LOOK_S)
 
 
-async def _workers(
-    ledger: Ledger, queue: str, operation: str, *, paused: bool
-) -> tuple[tuple[str, ...], tuple[str, ...], int]:
-    """The names of those that say it is so with them, and of the others; how many tasks the former have in hand."""
-    here = [one for one in await workers(ledger) if queue in one.queues and one.state not in ("gone", "stopping")]
+async def _workers(ledger: Ledger, queue: str, *, paused: bool) -> tuple[list[Worker], list[Worker], list[Worker]]:
+    """Those that say it is so with them, the others, and those of which nothing is heard."""
+    found = [one for one in await workers(ledger) if queue in one.queues and one.state != "stopping"]
+    gone = [one for one in found if one.state == "gone"]
+    here = [one for one in found if one.state != "gone"]
     obey = [one for one in here if one.queues[queue].paused is paused]
-    others = tuple(one.name for one in here if one not in obey)
-    return tuple(one.name for one in obey), others, sum(one.held(queue, operation) for one in obey)
+    return obey, [one for one in here if one not in obey], gone
+
+
+def _names(workers: list[Worker]) -> tuple[str, ...]:
+    return tuple(one.name for one in workers)
