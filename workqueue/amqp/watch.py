@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from workqueue.amqp.direct import DirectLane
-from workqueue.patience import Patience as Patience
+from workqueue.patience import Patience
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ from uuid import UUID
 
 from workqueue import contract
 from workqueue.amqp.connection import reconnect_delay_s
-from workqueue.amqp.watch import Patience
 from workqueue.amqp.wire import Wire
 from workqueue.application import package_of, project_folder
 from workqueue.client.instead import Place, taken
@@ -41,6 +40,7 @@ from workqueue.errors import (
 )
 from workqueue.ledger import Cancelling, Ledger, Sent, open_ledger
 from workqueue.observe.tracing import open_tracing
+from workqueue.patience import Patience
 from workqueue.settings import Settings, misspelt
 
 log = logging.getLogger(__name__)

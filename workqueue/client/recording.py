@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 
-from workqueue.amqp.watch import Patience
 from workqueue.errors import LedgerLost
 from workqueue.ledger import Ledger, LedgerBusy, Sent
+from workqueue.patience import Patience
 
 PATIENCE_S = 1.0  # with a ledger that is busy, and was not till now: another process has it locked, or it restarts
 AGAIN_S = 0.02

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from uuid import UUID
 
-from workqueue.amqp.watch import Patience
 from workqueue.ledger import Ledger, LedgerBusy, Outcome
+from workqueue.patience import Patience
 
 log = logging.getLogger(__name__)
 
