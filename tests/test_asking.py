@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from workqueue.ledger import LedgerBusy
+from workqueue.observe.health import Health
 from workqueue.tasks import asking
 from workqueue.tasks.asking import Asking
 
@@ -85,3 +86,23 @@ async def test_a_busy_ledger_is_given_up_on_only_where_the_asker_says_so() -> No
     ending = True
     with pytest.raises(LedgerBusy, match="locked"):
         await waiting
+
+
+async def test_what_is_answered_to_others_is_no_answer_to_one_that_waits(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to a role that may complete a task and not claim one."""
+    monkeypatch.setattr(asking, "SILENT_S", 0.1)
+    ask, go, health = Asking("w1"), asyncio.Event(), Health(starting=False, ledger_s=time.monotonic() + 60)
+    health.asked_s = ask.open.oldest_s
+    waiting = asyncio.ensure_future(ask(busy(go)))
+    for _ in range(30):
+        await ask(lambda: asyncio.sleep(0.01))
+    assert said(caplog) == ["w1  waits for the ledger: locked"]
+    assert health.ledger_silent_s() > 0.2
+    monkeypatch.setattr("workqueue.observe.health.LEDGER_S", 0.2)
+    assert health.not_ready() == ["the ledger has not answered for 0 s"]
+    go.set()
+    await waiting
+    assert said(caplog)[1:] == ["w1  the ledger answers again"]
+    assert health.not_ready() == []

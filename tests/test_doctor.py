@@ -24,7 +24,8 @@ from workqueue.contract import Queue
 from workqueue.dev.node import Node
 from workqueue.ledger import Sent, open_ledger
 from workqueue.ledger.board import Overdue
-from workqueue.ops.doctor import _at_work, _gone, _limits
+from workqueue.ledger.none import SilentLedger
+from workqueue.ops.doctor import MEND, _at_work, _gone, _ledger, _limits, _refusal
 from workqueue.ops.status import Status
 from workqueue.ops.workers import Worker
 from workqueue.settings import Settings
@@ -213,6 +214,14 @@ async def test_a_ledger_that_the_workers_do_not_share_and_none_at_all_are_found(
         assert "is worked on with another ledger" in told.out
         told = await workqueue(fast, "doctor", LEDGER_URL="none")
         assert "!!  ledger: queue" in told.out
+
+
+async def test_a_ledger_that_can_be_read_and_lets_nobody_claim_a_task_is_found() -> None:
+    ledger = SilentLedger("postgresql://there/", "permission denied for table workqueue_task")
+    project: Any = SimpleNamespace(has_ledger=True)
+    found = _ledger(project, ledger, Status(datetime.now(UTC), "b", "l", (), (), ()), await _refusal(ledger))
+    assert (found.state, found.way_out) == ("fault", MEND)
+    assert found.said == f"{ledger.place}: no task could be claimed: permission denied for table workqueue_task"
 
 
 async def test_a_user_who_may_not_declare_is_told_so(fast: Site, node: Broker) -> None:

@@ -150,12 +150,12 @@ async def test_a_tasks_progress_is_that_of_its_own_attempt_by_a_worker_that_is_t
 
 
 class Broken:
-    """A ledger whose board fails so often, and then no more; nothing else `answers` before."""
+    """A ledger whose board fails so often, and then no more; no claim could be written unless it `answers`."""
 
     def __init__(self, *errors: Exception, answers: bool = False) -> None:
         self.errors, self.put_count, self.answers, self.board = list(errors), 0, answers, self
 
-    async def renew(self, *_: object) -> None:
+    async def check(self) -> None:
         if not self.answers:
             raise LedgerBusy("no answer")
 
@@ -290,13 +290,25 @@ async def test_a_ledger_that_is_lost_ends_an_idle_worker_too() -> None:
 
 
 @pytest.mark.parametrize("answers", [False, True])
-async def test_a_ledger_that_only_refuses_the_row_is_one_that_answers(
+async def test_a_worker_is_ready_where_tasks_can_be_claimed_and_not_where_only_its_row_is_written(
     monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
     monkeypatch.setattr(heartbeat, "AGAIN_S", 60.0)
-    worker = beating(Broken(LedgerBusy("permission denied"), answers=answers))
+    board, fatal = Broken(*([LedgerBusy("permission denied")] if answers else []), answers=answers), list[Any]()
+    worker = beating(board)
     worker.health.starting, worker.health.ledger_s = False, time.monotonic() - 60
-    task = asyncio.ensure_future(worker.beat(lambda error: None))
+    tasks = [asyncio.ensure_future(each(fatal.append)) for each in (worker.beat, worker.check)]
     await asyncio.sleep(0.01)
-    assert (worker.health.not_ready() == []) is answers
-    task.cancel()
+    assert (board.put_count, worker.health.not_ready() == [], fatal) == (int(not answers), answers, [])
+    for task in tasks:
+        task.cancel()
+
+
+async def test_a_ledger_that_is_lost_to_claims_ends_an_idle_worker() -> None:
+    class Moved(Broken):
+        async def check(self) -> None:
+            raise lost
+
+    fatal, lost = list[BaseException](), LedgerLost("/a", "it was moved")
+    await beating(Moved()).check(fatal.append)
+    assert fatal == [lost]

@@ -87,6 +87,16 @@ async def claimed(ledger: Ledger, task_id: UUID, lease_s: float = LONG_S, worker
     return claim
 
 
+async def test_that_a_claim_could_be_written_is_tried_again_and_again_and_no_task_changed(
+    ledger: Ledger, store: Store
+) -> None:
+    await claimed(ledger, uuid4())
+    before = store.rows()
+    for _ in range(10):  # some of them by a prepared statement
+        await ledger.check()
+    assert store.rows() == before
+
+
 # --- claims and fences ------------------------------------------------------------------------------------------------
 
 

@@ -294,6 +294,34 @@ async def test_a_role_that_may_create_nothing_can_use_the_tables_that_exist(url:
     await theirs.close()
 
 
+@pytest.mark.parametrize("right", ["SELECT", "INSERT", "UPDATE"])
+async def test_each_right_that_a_claim_needs_is_missed_before_there_is_a_task(url: str, role: str, right: str) -> None:
+    await (await PostgresLedger(url).set_up()).close()
+    name = role.partition("//")[2].partition(":")[0]
+    run(url, f"GRANT SELECT, INSERT, UPDATE ON workqueue_task TO {name}")
+    theirs = await PostgresLedger(role).set_up()
+    await theirs.check()
+    run(url, f"REVOKE {right} ON workqueue_task FROM {name}")
+    with pytest.raises(LedgerBusy, match="lacks a privilege"):
+        await theirs.check()
+    run(url, f"GRANT {right} ON workqueue_task TO {name}")
+    await theirs.check()
+    await theirs.close()
+
+
+async def test_a_table_that_somebody_has_locked_is_busy_and_no_task_is_taken_to_be_another_workers(
+    ledger: PostgresLedger, url: str
+) -> None:
+    with psycopg.connect(url) as other:
+        other.execute("LOCK TABLE workqueue_task IN ACCESS EXCLUSIVE MODE")
+        for call in (ledger.check, lambda: ledger.claim(uuid4(), "w", LONG_S, **ASKED)):
+            with pytest.raises(LedgerBusy, match="lock timeout"):
+                await call()
+        other.rollback()
+    await ledger.check()
+    await claimed(ledger, uuid4())
+
+
 async def test_options_of_the_url_are_kept(url: str) -> None:
     run(url, "CREATE SCHEMA elsewhere")
     ledger = await PostgresLedger(f"{url}?options=-csearch_path%3Delsewhere").set_up()

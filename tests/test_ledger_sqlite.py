@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -279,6 +280,7 @@ async def test_a_locked_database_is_busy_and_nothing_was_changed(ledger: SqliteL
         "bury": lambda: ledger.bury(mine, fence, 1, "no"),
         "release": lambda: ledger.release(mine, fence),
         "prune": lambda: ledger.prune(-2 * LONG_S),
+        "check": ledger.check,
     }
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -292,6 +294,23 @@ async def test_a_locked_database_is_busy_and_nothing_was_changed(ledger: SqliteL
     other.close()
     assert rows(path) == before
     assert await ledger.complete(mine, fence, 1, None)
+
+
+async def test_on_a_full_disk_no_claim_can_be_written(ledger: SqliteLedger, path: str) -> None:
+    """As the limit of a file's size stands for it."""
+    await ledger.check()
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(f"{path}-wal").st_size, most))
+    try:
+        for _ in range(2):
+            assert not await ledger.renew(UUID(int=0), 0, LONG_S)  # what changes nothing writes nothing
+            with pytest.raises(LedgerBusy):
+                await ledger.check()
+            with pytest.raises(LedgerBusy):
+                await ledger.claim(uuid4(), "w", LONG_S, **ASKED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    await ledger.check()
 
 
 @pytest.mark.parametrize("name", ["", "a-file/ledger.db", "a-folder"])

@@ -126,6 +126,9 @@ class Ledger(Protocol):
     def board(self) -> Board:
         """What lies in it beside the tasks."""
 
+    async def check(self) -> None:
+        """Whether a claim could be written: it is tried by what changes no task."""
+
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
         request: UUID | None = None,

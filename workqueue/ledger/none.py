@@ -28,6 +28,9 @@ class NoLedger:
     place = "none"
     board = NoBoard()
 
+    async def check(self) -> None:
+        pass
+
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
         request: UUID | None = None,
@@ -100,7 +103,10 @@ class SilentLedger(NoLedger):
     """Stands for one that is out of reach, where somebody looks at what else there is: what lies in it is not known."""
 
     def __init__(self, place: str, cause: str) -> None:
-        self.place, self.board = place, SilentBoard(cause)
+        self.place, self.board, self._cause = place, SilentBoard(cause), cause
+
+    async def check(self) -> None:
+        raise LedgerBusy(self._cause)
 
 
 class SilentBoard(NoBoard):

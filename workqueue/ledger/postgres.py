@@ -87,6 +87,10 @@ class PostgresLedger:
             raise LedgerUnreachable(self.place, self._server.words(error)) from error
         return self
 
+    async def check(self) -> None:
+        """The claim of no task: it needs the same rights and the same lock."""
+        await self._pool.execute(CLAIM_MANY, ([],) * CLAIM.count("%s"), is_urgent=False)
+
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
         request: UUID | None = None,
@@ -96,6 +100,7 @@ class PostgresLedger:
             try:
                 claimed = await self._claims.ask(task_id, claim)
             except Locked:
+                await self.check()  # where all of the table is locked, nobody has the task
                 return Taken(LOCK_S)
             if claimed is not None:
                 return Claimed.read(*claimed[1:])

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from workqueue.ledger import (
     CANCELLED,
@@ -42,6 +42,7 @@ from workqueue.ledger.sqlite_sql import (
     CANCEL,
     CANCEL_ENDED,
     CANCEL_UNKNOWN,
+    CHECK,
     COMPLETE,
     ENTRY,
     ERASE,
@@ -83,6 +84,9 @@ class SqliteLedger:
         self._look_at_s = 0.0
         self._holders, self._holder = Holders(self._file), ""
         self._boot = self._holders.boot
+
+    async def check(self) -> None:
+        await self._execute(CHECK, (str(uuid4()),))
 
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,

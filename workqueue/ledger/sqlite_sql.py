@@ -5,6 +5,8 @@ from workqueue.ledger.texts import STORY_LENGTH
 
 AT_ONCE = 500  # tasks in a statement: SQLite allows 999 parameters where it was built with the old limit
 
+# Each time another value: what stays the same SQLite does not write.
+CHECK = "INSERT OR REPLACE INTO workqueue_meta VALUES ('checked', ?)"
 NEW = """
 INSERT OR IGNORE INTO task
     (id, state, fence, holder, worker, lease_until, ends_at, kind, digest, alone, created_at)

@@ -12,12 +12,13 @@ LOOP_S = 30.0  # an event loop that has not turned for so long takes no task, an
 class Health:
     """What the parts of a worker say. `not_consumed` names the queues of which no messages come, though they should,
     `paused` those that an operator has paused; `loop_s` and `ledger_s` are when the event loop turned, and the ledger
-    answered, last (monotonic).
+    could be written to, last (monotonic). `asked_s`: how long the oldest question to it has waited for its answer.
 
     `starting` until it is ready for the first time, `stopping` from its drain on.
     """
 
     not_consumed: Callable[[], list[str]] = list
+    asked_s: Callable[[], float] = float
     paused: set[str] = field(default_factory=set)
     starting: bool = True
     stopping: bool = False
@@ -36,7 +37,10 @@ class Health:
         if self.stopping:
             return ["it stops"]
         found = [f"{queue} is not consumed" for queue in self.not_consumed()]
-        now_s = time.monotonic()
-        if now_s - self.ledger_s > LEDGER_S:
-            found.append(f"the ledger has not answered for {now_s - self.ledger_s:.0f} s")
+        silent_s = self.ledger_silent_s()
+        if silent_s > LEDGER_S:
+            found.append(f"the ledger has not answered for {silent_s:.0f} s")
         return found
+
+    def ledger_silent_s(self) -> float:
+        return max(time.monotonic() - self.ledger_s, self.asked_s())

@@ -1,6 +1,5 @@
 """A worker's numbers as Prometheus reads them, made of plain integers when they are asked for."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -42,7 +41,7 @@ class Numbers(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._counted()
         yield from self._in_hand()
-        source, now_s = self._source, time.monotonic()
+        source = self._source
         about = GaugeMetricFamily(
             "workqueue_worker_info", "This worker; always 1.", labels=["worker", "version", "contract", "digest"]
         )
@@ -51,7 +50,9 @@ class Numbers(Collector):
         ready = not source.health.not_ready()
         yield GaugeMetricFamily("workqueue_ready", "Whether it takes tasks, as /readyz.", value=int(ready))
         yield GaugeMetricFamily(
-            "workqueue_ledger_silent_seconds", "Since the ledger answered last.", value=now_s - source.health.ledger_s
+            "workqueue_ledger_silent_seconds",
+            "Since the ledger answered last, or a task waits for it.",
+            value=source.health.ledger_silent_s(),
         )
 
     def _counted(self) -> Iterator[Metric]:

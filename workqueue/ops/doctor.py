@@ -27,6 +27,7 @@ STRANDED = (
     "rabbitmqctl list_queues name messages messages_ready: a delay that has more messages than are ready is stuck "
     "(rabbitmq-server #16652), restart the node of its leader; what is gone, send again under its id, or cancel it"
 )
+MEND = "start it, or see its log; a role needs all rights on the workqueue_ tables"
 SEE = (
     "rabbitmqctl list_policies, and list_queues name messages_unacknowledged members; where a queue has fewer members "
     "than there should be: rabbitmq-queues grow"
@@ -63,7 +64,7 @@ async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
         *_at_work(project, now),
         *_crowded(project, compared, now),
         *_gone(project, now, await _overdue(ledger)),
-        _ledger(project, ledger, now),
+        _ledger(project, ledger, now, await _refusal(ledger)),
         *_limits(project),
         Finding("not seen", "unseen", compared.unseen, SEE),
     ]
@@ -198,7 +199,16 @@ def _gone(project: Project, now: Status, found: Iterable[Overdue]) -> Iterator[F
         yield Finding(f"queue {', '.join(queues)}", "warning", said, STRANDED)
 
 
-def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
+async def _refusal(ledger: Ledger) -> str:
+    """Why no task could be claimed; empty if one could."""
+    try:
+        await ledger.check()
+    except LedgerBusy as error:
+        return str(error)
+    return ""
+
+
+def _ledger(project: Project, ledger: Ledger, now: Status, refusal: str) -> Finding:
     """`status` has found that the workers have it."""
     if not project.has_ledger:
         way_out = "LEDGER_URL=sqlite:PATH for one machine, postgresql:// for several"
@@ -210,9 +220,9 @@ def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
         return Finding("ledger", "warning", f"{where} yet", "start a worker")
     for note in now.notes:
         if ledger.place in note:
-            return Finding(
-                "ledger", "fault", note, "start it, or see its log; a role needs all rights on the workqueue_ tables"
-            )
+            return Finding("ledger", "fault", note, MEND)
+    if refusal:
+        return Finding("ledger", "fault", f"{ledger.place}: no task could be claimed: {refusal}", MEND)
     return Finding("ledger", "ok", f"{ledger.place}; workers that told it of themselves: {len(now.workers)}")
 
 

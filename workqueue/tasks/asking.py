@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from workqueue.ledger import LedgerBusy
+from workqueue.tasks.pending import Pending
 
 log = logging.getLogger(__name__)
 
@@ -18,23 +19,24 @@ A = TypeVar("A")
 
 
 class Asking:
-    """For one worker. It says when the ledger does not answer for a while, and when it does again.
+    """For one worker. It says when one has waited for the ledger for a while, and when all that waited have their
+    answers. `open` are those that have none yet.
 
     Nearly all questions are answered in microseconds, so none has a timer of its own: while any is open, it is looked
-    now and then whether answers come.
+    now and then how long the oldest has waited. That others are answered tells nothing of it: a role may be allowed to
+    complete a task and not to claim one.
     """
 
     def __init__(self, worker: str) -> None:
         self._worker, self._loop = worker, asyncio.get_running_loop()
-        self._open = self._answered = self._seen = 0
+        self.open = Pending()
         self._looking: asyncio.TimerHandle | None = None
-        self._silent_since_s: float | None = None
         self._told_s: float | None = None
         self._cause = "no answer"
 
     async def __call__(self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None = None) -> A:
         """What the ledger answers, however long that takes. Raises LedgerBusy only where `until` is true meanwhile."""
-        self._open += 1
+        mine = self.open.begin()
         if self._looking is None:
             self._looking = self._loop.call_later(SILENT_S / 2, self._look)
         try:
@@ -43,8 +45,10 @@ class Asking:
             except LedgerBusy as error:
                 answer = await self._again(call, until, error)
         finally:
-            self._open -= 1
-        self._answered += 1
+            self.open.end(mine)
+        if self._told_s is not None and self.open.oldest_s() < SILENT_S:
+            self._told_s = None
+            log.warning("%s  the ledger answers again", self._worker)
         return answer
 
     async def _again(
@@ -63,18 +67,10 @@ class Asking:
                 busy = error
 
     def _look(self) -> None:
-        now_s, answers = self._loop.time(), self._answered != self._seen
-        self._seen, self._looking = self._answered, None
-        if answers or not self._open:
-            if self._told_s is not None and answers:
-                log.warning("%s  the ledger answers again", self._worker)
-            self._silent_since_s = self._told_s = None
+        now_s = self._loop.time()
+        if self.open.oldest_s() < SILENT_S:
             self._cause = "no answer"
-        elif self._silent_since_s is None:
-            self._silent_since_s = now_s - SILENT_S / 2
-        silent = self._silent_since_s is not None and now_s - self._silent_since_s >= SILENT_S
-        if silent and (self._told_s is None or now_s - self._told_s > AGAIN_S):
+        elif self._told_s is None or now_s - self._told_s > AGAIN_S:
             self._told_s = now_s
             log.warning("%s  waits for the ledger: %s", self._worker, self._cause)
-        if self._open:
-            self._looking = self._loop.call_later(SILENT_S / 2, self._look)
+        self._looking = self._loop.call_later(SILENT_S / 2, self._look) if self.open else None

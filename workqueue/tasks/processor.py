@@ -61,10 +61,10 @@ class Guard(Generic[T]):
         self._ledger, self._worker = runtime.ledger, runtime.worker
         self._single, self._room = runtime.single, runtime.room
         self._headers = Schema(receive.message.headers_schema)
-        self._ask = Asking(runtime.worker)
-        self.settling: Settling[T] = Settling(receive, runtime, self._ask)
-        self.execution = Execution(handler, receive, runtime, self._ask, self.settling)
-        self._refuse = Refusing(receive, runtime, self._ask, self.settling, self.execution.held, self._is_draining)
+        self.ask = Asking(runtime.worker)
+        self.settling: Settling[T] = Settling(receive, runtime, self.ask)
+        self.execution = Execution(handler, receive, runtime, self.ask, self.settling)
+        self._refuse = Refusing(receive, runtime, self.ask, self.settling, self.execution.held, self._is_draining)
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False
         self.in_hand = self.waiting = 0
@@ -195,11 +195,11 @@ class Guard(Generic[T]):
             alone=alone, request=uuid4(),
         )  # fmt: skip
         try:
-            answer = await self._ask(claim, self._is_draining)
+            answer = await self.ask(claim, self._is_draining)
             if isinstance(answer, Finished) and _is_sent_back(received.arrived, answer):
                 told = json.dumps({"sent_back": now()} | story.sent_back(received.arrived.headers)) + "\n"
-                await self._ask(partial(self._ledger.revive, task_id, answer.fence, told=told))
-                answer = await self._ask(claim, self._is_draining)
+                await self.ask(partial(self._ledger.revive, task_id, answer.fence, told=told))
+                answer = await self.ask(claim, self._is_draining)
         except LedgerBusy as error:
             raise Closed from error
         return answer

@@ -71,6 +71,10 @@ class Crew:
         """How long each task has run, with its operation. For any thread."""
         return [(scope.holder.operation, scope.ran_s()) for scope in self.running()]
 
+    def asked_s(self) -> float:
+        """How long the oldest question to the ledger has waited for its answer; 0 for none. For any thread."""
+        return max((guard.ask.open.oldest_s() for guard in list(self._guards.values())), default=0.0)
+
     @property
     def in_hand(self) -> int:
         return sum(guard.in_hand for guard in self._guards.values())

@@ -32,7 +32,6 @@ END_S = 1.0
 TOLD_AT = 2  # failures in a row: a lock of another process's is not worth a line
 RATE_S = 60.0  # over which the rate is taken
 COUNTED: dict[type, str] = {Done: "done", Retrying: "failed", Dead: "dead", HandedBack: "handed_back"}
-NOBODY = UUID(int=0)
 
 
 @dataclass
@@ -64,6 +63,17 @@ class Heartbeat:
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
             fatal(error)
 
+    async def check(self, fatal: Callable[[BaseException], object]) -> None:
+        """See whether a task could be claimed, until it is cancelled. `beat` writes to a table of its own."""
+        try:
+            while True:
+                with suppress(LedgerBusy):
+                    await self.ledger.check()
+                    self.health.ledger_s = time.monotonic()
+                await asyncio.sleep(BEAT_S)
+        except Exception as error:  # noqa: BLE001  # as above
+            fatal(error)
+
     async def save(self, fatal: Callable[[BaseException], object]) -> None:
         """Keep the checkpoints of what runs, until it is cancelled. Beside `beat`: a worker that waits for a
         row that is locked is there all the same."""
@@ -91,12 +101,8 @@ class Heartbeat:
             self._failures += 1
             if self._failures == TOLD_AT:
                 log.warning("%s  can't tell the ledger that it works: %s", self.name, error)
-            with suppress(LedgerBusy):  # it may just be this that is refused; claims need to write, too
-                await self.ledger.renew(NOBODY, 0, AGAIN_S)
-                self.health.ledger_s = time.monotonic()
             return False
         self._failures = 0
-        self.health.ledger_s = time.monotonic()
         return True
 
     async def end(self) -> None:

@@ -85,10 +85,10 @@ class Serving:
             crews = self._crew.consumers(self._application, jobs, runtime, wire)
             closing.push_async_callback(stop, crews)
             ready = Ready(self._name, {job.receive.queue.name: job.concurrency for job in jobs}, ledger.place)
-            self._health.not_consumed = wire.not_consumed
+            self._health.not_consumed, self._health.asked_s = wire.not_consumed, self._crew.asked_s
             orders = Orders(self._name, ready.queues, ledger, self._crew, wire, self._health, self._tell)
             await orders.first()
-            for always in (orders.obey, heartbeat.beat, heartbeat.save):
+            for always in (orders.obey, heartbeat.beat, heartbeat.check, heartbeat.save):
                 _begin(always(self._ending.set), closing)
             _begin(_listen(self._name), closing)
             code, drained = await self._until_told(crews, wire, ready)
