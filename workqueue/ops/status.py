@@ -1,7 +1,6 @@
 """What waits, and who works on it."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -53,7 +52,7 @@ class Queue:
 class Status:
     """How it stands. `notes` are what should not be so, in words; `deaths` are by reason and kind, the
     most first; none where no dead letters lie.
-    `ledger_answers`: where it does not, pauses and deaths are not known either."""
+    `ledger_answers`: where it does not, what it would tell is not all known: deaths, pauses, workers."""
 
     at: datetime
     broker: str
@@ -84,7 +83,10 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
     queues += [_sending(send, depths) for send in only_sent]
     deaths: tuple[Deaths, ...] = ()
     if any(queue.dead for queue in queues) and not more:  # a million tasks are read in a second
-        deaths = await _deaths(ledger)
+        try:
+            deaths = tuple(by_reason(await ledger.board.deaths()))
+        except LedgerBusy as error:
+            more.append(f"what tasks died of can't be read: {ledger.place} does not answer: {error}")
     broker = ", ".join(map(hide_password, settings.amqp_uri))
     notes = (*more, *_notes(project, ledger, queues, seen))
     return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes, deaths, not more)
@@ -98,13 +100,6 @@ async def _pauses(ledger: Ledger) -> dict[str, Pause]:
         }
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
-
-
-async def _deaths(ledger: Ledger) -> tuple[Deaths, ...]:
-    """None where the ledger is too busy to tell."""
-    with suppress(LedgerBusy):
-        return tuple(by_reason(await ledger.board.deaths()))
-    return ()
 
 
 def _receiving(
