@@ -35,7 +35,7 @@ def beating(ledger: Any, crew: Any = None, counting: Counting | None = None) -> 
     def handle(*_: Any) -> None: ...
 
     jobs, counting = [Job(ERRANDS, handle, 2), Job(CHORES, handle, 1)], counting or Counting(lambda _: None)
-    return Heartbeat("w1", CONTRACT, jobs, crew or Crew(), counting, ledger, Health())
+    return Heartbeat("w1", CONTRACT, jobs, crew or Crew(), counting, ledger, Health(starting=False))
 
 
 def event(operation: str, what: Any) -> Event:
@@ -147,6 +147,17 @@ async def test_a_tasks_progress_is_that_of_its_own_attempt_by_a_worker_that_is_t
     monkeypatch.setattr(workers, "GONE_S", -1.0)
     assert await workers.in_hand(ledger, one, "w1", 2) is None
     await ledger.close()
+
+
+def test_what_a_worker_waits_for_is_told_as_its_state_and_in_words() -> None:
+    worker = beating(NoLedger())
+    assert (worker.told()["state"], worker.told()["why"]) == ("working", "")
+    worker.health.stuck = lambda: ["2 of errands can't be settled: no"]
+    worker.health.not_consumed = lambda: ["chores"]
+    told = worker.told()
+    assert (told["state"], told["why"]) == ("waiting", "chores is not consumed; 2 of errands can't be settled: no")
+    worker.health.starting = True
+    assert (worker.told()["state"], worker.told()["why"]) == ("starting", f"it starts; {told['why']}")
 
 
 class Broken:

@@ -99,14 +99,17 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 
 def test_a_worker_is_not_ready_for_as_long_as_something_is_amiss() -> None:
     missing: list[str] = []
-    health = Health(lambda: missing)
+    health = Health(lambda: missing, stuck=lambda: [f"2 of {queue} can't be settled: no" for queue in missing])
     with serving(health) as address:
         assert get(address, "/readyz") == (503, "it starts\n")
         health.starting = False
         assert get(address, "/readyz") == (200, "ready\n")
         missing.append("mails")
         health.ledger_s = time.monotonic() - LEDGER_S - 3
-        assert get(address, "/readyz") == (503, "mails is not consumed\nthe ledger has not answered for 8 s\n")
+        assert get(address, "/readyz") == (
+            503,
+            "mails is not consumed\n2 of mails can't be settled: no\nthe ledger has not answered for 8 s\n",
+        )
         missing.clear()
         health.ledger_s = time.monotonic()
         assert get(address, "/readyz") == (200, "ready\n")

@@ -45,6 +45,7 @@ from workqueue.tasks.events import Dead, Delayed, Event, LostClaim, Retrying, Sk
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
 from workqueue.verdicts import GiveUp, RetryAfter
+from workqueue.worker.crew import Crew
 
 WAIT_S = 20.0
 CONTRACT = contract.load("tests.generated.worker")
@@ -267,6 +268,29 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copies, "COPY_RETRY_S", 0.01)
 
 
+async def test_what_cannot_be_settled_is_in_hand_and_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its handler has run or not: nothing of it runs any more."""
+    monkeypatch.setattr(copies, "STUCK_S", 0.05)
+    bench, crew = Bench(raising(RuntimeError("no"))), Crew()
+    crew._guards[RECEIVE.operation] = bench.guard
+    bench.publisher.is_there.clear()
+    taking = [asyncio.ensure_future(bench.take(task)) for task in (TASK, Undecodable("invalid", "no"))]
+    await asyncio.sleep(0.01)
+    assert (crew.stuck(), crew.running()) == ([], [])  # that may take a moment
+    await asyncio.sleep(0.1)
+    stuck = f"2 of {RECEIVE.queue.name} can't be settled: "
+    assert crew.stuck() == [f"{stuck}the broker has not confirmed their copies"]
+    assert (crew.settling(RECEIVE.operation), len(crew.held_s())) == (2, 2)
+    assert all(operation == RECEIVE.operation and age_s > 0.1 for operation, age_s in crew.held_s())
+    bench.publisher.errors = [NotSent("m1", "no right to write") for _ in range(20)]
+    bench.publisher.is_there.set()
+    await asyncio.sleep(0.03)
+    assert crew.stuck() == [f"{stuck}{NotSent('m1', 'no right to write')}"]
+    bench.publisher.errors.clear()
+    await asyncio.gather(*taking)
+    assert (crew.stuck(), crew.held_s(), crew.settling(RECEIVE.operation)) == ([], [], 0)
+
+
 def story_of(bench: Bench, reason: str, *, attempts: int) -> dict[str, Any]:
     """The headers of the one dead letter, after a look at all that every dead letter must have."""
     (copy,) = bench.publisher.copies
@@ -463,7 +487,7 @@ async def test_from_the_second_death_on_a_task_runs_alone(deaths: int, alone: li
 
     async def handle(task: Task, context: TaskContext[None]) -> NapResult:
         nonlocal together
-        together = max(together, bench.guard.in_hand)
+        together = max(together, len(bench.guard.in_hand))
         if not beside.is_set():
             beside.set()
             await release.wait()
@@ -584,7 +608,7 @@ async def test_a_task_that_returns_is_recorded_with_its_result_and_then_acked() 
     assert bench.ledger.values[1] == ("complete", TASK.id, 5, 3, '{"kind":"nap","attempt":1}')
     assert (bench.runs[0].worker, bench.runs[0].attempt) == ("w1", 3)
     assert bench.publisher.copies == []
-    assert (bench.guard.settling.finished, bench.guard.in_hand, bench.guard.settling.handed_back) == (1, 0, 0)
+    assert (bench.guard.settling.finished, len(bench.guard.in_hand), bench.guard.settling.handed_back) == (1, 0, 0)
 
 
 async def test_a_handler_may_record_its_completion_itself_and_it_is_recorded_once() -> None:
@@ -852,7 +876,7 @@ async def test_an_error_of_the_guards_own_ends_the_worker_and_leaves_the_message
         await bench.take()
     assert bench.log == ["claim", "run", "copy refused"]
     assert [type(error) for error in bench.fatal] == [BrokerUnreachable]
-    assert bench.guard.in_hand == 0
+    assert len(bench.guard.in_hand) == 0
 
 
 # --- the time limit, and plain functions ------------------------------------------------------------------------------

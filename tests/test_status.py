@@ -1,19 +1,30 @@
 """What `workqueue status` makes of what the broker and the ledger tell."""
 
+import asyncio
+import json
+import re
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from tests.harness import ERRANDS
+from tests.harness import ERRANDS, Site, simulate
+from tests.operators import ask, workqueue
+from tests.test_http import address_of, asked, numbers
+from tests.test_operating import MOODY
+from tests.test_refusals import user_of
 from workqueue.amqp.lane import Depth
 from workqueue.ledger import LedgerBusy
-from workqueue.ledger.board import Deaths, NoBoard
+from workqueue.ledger.board import Deaths, NoBoard, Seen
 from workqueue.ledger.none import NoLedger
 from workqueue.ops import status
 from workqueue.ops.status import Status
 from workqueue.settings import Settings
+from workqueue.testing import until
+from workqueue.testing.given import Broker
 
 QUEUE, DEAD = ERRANDS.queue.name, ERRANDS.dead.name
 PROJECT: Any = SimpleNamespace(
@@ -63,3 +74,63 @@ async def test_what_tasks_died_of_is_told_or_why_it_cannot_be_read(look: Look) -
     found = await look(There(board), **{QUEUE: (0, 1), DEAD: (2, 0)})
     assert (found.ledger_answers, found.deaths) == (False, ())
     assert found.notes == ("what tasks died of can't be read: there does not answer: lock timeout",)
+
+
+def worker(**told: Any) -> Seen:
+    """One that was heard of a second ago."""
+    work = {"concurrency": 1, "rate": 2.0, "done": 1, "failed": 0, "dead": 0, "handed_back": 0}
+    whole = {
+        "host": "a", "pid": 1, "version": "1", "contract": {"version": "1", "digest": "2"}, "state": "working",
+        "at": time.time() - 1, "started_at": time.time() - 60, "in_hand": [], "queues": {QUEUE: work},
+    }  # fmt: skip
+    seen_s, name, more = told.pop("seen_s", 1.0), told.pop("name", "one"), told.pop("work", {})
+    return Seen(uuid4(), name, seen_s, json.dumps(whole | {"queues": {QUEUE: work | more}} | told))
+
+
+class Crowd(NoBoard):
+    def __init__(self, *workers: Seen) -> None:
+        self.workers = list(workers)
+
+    async def seen(self, within_s: float) -> list[Seen]:
+        return self.workers
+
+
+async def test_a_worker_that_waits_says_what_for_and_what_it_cannot_settle_is_in_hand(look: Look) -> None:
+    waits = worker(state="waiting", why=f"3 of {QUEUE} can't be settled: no", work={"settling": 3})
+    found = await look(There(Crowd(waits)), **{QUEUE: (0, 1), DEAD: (0, 0)})
+    assert found.notes == (f"one on a takes no tasks: 3 of {QUEUE} can't be settled: no",)
+    assert (found.queues[0].in_hand, found.workers[0].all_held) == (3, 3)
+
+
+@pytest.mark.parametrize(("ago_s", "said"), [(3, ()), (60, ("one on a takes no tasks: it starts",))])
+async def test_a_worker_that_has_not_reached_its_broker_starts_and_is_noted_when_that_takes_long(
+    look: Look, ago_s: float, said: tuple[str, ...]
+) -> None:
+    starts = worker(state="starting", why="it starts", started_at=time.time() - ago_s)
+    found = await look(There(Crowd(starts)), **{QUEUE: (0, 1), DEAD: (0, 0)})
+    assert (found.workers[0].state, found.notes) == ("starting", said)
+
+
+async def test_a_worker_that_may_not_publish_is_told_to_hold_what_it_cannot_settle(fast: Site, node: Broker) -> None:
+    broken, uri = fast.folder / "broken", fast.uri
+    broken.touch()
+    fast.uri = user_of(node, uri, ".*", ".*", ".*")
+    one = await fast.worker("one", script=MOODY, BROKEN=str(broken), WORKQUEUE_HTTP="127.0.0.1:0")
+    vhost, user = uri.rpartition("/")[2], fast.uri.partition("//")[2].partition(":")[0]
+    fast.uri = uri
+    await asyncio.to_thread(node.ctl, "set_permissions", "-p", vhost, user, ".*", "^$", ".*")
+    await fast.send(simulate(1))
+    said = rf"! one on \S+ takes no tasks: 1 of {fast.queue} can't be settled: .*"
+
+    async def is_told() -> bool:
+        return re.search(said, (await workqueue(fast, "status")).out) is not None
+
+    await until(is_told, "it is told", 30.0)
+    (queue,) = [queue for queue in (await ask(fast, "status"))["queues"] if queue["queue"] == fast.queue]
+    assert queue["in_hand"] == 1
+    address = address_of(one)
+    code, text = await asked(address, "/readyz")
+    assert (code, f"1 of {fast.queue} can't be settled: " in text) == (503, True), text
+    found = numbers((await asked(address, "/metrics"))[1])
+    assert found[f'workqueue_in_hand{{queue="{fast.queue}"}}'] == 1
+    assert found[f'workqueue_oldest_in_hand_seconds{{queue="{fast.queue}"}}'] > 5

@@ -140,7 +140,7 @@ def _workers(found: tuple[Worker, ...] | list[Worker]) -> list[RenderableType]:
         work = list(worker.queues.values())
         row(
             made, worker.name, f"{worker.host}:{worker.pid}", worker.state, f"{span(worker.seen_s)} ago",
-            len(worker.in_hand), sum(one.done for one in work), sum(one.failed for one in work),
+            worker.all_held, sum(one.done for one in work), sum(one.failed for one in work),
             sum(one.dead for one in work), sum(one.rate for one in work), f"{worker.contract} {worker.digest}",
         )  # fmt: skip
     return [made]

@@ -11,13 +11,15 @@ LOOP_S = 30.0  # an event loop that has not turned for so long takes no task, an
 @dataclass
 class Health:
     """What the parts of a worker say. `not_consumed` names the queues of which no messages come, though they should,
-    `paused` those that an operator has paused; `loop_s` and `ledger_s` are when the event loop turned, and the ledger
-    could be written to, last (monotonic). `asked_s`: how long the oldest question to it has waited for its answer.
+    `stuck` says which messages can't be settled, `paused` names the queues that an operator has paused. `loop_s` and
+    `ledger_s` are when the event loop turned, and the ledger could be written to, last (monotonic); `asked_s` tells how
+    long the oldest question to it has waited for its answer.
 
     `starting` until it is ready for the first time, `stopping` from its drain on.
     """
 
     not_consumed: Callable[[], list[str]] = list
+    stuck: Callable[[], list[str]] = list
     asked_s: Callable[[], float] = float
     paused: set[str] = field(default_factory=set)
     starting: bool = True
@@ -32,11 +34,11 @@ class Health:
 
     def not_ready(self) -> list[str]:
         """Why it takes no tasks now; nothing if it does."""
-        if self.starting:
-            return ["it starts"]
         if self.stopping:
             return ["it stops"]
-        found = [f"{queue} is not consumed" for queue in self.not_consumed()]
+        found = ["it starts"] if self.starting else []
+        found += [f"{queue} is not consumed" for queue in self.not_consumed()]
+        found += self.stuck()
         silent_s = self.ledger_silent_s()
         if silent_s > LEDGER_S:
             found.append(f"the ledger has not answered for {silent_s:.0f} s")

@@ -20,7 +20,7 @@ OUTCOMES = {kind: NAMES[kind] for kind in get_args(events.What) if kind not in (
 @dataclass(frozen=True)
 class Source:
     """What is scraped. `queues` are the names of the queues by operation, with how many tasks at a time; `held_s` how
-    long each task in hand has run, by operation."""
+    long each message has been in hand, by operation."""
 
     worker: str
     version: str
@@ -77,9 +77,9 @@ class Numbers(Collector):
 
     def _in_hand(self) -> Iterator[Metric]:
         source, held = self._source, list(self._source.held_s())
-        in_hand = GaugeMetricFamily("workqueue_in_hand", "Tasks whose handler runs.", labels=["queue"])
+        in_hand = GaugeMetricFamily("workqueue_in_hand", "Messages in hand: claimed, run or settled.", labels=["queue"])
         oldest = GaugeMetricFamily(
-            "workqueue_oldest_in_hand_seconds", "How long the longest of them has run; 0 for none.", labels=["queue"]
+            "workqueue_oldest_in_hand_seconds", "How long the oldest has been in hand; 0 for none.", labels=["queue"]
         )
         most = GaugeMetricFamily("workqueue_concurrency", "Tasks at a time, at most.", labels=["queue"])
         paused = GaugeMetricFamily(

@@ -149,8 +149,8 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
         there = "the workers have another one" if any(queue.consumers for queue in queues) else "no worker has made it"
         yield f"there is no ledger at {hide_password(project.settings.ledger_url)}: {there}"
     for worker in seen:
-        if worker.state == "waiting":
-            yield f"{worker.name} on {worker.host} waits for its broker, or for a queue"
+        if worker.is_stuck:
+            yield f"{worker.name} on {worker.host} takes no tasks: {worker.why}"
         for name, work in worker.queues.items():
             if work.waiting and worker.state != "gone":
                 alone = "while a task runs alone, which may be what killed workers"

@@ -13,6 +13,8 @@ from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ledger.board import GONE_S, RECENT_S, Seen
 from workqueue.ops.project import Project
 
+STARTING_S = 10.0
+
 
 @dataclass(frozen=True)
 class InHand:
@@ -31,7 +33,7 @@ class InHand:
 class Work:
     """What a worker does for one queue, counted since its start; `rate` is tasks done per second, over the last
     minute. `paused`: it takes nothing from it, as an operator has asked. `waiting`: so many messages wait in it while a
-    task runs alone, one that may be what killed workers."""
+    task runs alone, one that may be what killed workers. `settling`: so many it claims just now, or settles."""
 
     concurrency: int
     rate: float
@@ -41,20 +43,21 @@ class Work:
     handed_back: int
     paused: bool = False
     waiting: int = 0
+    settling: int = 0
 
 
 @dataclass(frozen=True)
 class Worker:
     """A worker that was heard of `seen_s` seconds ago. `ahead_s` is its clock's, of this machine's.
 
-    `waiting`: for its broker, or for a queue. `paused`: an operator has paused all its queues. `gone`: it died, or
-    can't reach the ledger, and has in hand what nobody else has taken since.
+    `why` it takes no tasks, where it is `waiting` or `starting`. `paused`: an operator has paused all its queues.
+    `gone`: it died, or can't reach the ledger, and has in hand what nobody else has taken since.
     """
 
     name: str
     host: str
     pid: int
-    state: Literal["working", "waiting", "paused", "stopping", "gone"]
+    state: Literal["starting", "working", "waiting", "paused", "stopping", "gone"]
     seen_s: float
     ahead_s: float
     started_at: datetime
@@ -63,10 +66,22 @@ class Worker:
     digest: str
     queues: Mapping[str, Work]
     in_hand: tuple[InHand, ...]
+    why: str = ""
 
     def held(self, queue: str, operation: str) -> int:
-        """How many messages of the queue, and so of this operation, it has: those that it runs, and that wait in it."""
-        return sum(one.operation == operation for one in self.in_hand) + self.queues[queue].waiting
+        """How many messages of the queue, and so of this operation, it has: those that it runs, and all others."""
+        work = self.queues[queue]
+        return sum(one.operation == operation for one in self.in_hand) + work.waiting + work.settling
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it takes no tasks, and should: a start takes a moment."""
+        took_s = (datetime.now(UTC) - self.started_at).total_seconds() + self.ahead_s
+        return self.state == "waiting" or (self.state == "starting" and took_s > STARTING_S)
+
+    @property
+    def all_held(self) -> int:
+        return len(self.in_hand) + sum(work.waiting + work.settling for work in self.queues.values())
 
 
 async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
@@ -121,6 +136,7 @@ def _worker(seen: Seen, gone_s: float) -> Worker:
             )
             for one in told["in_hand"]
         ),
+        why=told.get("why", "its broker, or a queue, is not there"),
     )  # fmt: skip
 
 

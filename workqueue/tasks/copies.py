@@ -10,12 +10,14 @@ from workqueue.contract import Contract, Queue, Receive, Rung
 from workqueue.delivery import Delivery, Publisher
 from workqueue.errors import NotSent, SendUnknown
 from workqueue.patience import Patience
+from workqueue.tasks.pending import Pending
 from workqueue.tasks.policy import Bury
 from workqueue.tasks.story import without_brokers
 
 log = logging.getLogger(__name__)
 
 COPY_RETRY_S = 1.0
+STUCK_S = 5.0  # a queue that changes its leader takes less
 
 
 class Copies:
@@ -27,6 +29,14 @@ class Copies:
         self._version, self._receive = contract.version, receive
         self._publisher, self._worker, self._deadline_s = publisher, worker, deadline_s
         self._patience: dict[tuple[str, str], Patience] = {}  # by queue, and what copies to it wait for
+        self._open, self._why = Pending(), ""
+
+    def stuck(self) -> str:
+        """How many messages have waited for long for their copies to be confirmed, and why; empty for none. For any
+        thread."""
+        late = sum(age_s > STUCK_S for age_s in self._open.ages_s())
+        why = self._why or "the broker has not confirmed their copies"
+        return f"{late} of {self._receive.queue.name} can't be settled: {why}" if late else ""
 
     async def delay(self, arrived: Delivery, rung: Rung, headers: Mapping[str, Any] | None = None) -> None:
         """It comes back to the tasks after the rung's delay."""
@@ -48,6 +58,16 @@ class Copies:
         await self._send(arrived, self._receive.dead, self._receive.dead_message_type, {**story, **(more or {})})
 
     async def _send(self, arrived: Delivery, queue: Queue, message_type: str, headers: Mapping[str, Any]) -> None:
+        mine = self._open.begin()
+        try:
+            await self._until_confirmed(arrived, queue, message_type, headers)
+            self._why = ""
+        finally:
+            self._open.end(mine)
+
+    async def _until_confirmed(
+        self, arrived: Delivery, queue: Queue, message_type: str, headers: Mapping[str, Any]
+    ) -> None:
         waited_for = set[tuple[str, str]]()
         while True:
             try:
@@ -62,6 +82,7 @@ class Copies:
                     original=arrived.properties,
                 )
             except (NotSent, SendUnknown) as error:
+                self._why = str(error)
                 why = (queue.name, error.reason if isinstance(error, NotSent) else "not confirmed")
                 waited_for.add(why)
                 if self._patience.setdefault(why, Patience()).due():

@@ -41,6 +41,7 @@ from workqueue.tasks.attempt import Handler
 from workqueue.tasks.copies import now
 from workqueue.tasks.events import Event, Skipped, What
 from workqueue.tasks.execution import Execution
+from workqueue.tasks.pending import Pending
 from workqueue.tasks.policy import Bury, Skip, Try, Wait, before_attempt, rung_of, without_ledger
 from workqueue.tasks.received import Attempt, Received, Runtime, T
 from workqueue.tasks.refusing import Refusing
@@ -53,8 +54,8 @@ DELIVERIES = 10  # after which a copy is made, which begins to count anew: the b
 
 
 class Guard(Generic[T]):
-    """Wraps `handler`; `take` is for the generated application's receive operation. `in_hand` counts the messages that
-    are being handled, `waiting` those of them that wait while a task runs alone."""
+    """Wraps `handler`; `take` is for the generated application's receive operation. `in_hand` are the messages that are
+    being handled, `waiting` counts those of them that wait while a task runs alone."""
 
     def __init__(self, handler: Handler[T, Any], receive: Receive, runtime: Runtime) -> None:
         self._receive, self._runtime = receive, runtime
@@ -67,12 +68,12 @@ class Guard(Generic[T]):
         self._refuse = Refusing(receive, runtime, self.ask, self.settling, self.execution.held, self._is_draining)
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False
-        self.in_hand = self.waiting = 0
+        self.in_hand, self.waiting = Pending(), 0
 
     async def take(self, task: T | Undecodable) -> None:
         """Handle and settle the delivery that is current. An error of the guard's own ends the worker."""
         arrived, began = delivery.current.get(), time.perf_counter()
-        self.in_hand += 1
+        mine = self.in_hand.begin()
         try:
             if isinstance(task, Undecodable):
                 kind, name = "message", arrived.message_id or ""
@@ -87,7 +88,7 @@ class Guard(Generic[T]):
             self._runtime.fatal(error)
             raise
         finally:
-            self.in_hand -= 1
+            self.in_hand.end(mine)
             if not self.in_hand and self._emptied is not None and not self._emptied.done():
                 self._emptied.set_result(None)
 

@@ -39,11 +39,11 @@ NEXT_SHARE = 0.8  # of a delay, before which no other copy of the task may be tr
 
 class Settling(Generic[T]):
     """For the messages of one operation. `finished` counts those that were acked, `handed_back` those of them that
-    went back undone. Each method returns what became of the message, for whoever listens."""
+    went back undone; `copies` knows which can't be. Each method returns what became of the message, for listeners."""
 
     def __init__(self, receive: Receive, runtime: Runtime, ask: Asking) -> None:
         self._receive, self._ledger, self._ask, self._worker = receive, runtime.ledger, ask, runtime.worker
-        self._copies = Copies(runtime.contract, receive, runtime.publisher, runtime.worker, runtime.settings.send_s)
+        self.copies = Copies(runtime.contract, receive, runtime.publisher, runtime.worker, runtime.settings.send_s)
         self.finished = self.handed_back = 0
 
     def _dead(self, why: Bury) -> Dead:
@@ -60,14 +60,14 @@ class Settling(Generic[T]):
         return self._dead(Bury("undecodable", f"{size}; moved by the broker itself"))
 
     async def hand_back(self, arrived: Delivery) -> HandedBack:
-        await self._copies.hand_back(arrived)
+        await self.copies.hand_back(arrived)
         arrived.ack()
         self.handed_back += 1
         return HandedBack()
 
     async def dead_letter(self, arrived: Delivery, why: Bury) -> Dead:
         """Of what was not claimed."""
-        await self._copies.bury(arrived, why, [])
+        await self.copies.bury(arrived, why, [])
         self.ack(arrived)
         return self._dead(why)
 
@@ -75,7 +75,7 @@ class Settling(Generic[T]):
         self, arrived: Delivery, rung: Rung, why: Because, count: int = 0, headers: Mapping[str, Any] | None = None
     ) -> Delayed:
         """Let the message come back later; no attempt is counted."""
-        await self._copies.delay(arrived, rung, headers)
+        await self.copies.delay(arrived, rung, headers)
         self.ack(arrived)
         return Delayed(why, rung.delay_s, count)
 
@@ -90,7 +90,7 @@ class Settling(Generic[T]):
     async def lost(self, arrived: Delivery) -> LostClaim:
         """The next claim decides."""
         rung = self._receive.rungs[0]
-        await self._copies.delay(arrived, rung)
+        await self.copies.delay(arrived, rung)
         self.ack(arrived)
         return LostClaim(rung.delay_s)
 
@@ -106,7 +106,7 @@ class Settling(Generic[T]):
         if isinstance(decision, Bury):
             buried = await self.bury(replace(attempt, failed=failed), decision, tail, line)
             return replace(buried, trace=trace, cause=error)
-        await self._copies.delay(received.arrived, decision.rung, {"x-attempts": failed})
+        await self.copies.delay(received.arrived, decision.rung, {"x-attempts": failed})
         rung_s = decision.rung.delay_s
         delay_s = decision.delay_s if attempt.claim.crashes is not None else rung_s  # no ledger: the broker's is all
         next_s = delay_s if delay_s > rung_s else NEXT_SHARE * rung_s
@@ -122,7 +122,7 @@ class Settling(Generic[T]):
         if tail:
             more["x-traceback"] = tail
             said += f"\n{tail}"
-        await self._copies.bury(received.arrived, why, attempt.failed, more)
+        await self.copies.bury(received.arrived, why, attempt.failed, more)
         failed = max(len(attempt.failed), claim.attempts)
         bury = partial(self._ledger.bury, received.id, claim.fence, failed, said, failed=line)
         await self._ask(bury)
@@ -152,7 +152,7 @@ class Settling(Generic[T]):
         said = next((outcome.error for outcome in found if outcome.error), None) or "failed: it is dead already"
         word, _, error = said.partition("\n")[0].partition(": ")
         reason: Reason = next((known for known in story.REASONS if known == word), "failed")
-        await self._copies.bury(received.arrived, Bury(reason, error[:ERROR_LIMIT]), [], {"x-burial": answer.fence})
+        await self.copies.bury(received.arrived, Bury(reason, error[:ERROR_LIMIT]), [], {"x-burial": answer.fence})
         self.ack(received.arrived)
         return Skipped("dead", buried=True)
 

@@ -61,6 +61,15 @@ class Crew:
         guard = self._guards.get(operation)
         return 0 if guard is None else guard.waiting
 
+    def settling(self, operation: str) -> int:
+        """How many messages neither wait nor run: they are claimed just now, or settled."""
+        guard = self._guards.get(operation)
+        return 0 if guard is None else len(guard.in_hand) - guard.waiting - len(guard.execution.running)
+
+    def stuck(self) -> list[str]:
+        """The messages that can't be settled, and why, in words. For any thread."""
+        return [said for guard in list(self._guards.values()) if (said := guard.settling.copies.stuck())]
+
     async def save(self, ledger: Ledger) -> None:
         """Save the latest checkpoints of what runs. One whose row is locked is no reason to miss the others."""
         for scope in self.running():
@@ -68,8 +77,9 @@ class Crew:
                 await scope.progress.save(ledger, scope.task_id, scope.fence)
 
     def held_s(self) -> list[tuple[str, float]]:
-        """How long each task has run, with its operation. For any thread."""
-        return [(scope.holder.operation, scope.ran_s()) for scope in self.running()]
+        """How long each message has been in hand, with its operation. For any thread."""
+        guards = list(self._guards.items())
+        return [(operation, age_s) for operation, guard in guards for age_s in guard.in_hand.ages_s()]
 
     def asked_s(self) -> float:
         """How long the oldest question to the ledger has waited for its answer; 0 for none. For any thread."""
@@ -77,7 +87,7 @@ class Crew:
 
     @property
     def in_hand(self) -> int:
-        return sum(guard.in_hand for guard in self._guards.values())
+        return sum(len(guard.in_hand) for guard in self._guards.values())
 
     def drain(self) -> None:
         self.draining = True

@@ -120,6 +120,7 @@ class Heartbeat:
             "version": installed(),
             "contract": {"version": self.contract.version, "digest": self.contract.digest},
             "state": self._state(),
+            "why": "; ".join(self.health.not_ready()),
             "at": round(now, 3),
             "started_at": round(self._began, 3),
             "queues": {
@@ -128,6 +129,7 @@ class Heartbeat:
                     "paused": job.receive.queue.name in self.health.paused,
                     "rate": rates[job.receive.operation],
                     "waiting": self.crew.waiting(job.receive.operation),
+                    "settling": self.crew.settling(job.receive.operation),
                     **self._counts(job.receive.operation),
                 }
                 for job in self.jobs
@@ -145,7 +147,9 @@ class Heartbeat:
     def _state(self) -> str:
         if self.crew.draining:
             return "stopping"
-        if not self.health.starting and self.health.not_consumed():
+        if self.health.starting:
+            return "starting"
+        if self.health.not_ready():
             return "waiting"
         return "paused" if self.health.paused.issuperset(job.receive.queue.name for job in self.jobs) else "working"
 

@@ -85,7 +85,8 @@ class Serving:
             crews = self._crew.consumers(self._application, jobs, runtime, wire)
             closing.push_async_callback(stop, crews)
             ready = Ready(self._name, {job.receive.queue.name: job.concurrency for job in jobs}, ledger.place)
-            self._health.not_consumed, self._health.asked_s = wire.not_consumed, self._crew.asked_s
+            self._health.not_consumed = wire.not_consumed
+            self._health.stuck, self._health.asked_s = self._crew.stuck, self._crew.asked_s
             orders = Orders(self._name, ready.queues, ledger, self._crew, wire, self._health, self._tell)
             await orders.first()
             for always in (orders.obey, heartbeat.beat, heartbeat.check, heartbeat.save):
