@@ -111,6 +111,27 @@ async def test_a_worker_that_has_not_reached_its_broker_starts_and_is_noted_when
     assert (found.workers[0].state, found.notes) == ("starting", said)
 
 
+@pytest.mark.parametrize(
+    ("depth", "left_s"), [((4, 1), 2.0), ((4, 0), None), ((0, 0), 0.0)], ids=["taken", "by nobody", "empty"]
+)
+async def test_a_queue_is_empty_in_a_while_only_if_somebody_takes_from_it(
+    look: Look, depth: tuple[int, int], left_s: float | None
+) -> None:
+    found = await look(There(Crowd(worker())), **{QUEUE: depth, DEAD: (0, 0)})
+    assert found.queues[0].backlog_s == left_s
+
+
+async def test_a_worker_whose_place_another_has_taken_counts_no_more(look: Look) -> None:
+    now = time.time()
+    killed = worker(seen_s=4.0, at=now - 4)
+    anew = worker(started_at=now - 2)
+    elsewhere, beside = worker(host="b"), worker(name="two")
+    found = await look(There(Crowd(killed, anew, elsewhere, beside)), **{QUEUE: (4, 3), DEAD: (0, 0)})
+    assert (found.queues[0].workers, found.queues[0].rate, len(found.workers)) == (3, 6.0, 3)
+    both = await look(There(Crowd(killed, worker())), **{QUEUE: (4, 3), DEAD: (0, 0)})  # neither began after the other
+    assert both.queues[0].workers == 2
+
+
 async def test_a_worker_that_may_not_publish_is_told_to_hold_what_it_cannot_settle(fast: Site, node: Broker) -> None:
     broken, uri = fast.folder / "broken", fast.uri
     broken.touch()

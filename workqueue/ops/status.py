@@ -121,11 +121,16 @@ def _receiving(
         consumers=None if depth is None else depth.consumers,
         workers=None if seen is None else len(here),
         rate=None if seen is None else rate,
-        backlog_s=None
-        if ready is None or (ready and not rate) or name in pauses
-        else round(ready / rate if ready else 0.0, 1),
+        backlog_s=_backlog_s(depth, rate) if name not in pauses else None,
         paused=pauses.get(name),
     )
+
+
+def _backlog_s(depth: Depth | None, rate: float) -> float | None:
+    """A rate is that of the last minute: those who had it may be gone."""
+    if depth is not None and not depth.messages:
+        return 0.0
+    return round(depth.messages / rate, 1) if depth is not None and depth.consumers and rate else None
 
 
 def _sending(send: Send, depths: Mapping[str, Depth]) -> Queue:

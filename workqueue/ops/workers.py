@@ -73,6 +73,11 @@ class Worker:
         work = self.queues[queue]
         return sum(one.operation == operation for one in self.in_hand) + work.waiting + work.settling
 
+    def is_replaced_by(self, other: "Worker") -> bool:
+        """By the clock of their host, whichever of them this machine's is."""
+        heard_at = time.time() - self.seen_s + self.ahead_s
+        return (self.name, self.host) == (other.name, other.host) and other.started_at.timestamp() > heard_at
+
     @property
     def is_stuck(self) -> bool:
         """Whether it takes no tasks, and should: a start takes a moment."""
@@ -85,12 +90,12 @@ class Worker:
 
 
 async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
-    """Those that were heard of within an hour, by name. One that is gone has in hand what nobody else has taken, and
-    is not told where another of its name has begun on its host since. Raises LedgerUnreachable."""
+    """Those that were heard of within an hour, by name, but not one since whose last word another of its name has begun
+    on its host: that has taken its place. One that is gone has in hand what nobody else has taken. Raises
+    LedgerUnreachable."""
     try:
         found = [_worker(seen, gone_s) for seen in await ledger.board.seen(RECENT_S)]
-        back = {(worker.name, worker.host) for worker in found if worker.state != "gone"}
-        here = [worker for worker in found if worker.state != "gone" or (worker.name, worker.host) not in back]
+        here = [worker for worker in found if not any(worker.is_replaced_by(other) for other in found)]
         return [await _as_left(ledger, worker) if worker.state == "gone" else worker for worker in here]
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
