@@ -99,7 +99,7 @@ class Held:
                     await self._more.wait()
             except TimeoutError:
                 log.warning(
-                    "%d of the %d messages in %s did not come within %g s: somebody else consumes them",
+                    "%d of the %d messages in %s did not come within %g s: somebody else has them, or they are gone",
                     self.ready - self.read, self.ready, self._queue, SILENT_S,
                 )  # fmt: skip
                 raise StopAsyncIteration from None

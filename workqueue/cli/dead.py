@@ -66,15 +66,15 @@ def show_groups(
     kind: Kinds = None, error: Error = None, worker: By = None, contract: Under = None, since: Since = None,
     until: Until = None, id: Ids = None,
 ) -> int:  # fmt: skip
-    """How many died of what: letters of one kind, reason and error together."""
+    """How many died of what: letters of one kind, reason and error together. Exit code 1 where some did not come."""
     wanted = filter_of(queue, reason, kind, error, worker, contract, since, until, id)
-    found = _read(folder, wanted)
+    found, missed = _read(folder, wanted)
     made = letters.groups(found)
     if output is not Form.TABLE:
         write_json(output, made)
-        return 0
-    display(grouped(made) if made else _none(wanted))
-    return 0
+    else:
+        display(grouped(made) if made else _none(wanted))
+    return 1 if missed else 0
 
 
 @commands.command("list")
@@ -84,9 +84,9 @@ def show_list(
     until: Until = None, id: Ids = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="so many, the newest")] = None,
 ) -> int:  # fmt: skip
-    """The letters, the newest last."""
+    """The letters, the newest last. Exit code 1 where some did not come."""
     wanted = filter_of(queue, reason, kind, error, worker, contract, since, until, id)
-    found = _read(folder, wanted)
+    found, missed = _read(folder, wanted)
     last = found[-(limit or (SHOWN if output is Form.TABLE else len(found) or 1)) :]
     if output is not Form.TABLE:
         write_json(output, last)
@@ -94,7 +94,7 @@ def show_list(
         display(listed(last) if last else _none(wanted))
     if len(last) < len(found):
         say(f"the newest {len(last)} of {len(found)}; --limit shows more")
-    return 0
+    return 1 if missed else 0
 
 
 @commands.command("show")
@@ -257,14 +257,16 @@ def _told(moved: Moved, of: int) -> bool:
     return known
 
 
-def _read(folder: Path, wanted: Filter) -> list[Letter]:
+def _read(folder: Path, wanted: Filter) -> tuple[list[Letter], int]:
+    """Those that are meant, and how many could not be looked at."""
     project: Project = project_of(folder)
     _check(project, wanted)
 
-    async def ask() -> list[Letter]:
+    async def ask() -> tuple[list[Letter], int]:
         async with ledger_of(project) as ledger:
             with progress("reading") as tell:
-                return await Desk(project, ledger, _name(), tell).letters(wanted)
+                desk = Desk(project, ledger, _name(), tell)
+                return await desk.letters(wanted), desk.missed
 
     return run(ask)
 

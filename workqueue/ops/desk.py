@@ -41,10 +41,12 @@ class Selection:
 
 
 class Desk:
-    """For the dead letters of a project. `name` is this process in the broker's lists."""
+    """For the dead letters of a project. `name` is this process in the broker's lists. `missed` counts the letters that
+    were there, as the broker said, and did not come to be read."""
 
     def __init__(self, project: Project, ledger: Ledger, name: str, progress: Progress = lambda done, of: None) -> None:
         self._project, self._ledger, self._name, self._progress = project, ledger, name, progress
+        self.missed = 0
 
     async def letters(self, wanted: Filter) -> list[Letter]:
         """Those that are meant, the oldest first. Raises QueueMissing, QueueHeld, BrokerUnreachable, LedgerDiffers."""
@@ -56,6 +58,7 @@ class Desk:
                     if wanted.takes(letter):
                         found.append(letter)
                     self._tell(held.read, held.ready)
+                self.missed += held.ready - held.read
         return sorted(found, key=lambda letter: letter.died_at or NEVER)
 
     async def open(self, wanted: Filter) -> list[Opened]:
