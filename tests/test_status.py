@@ -111,6 +111,20 @@ async def test_a_worker_that_has_not_reached_its_broker_starts_and_is_noted_when
     assert (found.workers[0].state, found.notes) == ("starting", said)
 
 
+async def test_since_when_a_worker_is_gone_is_told_as_the_table_has_it(look: Look) -> None:
+    found = await look(There(Crowd(worker(seen_s=353.0))), **{QUEUE: (0, 0), DEAD: (0, 0)})
+    assert found.notes == ("one on a was last heard of 5 min 53 s ago",)
+
+
+@pytest.mark.parametrize(("consumers", "why"), [(0, "a worker makes it"), (1, "the workers have another one")])
+async def test_of_a_ledger_that_is_not_there_no_more_is_told_than_is_known(
+    look: Look, consumers: int, why: str
+) -> None:
+    """It may never have been made, or somebody has deleted it."""
+    found = await look(NoLedger(), **{QUEUE: (0, consumers), DEAD: (0, 0)})
+    assert found.notes == (f"there is no ledger at sqlite:there now: {why}",)
+
+
 @pytest.mark.parametrize(
     ("depth", "left_s"), [((4, 1), 2.0), ((4, 0), None), ((0, 0), 0.0)], ids=["taken", "by nobody", "empty"]
 )

@@ -128,7 +128,7 @@ async def ledger_of(project: Project, command: str | None = None, *, or_none: bo
     if url != "none" and not await exists(url):
         if command is not None:
             place = hide_password(url)
-            raise UsageInvalid(f"{command} needs the ledger, and there is none at {place}: no worker has run with it")
+            raise UsageInvalid(f"{command} needs the ledger, and there is none at {place} now: a worker makes it")
         yield NoLedger()
         return
     if url == "none" and command is not None and not or_none:

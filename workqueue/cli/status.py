@@ -14,11 +14,12 @@ from rich.text import Text
 
 from workqueue.cli.operate import HERE, Folder, app, call, ledger_of, project_of, run
 from workqueue.cli.output import Form, Output, say, write_json
-from workqueue.cli.tables import console, display, reached, row, shown, span, table
+from workqueue.cli.tables import console, display, reached, row, shown, table
 from workqueue.errors import BrokerUnreachable, LedgerUnreachable, escaped
 from workqueue.ledger import Ledger
 from workqueue.ledger.none import SilentLedger
 from workqueue.ops.project import Project
+from workqueue.ops.spans import span
 from workqueue.ops.status import Status, status
 from workqueue.ops.workers import Worker, workers
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from workqueue.cli.output import put
 from workqueue.errors import escaped
+from workqueue.ops.spans import span
 from workqueue.tasks.progress import ROUNDING
 
 WIDE = 1_000_000  # columns, where nobody looks
@@ -98,15 +99,3 @@ def reached(progress: float | None, text: str) -> str:
 
 def ago(at: datetime | None) -> str:
     return "?" if at is None else f"{span((datetime.now(UTC) - at).total_seconds())} ago"
-
-
-def span(seconds: float) -> str:
-    """A length of time, in the two largest units that say something."""
-    seconds = max(0.0, seconds)
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    for unit, length, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if seconds >= length:
-            rest = int(seconds % length // part)
-            return f"{int(seconds // length)} {unit}" + (f" {rest} {below}" if rest else "")
-    return f"{seconds:.0f} s"

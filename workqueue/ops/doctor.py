@@ -14,6 +14,7 @@ from workqueue.ledger.board import Overdue
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.plan import Plan, QueuePlan, plan
 from workqueue.ops.project import Project
+from workqueue.ops.spans import span
 from workqueue.ops.status import Status, paused, status
 from workqueue.ops.workers import contract_differs
 from workqueue.settings import hide_password
@@ -145,7 +146,7 @@ def _at_work(project: Project, now: Status) -> Iterator[Finding]:
             yield Finding(about, "fault", f"on {worker.host}, takes no tasks: {worker.why}", "see its log")
         elif worker.state == "gone":
             held = f", with {len(worker.in_hand)} tasks in hand, which others do" if worker.in_hand else ""
-            said = f"on {worker.host}, not heard of for {worker.seen_s:.0f} s{held}"
+            said = f"on {worker.host}, not heard of for {span(worker.seen_s)}{held}"
             yield Finding(about, "warning", said, "start it anew; it is forgotten after an hour")
         elif abs(worker.ahead_s) > CLOCK_S:
             word = "ahead of" if worker.ahead_s > 0 else "behind"
@@ -217,7 +218,7 @@ def _ledger(project: Project, ledger: Ledger, now: Status, refusal: str) -> Find
         where = f"there is none at {hide_password(project.settings.ledger_url)}"
         if any(queue.consumers for queue in now.queues):
             return Finding("ledger", "fault", f"{where}: the workers have another", "name theirs in LEDGER_URL")
-        return Finding("ledger", "warning", f"{where} yet", "start a worker")
+        return Finding("ledger", "warning", f"{where} now", "start a worker")
     for note in now.notes:
         if ledger.place in note:
             return Finding("ledger", "fault", note, MEND)

@@ -12,6 +12,7 @@ from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.deaths import Deaths, by_reason
 from workqueue.ops.project import Project, same_ledger
+from workqueue.ops.spans import span
 from workqueue.ops.workers import Worker, contract_differs, workers
 from workqueue.settings import hide_password
 
@@ -151,8 +152,8 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
     if not project.has_ledger:
         yield "LEDGER_URL=none: nobody tells who works, and no task's story is known"
     elif ledger.place == NoLedger.place:
-        there = "the workers have another one" if any(queue.consumers for queue in queues) else "no worker has made it"
-        yield f"there is no ledger at {hide_password(project.settings.ledger_url)}: {there}"
+        there = "the workers have another one" if any(queue.consumers for queue in queues) else "a worker makes it"
+        yield f"there is no ledger at {hide_password(project.settings.ledger_url)} now: {there}"
     for worker in seen:
         if worker.is_stuck:
             yield f"{worker.name} on {worker.host} takes no tasks: {worker.why}"
@@ -162,7 +163,7 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
                 yield f"{work.waiting} tasks of {name} wait in {worker.name} on {worker.host} {alone}"
         if worker.state == "gone":
             held = f", with {len(worker.in_hand)} in hand" if worker.in_hand else ""
-            yield f"{worker.name} on {worker.host} was last heard of {worker.seen_s:.0f} s ago{held}"
+            yield f"{worker.name} on {worker.host} was last heard of {span(worker.seen_s)} ago{held}"
         if (differs := contract_differs(project, worker)) is not None:
             yield differs
 
