@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness import ROOT, Site, simulate, task
+from tests.operators import ask
 from workqueue.process.signals import SAME_S
 from workqueue.testing import Worker, until
 
@@ -202,6 +203,7 @@ async def test_a_drain_ends_whatever_the_handler_does_and_its_claim_is_given_bac
     (line,) = worker.says("ends ")
     assert sent["id"] in line
     assert re.search(rf"odd\.py:\d+ {place}", line), line
+    assert await ask(site, "workers") == []  # it has ended, and did not die
     again = await site.worker(script=ODD, BLOCKS_S="0.1")
     await until(lambda: [note for note in site.record() if note.worker == again.name], "another worker has it at once")
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -53,7 +54,8 @@ class Serving:
         self._name, self._application, self._loaded = name, application, loaded
         self._settings, self._ending = settings, ending
         self._tell, self._crew, self._health = Counting(tell), Crew(), Health()
-        self._watchdog = Watchdog(name, self._crew.running, partial(_release_from_thread, settings))
+        self._watchdog = Watchdog(name, self._crew.running, self._release_from_thread)
+        self._heartbeat: Heartbeat | None = None
 
     async def run(
         self, jobs: Collection[Job], lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None
@@ -76,7 +78,9 @@ class Serving:
             wire = Wire(self._settings, self._loaded, self._name, self._ending.set, ledger)
             closing.push_async_callback(wire.close)
             _begin(_prune(ledger, self._settings.keep_s, self._ending.set), closing)
-            heartbeat = Heartbeat(self._name, self._loaded, jobs, self._crew, self._tell, ledger, self._health)
+            self._heartbeat = heartbeat = Heartbeat(
+                self._name, self._loaded, jobs, self._crew, self._tell, ledger, self._health
+            )
             closing.push_async_callback(heartbeat.end)
             runtime = Runtime(
                 self._name, self._loaded, ledger, wire.publisher(), self._settings, self._tell, self._ending.set,
@@ -96,7 +100,7 @@ class Serving:
             if not drained and not await self._crew.idle(CUT_OFF_S):
                 in_hand = self._crew.in_hand
                 await stop(crews, within_s=CLOSE_S / 4)
-                await self._abandon(ledger, code, in_hand)
+                await self._abandon(heartbeat, code, in_hand)
             self._watchdog.end_by(2 * CLOSE_S, code, "it has stopped")  # a lifespan may not end
         # A thread that a handler left behind holds the interpreter up.
         self._watchdog.end_by(CLOSE_S, code, "it has stopped")
@@ -171,16 +175,30 @@ class Serving:
             log.warning("%s  ends before the end of  %s  could be recorded: it will be done again", self._name, told)
         self._tell(self._crew.account(self._name, more))
 
-    async def _abandon(self, ledger: Ledger, code: int, in_hand: int) -> NoReturn:
+    async def _abandon(self, heartbeat: Heartbeat, code: int, in_hand: int) -> NoReturn:
         """End the process around handlers that do not end, or wait for a broker. The broker notices, and delivers their
         messages again."""
         scopes = self._crew.running()
         for scope in scopes:
             log.warning("%s  ends while it runs  %s: %s", self._name, scope.told, scope.where())
         self._tell_account(in_hand)
-        await _release(ledger, scopes)  # last: from here on another worker may begin them
+        await _release(heartbeat.ledger, scopes)  # from here on another worker may begin them
+        await heartbeat.end()
         logging.shutdown()  # what the handlers of the log hold
         os._exit(code)
+
+    def _release_from_thread(self, scopes: list[Scope]) -> None:
+        """The worker's own ledger belongs to its event loop."""
+
+        async def release() -> None:
+            async with asyncio.timeout(RELEASE_S):
+                ledger = await open_ledger(self._settings)
+            await _release(ledger, scopes)
+            if self._heartbeat is not None:
+                await replace(self._heartbeat, ledger=ledger).end()
+
+        if scopes:
+            asyncio.run(release())
 
 
 def _begin(always: Coroutine[Any, Any, None], closing: AsyncExitStack) -> None:
@@ -196,18 +214,6 @@ async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
                     if (checkpoint := scope.progress.unsaved) is not None:
                         await ledger.save(scope.task_id, scope.fence, checkpoint)
                     await ledger.release(scope.task_id, scope.fence)
-
-
-def _release_from_thread(settings: Settings, scopes: list[Scope]) -> None:
-    """The worker's own ledger belongs to its event loop."""
-
-    async def release() -> None:
-        async with asyncio.timeout(RELEASE_S):
-            ledger = await open_ledger(settings)
-        await _release(ledger, scopes)
-
-    if scopes:
-        asyncio.run(release())
 
 
 async def _listen(name: str) -> None:
