@@ -19,7 +19,15 @@ def test_the_schemas_are_written_and_are_schemas(capsys: pytest.CaptureFixture[s
 def test_a_record_that_lacks_something_or_has_another_type_is_none() -> None:
     whole = records.schemas()
     paused = Draft202012Validator({**whole["properties"]["pause"], "$defs": whole["$defs"]})
-    record = {"queue": "q", "paused": True, "changed": True, "obey": ["one"], "others": [], "consumers": None}
+    record = {
+        "queue": "q",
+        "paused": True,
+        "changed": True,
+        "obey": ["one"],
+        "others": [],
+        "gone": [],
+        "consumers": None,
+    }
     assert paused.is_valid(record)
     assert not paused.is_valid({**record, "obey": "one"})
     assert not paused.is_valid({"queue": "q"})
