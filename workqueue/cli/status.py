@@ -15,7 +15,7 @@ from rich.text import Text
 from workqueue.cli.operate import HERE, Folder, app, call, ledger_of, project_of, run
 from workqueue.cli.output import Form, Output, say, write_json
 from workqueue.cli.tables import console, display, reached, row, shown, table
-from workqueue.errors import BrokerUnreachable, LedgerUnreachable, escaped
+from workqueue.errors import BrokerUnreachable, LedgerUnreachable, WorkQueueError, escaped
 from workqueue.ledger import Ledger
 from workqueue.ledger.none import SilentLedger
 from workqueue.ops.project import Project
@@ -48,14 +48,17 @@ def show(
         return 0 if now.ledger_answers else LedgerUnreachable.exit_code
     if output is not Form.TABLE or not sys.stdout.isatty():
         while True:
-            if (found := look_again(project)) is not None:
+            found = look_again(project)
+            if isinstance(found, Status):
                 _write(found, Form.TABLE if output is Form.TABLE else Form.JSONL)
+            else:
+                say(str(found))
             time.sleep(WATCH_S)
     else:
         with Live(console=console(), auto_refresh=False) as live:
             while True:
-                if (found := look_again(project)) is not None:
-                    live.update(rendered(found), refresh=True)
+                found = look_again(project)
+                live.update(rendered(found) if isinstance(found, Status) else _note(str(found)), refresh=True)
                 time.sleep(WATCH_S)
 
 
@@ -76,13 +79,12 @@ def list_workers(folder: Folder = HERE, output: Output = Form.TABLE) -> int:
     return 0
 
 
-def look_again(project: Project) -> Status | None:
-    """None while the broker or the ledger is out of reach, which is what one may be watching for."""
+def look_again(project: Project) -> Status | WorkQueueError:
+    """The error while the broker or the ledger is out of reach, which is what one may be watching for."""
     try:
         return look(project)
     except (BrokerUnreachable, LedgerUnreachable) as error:
-        say(str(error))
-        return None
+        return error
 
 
 @asynccontextmanager
@@ -120,8 +122,12 @@ def rendered(found: Status) -> RenderableType:
             queues, queue.queue, queue.ready, queue.in_hand, sum(delayed), queue.dead, queue.consumers, queue.workers,
             queue.rate, left,
         )  # fmt: skip
-    notes = [Text(f"! {escaped(note)}", style="yellow") for note in found.notes]
+    notes = map(_note, found.notes)
     return Group(queues, *_deaths(found), *_workers(found.workers), *_in_hand(found.workers, AT_MOST), *notes)
+
+
+def _note(said: str) -> Text:
+    return Text(f"! {escaped(said)}", style="yellow")
 
 
 def _deaths(found: Status) -> list[RenderableType]:
