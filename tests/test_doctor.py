@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from aio_pika.abc import AbstractChannel
 
-from tests.harness import ERRANDS, Site, simulate
+from tests.harness import ERRANDS, ROOT, Site, simulate
 from tests.operators import ask, workqueue
 from tests.test_refusals import user_of
 from workqueue import contract
@@ -25,7 +25,7 @@ from workqueue.dev.node import Node
 from workqueue.ledger import Sent, open_ledger
 from workqueue.ledger.board import Overdue
 from workqueue.ledger.none import SilentLedger
-from workqueue.ops.doctor import MEND, _at_work, _gone, _ledger, _limits, _refusal
+from workqueue.ops.doctor import MEND, OVERDUE_S, _at_work, _gone, _ledger, _limits, _refusal
 from workqueue.ops.status import Status
 from workqueue.ops.workers import Worker
 from workqueue.settings import Settings
@@ -178,6 +178,10 @@ async def test_tasks_whose_messages_are_gone_are_found(fast: Site) -> None:
         assert "restart the node of its leader" in found["way_out"]
     await fast.publish(json.dumps(simulate(1)[0]).encode())  # what waits behind others is not gone
     assert not [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
+
+
+def test_the_page_says_after_how_long_a_task_without_a_message_is_told() -> None:
+    assert (OVERDUE_S, "five minutes" in (ROOT / "docs/operate.md").read_text()) == (300, True)
 
 
 LIMITS: dict[str, Mapping[str | None, float]] = {"of each kind": {"nap": 60.0}, "of all": {None: 60.0}, "none": {}}
