@@ -129,7 +129,7 @@ async def test_one_that_can_not_be_stopped_is_asked_and_has_no_other_attempt(wor
     await until(lambda: runs(working, one), "it runs")
     told = await workqueue(working, "cancel", one["id"], "--wait", "3")
     assert told.code == 1
-    assert f"{one['id']} runs still on one, which was asked to stop it" in told.err
+    assert f"{one['id']} has not ended on one, which was asked to stop it" in told.err
     assert "asked to stop by" in (await workqueue(working, "task", one["id"])).out
     await until(lambda: told_of(working, "cancelled") == 1, "it has ended at last")
     assert await state_of(working, one) == "cancelled"

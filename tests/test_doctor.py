@@ -140,7 +140,8 @@ async def test_what_workers_tell_is_held_against_the_folder_and_the_clock(fast: 
         told = json.loads(seen.told) | {"state": "working"}  # it may have told that it starts
         older = told | {"contract": {"version": "0.9.0", "digest": "000000"}}
         await ledger.board.put(uuid4(), "older", json.dumps(older))
-        await ledger.board.put(uuid4(), "ahead", json.dumps(told | {"at": time.time() + 60}))
+        ahead = {"at": time.time() + 60, "started_at": told["started_at"] + 60}
+        await ledger.board.put(uuid4(), "ahead", json.dumps(told | ahead))
         sick = await findings(fast)
         await ledger.close()
     assert sick["worker ahead"]["said"] in {

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -17,11 +18,13 @@ from tests.test_http import address_of, asked, numbers
 from tests.test_operating import MOODY
 from tests.test_refusals import user_of
 from workqueue.amqp.lane import Depth
-from workqueue.ledger import LedgerBusy
+from workqueue.cli.task import _state
+from workqueue.ledger import LedgerBusy, open_ledger
 from workqueue.ledger.board import Deaths, NoBoard, Seen
 from workqueue.ledger.none import NoLedger
 from workqueue.ops import status
 from workqueue.ops.status import Status
+from workqueue.ops.story import story
 from workqueue.settings import Settings
 from workqueue.testing import until
 from workqueue.testing.given import Broker
@@ -144,6 +147,20 @@ async def test_a_worker_whose_place_another_has_taken_counts_no_more(look: Look)
     assert (found.queues[0].workers, found.queues[0].rate, len(found.workers)) == (3, 6.0, 3)
     both = await look(There(Crowd(killed, worker())), **{QUEUE: (4, 3), DEAD: (0, 0)})  # neither began after the other
     assert both.queues[0].workers == 2
+
+
+async def test_a_task_whose_end_waits_to_be_settled_says_so_and_one_that_runs_does_not(tmp_path: Path) -> None:
+    ledger, ended, runs = await open_ledger(Settings(ledger_url=f"sqlite:{tmp_path / 'ledger.db'}")), uuid4(), uuid4()
+    for task_id in (ended, runs):
+        await ledger.claim(task_id, "one", 60.0, kind="nap", digest=b"", alone=False)
+    held = {"id": str(runs), "kind": "nap", "operation": "o", "attempt": 1, "since": 0.0}
+    seen = worker(state="waiting", why="1 of errands can't be settled: no", in_hand=[held])
+    await ledger.board.put(seen.id, seen.name, seen.told)
+    found = await story(ledger, ended)
+    assert (found.state, found.why) == ("running", "1 of errands can't be settled: no")
+    assert "; its handler does not run, and one waits: 1 of errands can't be settled: no" in _state(found)
+    assert (await story(ledger, runs)).why == ""
+    await ledger.close()
 
 
 async def test_a_worker_that_may_not_publish_is_told_to_hold_what_it_cannot_settle(fast: Site, node: Broker) -> None:

@@ -76,7 +76,7 @@ def _show(found: list[Cancelled], output: Form) -> bool:
     known = told(lambda: display(made) if output is Form.TABLE else write_json(output, found))
     for one in found:
         if one.state == "asked":
-            say(f"{one.id} runs still on {one.worker}, which was asked to stop it, and says where one is that stays")
+            say(f"{one.id} has not ended on {one.worker}, which was asked to stop it: its log says where it is")
         elif not one.known:
             say(f"the ledger knew nothing of {one.id}: it is not run, should it come")
     return known

@@ -71,7 +71,8 @@ def _state(found: Story) -> str:
             return "unknown: the ledger has nothing of it"
         case "running":
             asked = f", asked to stop {found.cancel}" if found.cancel else ""
-            return f"running, attempt {found.attempt}, by {found.worker} since {ago(found.since)}{asked}"
+            why = f"; its handler does not run, and {found.worker} waits: {found.why}" if found.why else ""
+            return f"running, attempt {found.attempt}, by {found.worker} since {ago(found.since)}{asked}{why}"
         case "retrying":
             return f"retrying after {found.attempt} failed attempts, next {_until(found)}: {found.error}"
         case "dead":

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from workqueue.client.status import State, status_of, time_of
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, Entry, Ledger, LedgerBusy
-from workqueue.ops.workers import in_hand
+from workqueue.ops.workers import in_hand, why_waiting
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,20 @@ class Story:
     """Of one that runs, and is to stop: by whom, and why."""
     progress: float | None = None
     text: str = ""
+    why: str = ""
+    """Of one whose handler does not run, while its worker waits: what for."""
 
 
 async def story(ledger: Ledger, task_id: UUID) -> Story:
     """The story of a task; of one that the ledger knows nothing of, the state `unknown` and nothing else. Raises
     LedgerUnreachable."""
-    held = None
+    held, why = None, ""
     try:
         entry = await ledger.entry(task_id)
         status, told = status_of(task_id, entry), [] if entry is None else _told(entry)
         if status.state == "running":
             held = await in_hand(ledger, task_id, status.worker or "", status.attempt)
+            why = "" if held is not None else await why_waiting(ledger, status.worker or "")
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
     return Story(
@@ -92,6 +95,7 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
         cancel=None if entry is None or entry.cancel is None else entry.cancel.partition(": ")[2],
         progress=None if held is None else held.progress,
         text="" if held is None else held.text,
+        why=why,
     )
 
 

@@ -108,6 +108,12 @@ async def in_hand(ledger: Ledger, task_id: UUID, worker: str, attempt: int) -> I
     return next((one for each in seen for one in each.in_hand if (one.id, one.attempt) == asked), None)
 
 
+async def why_waiting(ledger: Ledger, worker: str) -> str:
+    """Why the worker of this name takes no tasks; empty where it does, or is not there. Raises LedgerBusy."""
+    seen = [_worker(seen, GONE_S) for seen in await ledger.board.seen(GONE_S) if seen.name == worker]
+    return next((one.why for one in seen if one.state == "waiting"), "")
+
+
 async def _as_left(ledger: Ledger, worker: Worker) -> Worker:
     left = []
     for one in worker.in_hand:
