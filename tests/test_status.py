@@ -145,6 +145,8 @@ async def test_a_worker_whose_place_another_has_taken_counts_no_more(look: Look)
     elsewhere, beside = worker(host="b"), worker(name="two")
     found = await look(There(Crowd(killed, anew, elsewhere, beside)), **{QUEUE: (4, 3), DEAD: (0, 0)})
     assert (found.queues[0].workers, found.queues[0].rate, len(found.workers)) == (3, 6.0, 3)
+    alone = await look(There(Crowd(worker(started_at=now, at=now - 0.05, seen_s=0.0))), **{QUEUE: (4, 3), DEAD: (0, 0)})
+    assert alone.queues[0].workers == 1  # nobody takes its own place, whose first word is at its start
     both = await look(There(Crowd(killed, worker())), **{QUEUE: (4, 3), DEAD: (0, 0)})  # neither began after the other
     assert both.queues[0].workers == 2
 

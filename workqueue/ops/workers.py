@@ -76,7 +76,8 @@ class Worker:
     def is_replaced_by(self, other: "Worker") -> bool:
         """By the clock of their host, whichever of them this machine's is."""
         heard_at = time.time() - self.seen_s + self.ahead_s
-        return (self.name, self.host) == (other.name, other.host) and other.started_at.timestamp() > heard_at
+        is_namesake = other is not self and (self.name, self.host) == (other.name, other.host)
+        return is_namesake and other.started_at.timestamp() > heard_at
 
     @property
     def is_stuck(self) -> bool:
