@@ -31,7 +31,7 @@ from workqueue.testing.given import Broker
 
 QUEUE, DEAD = ERRANDS.queue.name, ERRANDS.dead.name
 PROJECT: Any = SimpleNamespace(
-    settings=Settings(ledger_url="sqlite:there"), receives={QUEUE: ERRANDS}, sends={}, digests={}, has_ledger=True
+    settings=Settings(ledger_url="sqlite:/there"), receives={QUEUE: ERRANDS}, sends={}, digests={}, has_ledger=True
 )
 
 
@@ -125,7 +125,7 @@ async def test_of_a_ledger_that_is_not_there_no_more_is_told_than_is_known(
 ) -> None:
     """It may never have been made, or somebody has deleted it."""
     found = await look(NoLedger(), **{QUEUE: (0, consumers), DEAD: (0, 0)})
-    assert found.notes == (f"there is no ledger at sqlite:there now: {why}",)
+    assert found.notes == (f"there is no ledger at sqlite:/there now: {why}",)
 
 
 @pytest.mark.parametrize(
