@@ -11,7 +11,7 @@ JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) * 2)))
 
 .PHONY: test-unit test test-soak partition bench lint
 
-test-unit: $(MODULES) ## the tests that need no broker, no database, no worker and no generator, in half a minute
+test-unit: $(MODULES) ## the tests that need no broker, no database, no worker and no generator, in under a minute
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not broker and not slow" $(ARGS)
 
 test: $(MODULES) ## all tests but the soaks, some at a time (JOBS=)
