@@ -69,10 +69,10 @@ async def compare(settings: Settings, queues: Iterable[Queue], name: str) -> tup
     link = Link(settings, name)
     try:
         connection = (await link.open()).connection
-        asking = Declaring(connection)
+        declaring = Declaring(connection)
         try:
-            found = [await _compare(asking, queue) for queue in queues]
-            await asking.close()
+            found = [await _compare(declaring, queue) for queue in queues]
+            await declaring.close()
         except GONE as error:
             raise BrokerUnreachable(place(connection.url), words(error)) from error
         return _server(connection), found
@@ -80,9 +80,9 @@ async def compare(settings: Settings, queues: Iterable[Queue], name: str) -> tup
         await link.end()
 
 
-async def _compare(asking: Declaring, queue: Queue) -> Compared:
+async def _compare(declaring: Declaring, queue: Queue) -> Compared:
     try:
-        await asking.look(queue.name)
+        await declaring.look(queue.name)
     except ChannelNotFoundEntity:
         return Compared(queue, exists=False)
     except ChannelLockedResource as error:
@@ -92,7 +92,7 @@ async def _compare(asking: Declaring, queue: Queue) -> Compared:
     like, differences = queue, list[Difference]()
     while True:
         try:
-            await asking.declare(like, like.arguments)
+            await declaring.declare(like, like.arguments)
         except ChannelPreconditionFailed as error:
             difference = _difference(queue, words(error))
             if difference is None or difference in differences:

@@ -24,15 +24,15 @@ async def look(settings: Settings, queues: Iterable[str], name: str, *checks: De
     link, found = Link(settings, name, *checks), dict[str, Depth]()
     try:
         connection = (await link.open()).connection
-        asking = Declaring(connection)
+        declaring = Declaring(connection)
         try:
             async with asyncio.timeout(LOOK_S):
                 for queue in queues:
                     try:
-                        found[queue] = await asking.look(queue)
+                        found[queue] = await declaring.look(queue)
                     except ChannelClosed:
                         continue
-                await asking.close()
+                await declaring.close()
         except GONE as error:
             raise BrokerUnreachable(place(connection.url), words(error)) from error
     finally:

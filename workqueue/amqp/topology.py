@@ -50,29 +50,29 @@ class Topology:
         await self._declare(connection, (queue,))
 
     async def _declare(self, connection: AbstractConnection, queues: Iterable[Queue]) -> None:
-        asking, unchecked = Declaring(connection), []
+        declaring, unchecked = Declaring(connection), []
         for queue in queues:
             try:
-                await asking.declare(queue, queue.arguments)
+                await declaring.declare(queue, queue.arguments)
             except ChannelAccessRefused as error:
                 unchecked.append(queue.name)
-                await self._look(connection, asking, queue, error)
+                await self._look(connection, declaring, queue, error)
             except ChannelPreconditionFailed as error:
                 if "limit" in words(error) and "reached" in words(error):  # of queues in the vhost
                     raise BrokerRefused(place(connection.url), 406, words(error), "raise the limit") from error
-                await self._tolerate(connection, asking, queue, error)
+                await self._tolerate(connection, declaring, queue, error)
             except ChannelLockedResource as error:
                 raise _differs(connection, error) from error
         if unchecked:
             user, names = connection.url.user, ", ".join(unchecked)
             self._say(f"user {user!r} may not declare queues: what is declared of {names} is unchecked")
-        await asking.close()
+        await declaring.close()
 
     async def _look(
-        self, connection: AbstractConnection, asking: "Declaring", queue: Queue, refusal: ChannelClosed
+        self, connection: AbstractConnection, declaring: "Declaring", queue: Queue, refusal: ChannelClosed
     ) -> None:
         try:
-            await asking.look(queue.name)
+            await declaring.look(queue.name)
         except ChannelNotFoundEntity as error:
             url = connection.url
             way_out = (
@@ -85,7 +85,7 @@ class Topology:
             raise _differs(connection, error) from error
 
     async def _tolerate(
-        self, connection: AbstractConnection, asking: "Declaring", queue: Queue, refusal: ChannelClosed
+        self, connection: AbstractConnection, declaring: "Declaring", queue: Queue, refusal: ChannelClosed
     ) -> None:
         differs = LIMIT_DIFFERS.search(words(refusal))
         if differs is None:
@@ -93,7 +93,7 @@ class Topology:
         limit = int(differs[1]) if differs[1] else None
         there: dict[str, Any] = {name: value for name, value in queue.arguments.items() if name != LIMIT}
         try:
-            await asking.declare(queue, there if limit is None else there | {LIMIT: limit})  # the only difference
+            await declaring.declare(queue, there if limit is None else there | {LIMIT: limit})  # the only difference
         except ChannelClosed as error:
             raise _differs(connection, error) from error
         has = f"queue {queue.name!r} was declared " + (
