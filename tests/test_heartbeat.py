@@ -139,13 +139,13 @@ async def test_a_tasks_progress_is_that_of_its_own_attempt_by_a_worker_that_is_t
     scope = running(one)
     scope.progress.told(0.5, "half", LEFT_OUT)
     await ledger.board.put(one, "w1", json.dumps(beating(ledger, crew_with(scope)).told()))
-    found = await workers.in_hand(ledger, one, "w1", 2)
+    found = workers.in_hand(await workers.heard_of(ledger, "w1"), one, 2)
     assert found is not None
     assert (found.progress, found.text) == (0.5, "half")
-    for asked in ((one, "w2", 2), (one, "w1", 3), (other, "w1", 2)):
-        assert await workers.in_hand(ledger, *asked) is None
+    for task_id, name, attempt in ((one, "w2", 2), (one, "w1", 3), (other, "w1", 2)):
+        assert workers.in_hand(await workers.heard_of(ledger, name), task_id, attempt) is None
     monkeypatch.setattr(workers, "GONE_S", -1.0)
-    assert await workers.in_hand(ledger, one, "w1", 2) is None
+    assert workers.in_hand(await workers.heard_of(ledger, "w1"), one, 2) is None
     await ledger.close()
 
 

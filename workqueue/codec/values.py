@@ -197,7 +197,7 @@ def named(body: bytes, tag: str | None) -> Named | None:
         value = from_json(body)
         payload = value["payload"]
         told = payload.get(tag) if tag is not None and isinstance(payload, dict) else None
-        return Named(UUID(value["id"]), digest(body), told if isinstance(told, str) else "")
+        return Named(UUID(value["id"]), _digest(payload), told if isinstance(told, str) else "")
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         return None
 
@@ -205,5 +205,8 @@ def named(body: bytes, tag: str | None) -> Named | None:
 def digest(body: bytes) -> bytes:
     """8 bytes that name the payload of a task that was decoded: the same for every order of keys, every spacing and
     every way to write a number; the task's id and time play no part."""
-    payload = from_json(body)["payload"]
+    return _digest(from_json(body)["payload"])
+
+
+def _digest(payload: Any) -> bytes:
     return blake2b(canonical.json.to_string(payload).encode(), digest_size=8).digest()

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from workqueue.client.status import State, status_of, time_of
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, Entry, Ledger, LedgerBusy
-from workqueue.ops.workers import in_hand, why_waiting
+from workqueue.ops.workers import heard_of, in_hand, why_waiting
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
         entry = await ledger.entry(task_id)
         status, told = status_of(task_id, entry), [] if entry is None else _told(entry)
         if status.state == "running":
-            held = await in_hand(ledger, task_id, status.worker or "", status.attempt)
-            why = "" if held is not None else await why_waiting(ledger, status.worker or "")
+            heard = await heard_of(ledger, status.worker or "")
+            held = in_hand(heard, task_id, status.attempt)
+            why = "" if held is not None else why_waiting(heard)
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
     return Story(

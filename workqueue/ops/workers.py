@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -102,17 +102,20 @@ async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
 
 
-async def in_hand(ledger: Ledger, task_id: UUID, worker: str, attempt: int) -> InHand | None:
-    """This attempt at a task, as the worker of this name has told of it within `GONE_S`. Raises LedgerBusy."""
-    seen = [_worker(seen, GONE_S) for seen in await ledger.board.seen(GONE_S) if seen.name == worker]
+async def heard_of(ledger: Ledger, name: str) -> list[Worker]:
+    """The workers of this name that told of themselves within `GONE_S`. Raises LedgerBusy."""
+    return [_worker(seen, GONE_S) for seen in await ledger.board.seen(GONE_S) if seen.name == name]
+
+
+def in_hand(heard: Iterable[Worker], task_id: UUID, attempt: int) -> InHand | None:
+    """This attempt at a task, as one of them has told of it."""
     asked = (str(task_id), attempt)
-    return next((one for each in seen for one in each.in_hand if (one.id, one.attempt) == asked), None)
+    return next((one for each in heard for one in each.in_hand if (one.id, one.attempt) == asked), None)
 
 
-async def why_waiting(ledger: Ledger, worker: str) -> str:
-    """Why the worker of this name takes no tasks; empty where it does, or is not there. Raises LedgerBusy."""
-    seen = [_worker(seen, GONE_S) for seen in await ledger.board.seen(GONE_S) if seen.name == worker]
-    return next((one.why for one in seen if one.state == "waiting"), "")
+def why_waiting(heard: Iterable[Worker]) -> str:
+    """Why they take no tasks; empty where they do, or are not there."""
+    return next((one.why for one in heard if one.state == "waiting"), "")
 
 
 async def _as_left(ledger: Ledger, worker: Worker) -> Worker:
