@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -65,24 +65,27 @@ class Heartbeat:
 
     async def check(self, fatal: Callable[[BaseException], object]) -> None:
         """See whether a task could be claimed, until it is cancelled. `beat` writes to a table of its own."""
-        try:
-            while True:
-                with suppress(LedgerBusy):
-                    await self.ledger.check()
-                    self.health.ledger_s = time.monotonic()
-                await asyncio.sleep(BEAT_S)
-        except Exception as error:  # noqa: BLE001  # as above
-            fatal(error)
+        await self._always(self._check, fatal)
 
     async def save(self, fatal: Callable[[BaseException], object]) -> None:
         """Keep the checkpoints of what runs, until it is cancelled. Beside `beat`: a worker that waits for a
         row that is locked is there all the same."""
+        await self._always(lambda: self.crew.save(self.ledger), fatal)
+
+    async def _always(
+        self, do: Callable[[], Coroutine[Any, Any, None]], fatal: Callable[[BaseException], object]
+    ) -> None:
         try:
             while True:
-                await self.crew.save(self.ledger)
+                await do()
                 await asyncio.sleep(BEAT_S)
         except Exception as error:  # noqa: BLE001  # as above
             fatal(error)
+
+    async def _check(self) -> None:
+        with suppress(LedgerBusy):
+            await self.ledger.check()
+            self.health.ledger_s = time.monotonic()
 
     async def _take_over(self) -> None:
         """One of this name that died on this host is replaced by this one, also once that has ended."""
