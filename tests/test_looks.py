@@ -1,4 +1,5 @@
-"""Dead letters that somebody looks at stay: as the management page looks, by a get of all without an ack."""
+"""Dead letters that somebody looks at stay: as the management page looks, by a get of all without an ack, and as the
+commands for dead letters do."""
 
 import os
 
@@ -6,6 +7,8 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 
 from tests.harness import Site
+from workqueue.amqp.held import hold
+from workqueue.settings import Settings
 from workqueue.testing import until
 
 LETTERS = int(os.environ.get("LETTERS", "3"))
@@ -30,8 +33,24 @@ async def test_dead_letters_that_are_looked_at_again_and_again_are_all_still_the
         await site.publish(body)
     await until(lambda: site.depth_is(LETTERS, site.dead_queue), "all are dead letters")
     async with await aio_pika.connect(site.uri) as connection:
-        for _ in range(LOOKS):
+        for _ in range(LOOKS):  # a channel that is closed gives back what it held, but not at once
+            await until(lambda: site.depth_is(LETTERS, site.dead_queue), "all are back")
             assert await look(connection, site.dead_queue) == bodies
     letters = await site.dead_letters(LETTERS)
     assert {letter.body for letter in letters} == bodies
     assert all(letter.headers["x-reason"] == "undecodable" for letter in letters)
+
+
+async def test_what_was_held_is_back_when_the_hold_ends(site: Site) -> None:
+    """Or who comes next, and looks at once, is told that there are no dead letters."""
+    settings = Settings(amqp_uri=(site.uri,))
+    await site.worker()
+    for number in range(LETTERS):
+        await site.publish(f"not a task {number}".encode())
+    await until(lambda: site.depth_is(LETTERS, site.dead_queue), "all are dead letters")
+    async with site.amqp() as channel:
+        for _ in range(LOOKS):
+            async with hold(settings, site.dead_queue, "looks") as held:
+                assert len([letter async for letter in held]) == LETTERS
+            there = await channel.declare_queue(site.dead_queue, passive=True)
+            assert there.declaration_result.message_count == LETTERS

@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Self
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelClosed, ChannelLockedResource, ChannelNotFoundEntity
@@ -38,6 +38,8 @@ CONSUMERS = 16  # at most. What more than 32 of one channel held comes back, on 
 MOST = 65_535  # that AMQP can ask for
 FEW = 200
 FEW_ACKS = 24
+BACK_S = 3.0  # for a queue to have again what goes back to it: some milliseconds, on a node that has time
+BACK_AGAIN_S = 0.005
 SILENT_S = 10.0  # a broker that delivers nothing for so long, of what it said is there, has no more
 
 
@@ -66,7 +68,7 @@ class Held:
 
     def __init__(self, lane: DirectLane, queue: str, ready: int) -> None:
         self._lane, self._queue, self.ready = lane, queue, ready
-        self.read = self._asked = self._acks = 0
+        self.read = self._asked = self._acks = self._delivered = self._removed = 0
         self._step = max(MANY, -(-ready // CONSUMERS))
         self._arrived: deque[Arrival] = deque()
         self._more, self._settling = asyncio.Event(), asyncio.Lock()
@@ -76,6 +78,7 @@ class Held:
         if arrived is None:
             self._ended = True
         else:
+            self._delivered += 1
             self._arrived.append(arrived)
         self._more.set()
 
@@ -127,8 +130,18 @@ class Held:
             except ConnectionError as error:
                 raise self._lost() from error
             self._acks += 1
+            self._removed += 1
             if self._acks == FEW_ACKS:
                 await self._taken()
+
+    async def give_back(self, looks: Lane) -> None:
+        """Let all go back that is not done, and return once the queue has it again: who looks before that finds
+        nothing. Of no use where others take from the queue; given up after BACK_S."""
+        await self._lane.close()
+        with suppress(TimeoutError, *GONE):
+            async with asyncio.timeout(BACK_S):
+                while (await looks.look(self._queue)).messages < self._delivered - self._removed:  # noqa: ASYNC110
+                    await asyncio.sleep(BACK_AGAIN_S)
 
     async def end(self) -> None:
         """Return once all are removed that are done. Raises as `done`."""
@@ -188,19 +201,25 @@ async def hold(settings: Settings, queue: str, name: str) -> AsyncIterator[Held]
     """Hold all that is ready in the queue, for the length of the block. Raises QueueMissing, BrokerUnreachable."""
     link = Link(settings, name)
     try:
-        lane = await link.open()
-        assert isinstance(lane, DirectLane)
+        looks = await link.open()
         try:
-            held = Held(lane, queue, (await lane.look(queue)).messages)
+            depth = await looks.look(queue)
+            lane = await link.another()
+            assert isinstance(lane, DirectLane)
         except ChannelNotFoundEntity as error:
             raise QueueMissing(queue) from error
         except ChannelLockedResource as error:
             way_out = "it is another connection's own; close that: rabbitmqctl list_queues name exclusive owner_pid"
             raise BrokerRefused(f"queue {queue!r} can't be looked at", 405, words(error), way_out) from error
         except GONE as error:
-            raise BrokerUnreachable(place(lane.connection.url), words(error)) from error
-        yield held
-        await held.end()
+            raise BrokerUnreachable(place(looks.connection.url), words(error)) from error
+        held = Held(lane, queue, depth.messages)
+        try:
+            yield held
+            await held.end()
+        finally:
+            if not depth.consumers:
+                await held.give_back(looks)
     finally:
         await link.end()
 
