@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import time
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,6 +27,7 @@ from workqueue.tasks.events import Dead, Done, Event, HandedBack, Ready, Retryin
 from workqueue.tasks.progress import LEFT_OUT, Progress
 from workqueue.testing import until
 from workqueue.worker import heartbeat, serving
+from workqueue.worker.beside import again, begin
 from workqueue.worker.crew import Crew, Job
 from workqueue.worker.heartbeat import Heartbeat
 
@@ -110,7 +113,7 @@ async def test_a_worker_is_on_the_board_while_it_works_and_not_when_it_has_ended
     ledger = SqliteLedger(str(tmp_path / "ledger.db"))
     scope = running(UUID(int=7))
     worker = beating(ledger, crew := crew_with(scope))
-    task = asyncio.ensure_future(worker.beat(lambda error: None))
+    task = asyncio.ensure_future(worker.beat())
     await asyncio.sleep(0.05)
     (seen,) = await ledger.board.seen(60.0)
     told = json.loads(seen.told)
@@ -204,7 +207,6 @@ class Locked(Broken):
 async def test_checkpoints_are_saved_within_a_beat_and_not_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(heartbeat, "BEAT_S", 0.001)
     ledger, task_id, saved = SqliteLedger(str(tmp_path / "ledger.db")), UUID(int=7), list[str]()
     claim = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
     assert isinstance(claim, Claimed)
@@ -215,8 +217,8 @@ async def test_checkpoints_are_saved_within_a_beat_and_not_again(
         return await SqliteLedger.save(ledger, task_id, fence, checkpoint)
 
     monkeypatch.setattr(ledger, "save", save)
-    worker = beating(ledger, crew_with(scope))
-    task = asyncio.ensure_future(worker.save(lambda error: None))
+    crew = crew_with(scope)
+    task = asyncio.ensure_future(again(partial(crew.save, cast(Ledger, ledger)), 0.001)())
     await asyncio.sleep(0.05)
     assert saved == []
     for checkpoint in ("[1]", "[2]"):
@@ -225,9 +227,9 @@ async def test_checkpoints_are_saved_within_a_beat_and_not_again(
     await asyncio.sleep(0.05)
     assert saved == ["[1]", "[2]"]
     assert await ledger.release(task_id, claim.fence)
-    again = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
-    assert isinstance(again, Claimed)
-    assert again.checkpoint == "[2]"
+    claim = await ledger.claim(task_id, "w1", 60.0, kind="nap", digest=b"", alone=False)
+    assert isinstance(claim, Claimed)
+    assert claim.checkpoint == "[2]"
     task.cancel()
     await ledger.close()
 
@@ -237,11 +239,12 @@ async def test_a_task_whose_row_is_locked_keeps_neither_other_checkpoints_nor_th
 ) -> None:
     """Somebody's transaction that does not end: who asks for its row waits, and is told that the ledger is busy."""
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.001)
-    ledger, locked, free, fatal = Locked(), running(UUID(int=7)), running(UUID(int=8)), list[BaseException]()
+    ledger, locked, free = Locked(), running(UUID(int=7)), running(UUID(int=8))
     for scope in (locked, free):
         scope.progress.told(None, None, 1)
-    worker = beating(ledger, crew_with(locked, free))
-    tasks = [asyncio.ensure_future(each(fatal.append)) for each in (worker.beat, worker.save)]
+    worker = beating(ledger, crew := crew_with(locked, free))
+    works = worker.beat, again(partial(crew.save, cast(Ledger, ledger)), 0.001)
+    tasks = [asyncio.ensure_future(work()) for work in works]
     await until(lambda: ledger.asked, "it waits for the row")
     puts = ledger.put_count
     await until(lambda: ledger.put_count > puts + 1, "it is there meanwhile")
@@ -249,8 +252,8 @@ async def test_a_task_whose_row_is_locked_keeps_neither_other_checkpoints_nor_th
     await until(lambda: free.progress.unsaved is None, "the other is saved")
     assert locked.progress.unsaved == "1"
     for task in tasks:
+        assert not task.done()
         task.cancel()
-    assert fatal == []
 
 
 async def test_a_task_whose_row_is_locked_keeps_no_other_claim_from_being_released() -> None:
@@ -267,14 +270,14 @@ async def test_a_busy_board_is_said_once_and_tried_again(
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.001)
     monkeypatch.setattr(heartbeat, "AGAIN_S", 0.001)
     caplog.set_level(logging.WARNING)
-    board, fatal = Broken(*(LedgerBusy("no answer") for _ in range(5))), list[BaseException]()
+    board = Broken(*(LedgerBusy("no answer") for _ in range(5)))
     worker = beating(board)
-    task = asyncio.ensure_future(worker.beat(fatal.append))
-    await until(lambda: board.put_count > 1, "it has told twice")
+    task = asyncio.ensure_future(worker.beat())
+    await until(lambda: board.put_count > 1 or task.done(), "it has told twice")
+    assert not task.done()
     task.cancel()
     await worker.end()
     assert caplog.messages == ["w1  can't tell the ledger that it works: no answer"]
-    assert fatal == []
 
 
 @pytest.mark.parametrize("error", [LedgerBusy("no answer"), LedgerLost("/a", "it was deleted"), None])
@@ -294,9 +297,10 @@ async def test_a_worker_ends_whatever_its_ledger_does(monkeypatch: pytest.Monkey
 
 
 async def test_a_ledger_that_is_lost_ends_an_idle_worker_too() -> None:
-    fatal = list[BaseException]()
-    lost = LedgerLost("/a", "it was deleted")
-    await beating(Broken(lost)).beat(fatal.append)
+    lost, fatal = LedgerLost("/a", "it was deleted"), list[BaseException]()
+    async with AsyncExitStack() as closing:
+        begin(beating(Broken(lost)).beat, fatal.append, closing)
+        await until(lambda: fatal, "it is told")
     assert fatal == [lost]
 
 
@@ -305,21 +309,34 @@ async def test_a_worker_is_ready_where_tasks_can_be_claimed_and_not_where_only_i
     monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
     monkeypatch.setattr(heartbeat, "AGAIN_S", 60.0)
-    board, fatal = Broken(*([LedgerBusy("permission denied")] if answers else []), answers=answers), list[Any]()
+    board = Broken(*([LedgerBusy("permission denied")] if answers else []), answers=answers)
     worker = beating(board)
     worker.health.starting, worker.health.ledger_s = False, time.monotonic() - 60
-    tasks = [asyncio.ensure_future(each(fatal.append)) for each in (worker.beat, worker.check)]
+    await worker.check()
+    task = asyncio.ensure_future(worker.beat())
     await asyncio.sleep(0.01)
-    assert (board.put_count, worker.health.not_ready() == [], fatal) == (int(not answers), answers, [])
-    for task in tasks:
-        task.cancel()
+    assert (board.put_count, worker.health.not_ready() == [], task.done()) == (int(not answers), answers, False)
+    task.cancel()
 
 
 async def test_a_ledger_that_is_lost_to_claims_ends_an_idle_worker() -> None:
     class Moved(Broken):
         async def check(self) -> None:
-            raise lost
+            raise LedgerLost("/a", "it was moved")
 
-    fatal, lost = list[BaseException](), LedgerLost("/a", "it was moved")
-    await beating(Moved()).check(fatal.append)
-    assert fatal == [lost]
+    with pytest.raises(LedgerLost):
+        await beating(Moved()).check()
+
+
+async def test_what_ends_what_a_worker_does_beside_its_tasks_ends_the_worker_and_its_end_does_not() -> None:
+    error, fatal = RuntimeError("a fault of ours"), list[BaseException]()
+
+    async def fails() -> None:
+        raise error
+
+    async with AsyncExitStack() as closing:
+        begin(again(fails, 0.0), fatal.append, closing)
+        begin(again(partial(asyncio.sleep, 0), 0.0), fatal.append, closing)
+        await until(lambda: fatal, "it is told")
+    await asyncio.sleep(0)
+    assert fatal == [error]

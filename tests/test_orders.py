@@ -1,7 +1,7 @@
 """What operators ask of a worker, where its ledger tells it only a part of that."""
 
-import asyncio
 import logging
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,6 +14,7 @@ from workqueue.observe.health import Health
 from workqueue.tasks.events import Paused, Resumed
 from workqueue.testing import until
 from workqueue.worker import orders
+from workqueue.worker.beside import again, begin
 from workqueue.worker.orders import Orders
 
 
@@ -59,16 +60,15 @@ def worker(board: Board, scopes: list[Any], cancelled: dict[UUID, str] | None = 
 async def test_a_ledger_that_tells_no_pauses_is_said_once_and_tasks_are_cancelled_all_the_same(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(orders, "LOOK_S", 0.001)
     monkeypatch.setattr(orders, "AGAIN_S", 0.002)
     caplog.set_level(logging.WARNING)
     task_id, stopped, fatal = uuid4(), list[Exception](), list[BaseException]()
     board = Board(LedgerBusy("permission denied"))
     scope = SimpleNamespace(task_id=task_id, stop=stopped.append)
     told = worker(board, [scope], {task_id: "cancelled: by ops"})
-    obeying = asyncio.ensure_future(told.obey(fatal.append))
-    await until(lambda: board.asked > 3, "it has asked again and again")
-    obeying.cancel()
+    async with AsyncExitStack() as closing:
+        begin(again(told.look, 0.001), fatal.append, closing)
+        await until(lambda: board.asked > 3, "it has asked again and again")
     assert caplog.messages == ["w1  can't see what operators ask of it: permission denied"]
     assert str(stopped[0]) == "cancelled: by ops"
     assert fatal == []

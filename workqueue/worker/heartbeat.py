@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,36 +53,15 @@ class Heartbeat:
     _done: deque[tuple[float, Counter[str]]] = field(default_factory=lambda: deque(maxlen=int(RATE_S / BEAT_S) + 1))
     _failures: int = 0
 
-    async def beat(self, fatal: Callable[[BaseException], object]) -> None:
-        """Until it is cancelled. `fatal` is told when the ledger is lost: no task could be claimed either."""
-        try:
-            with suppress(LedgerBusy):
-                await self._take_over()
-            while True:  # noqa: ASYNC110  # nothing else tells when
-                await asyncio.sleep(BEAT_S if await self._put() else AGAIN_S)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
-            fatal(error)
+    async def beat(self) -> None:
+        """Until it is cancelled. Raises LedgerLost."""
+        with suppress(LedgerBusy):
+            await self._take_over()
+        while True:  # noqa: ASYNC110  # nothing else tells when
+            await asyncio.sleep(BEAT_S if await self._put() else AGAIN_S)
 
-    async def check(self, fatal: Callable[[BaseException], object]) -> None:
-        """See whether a task could be claimed, until it is cancelled. `beat` writes to a table of its own."""
-        await self._always(self._check, fatal)
-
-    async def save(self, fatal: Callable[[BaseException], object]) -> None:
-        """Keep the checkpoints of what runs, until it is cancelled. Beside `beat`: a worker that waits for a
-        row that is locked is there all the same."""
-        await self._always(lambda: self.crew.save(self.ledger), fatal)
-
-    async def _always(
-        self, do: Callable[[], Coroutine[Any, Any, None]], fatal: Callable[[BaseException], object]
-    ) -> None:
-        try:
-            while True:
-                await do()
-                await asyncio.sleep(BEAT_S)
-        except Exception as error:  # noqa: BLE001  # as above
-            fatal(error)
-
-    async def _check(self) -> None:
+    async def check(self) -> None:
+        """See whether a task could be claimed: `beat` writes to a table of its own. Raises LedgerLost."""
         with suppress(LedgerBusy):
             await self.ledger.check()
             self.health.ledger_s = time.monotonic()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from workqueue.amqp.wire import Wire
@@ -40,20 +40,12 @@ class Orders:
         """Before the first message is taken: what is paused stays so when a worker starts."""
         try:
             async with asyncio.timeout(FIRST_S):
-                await self._look()
+                await self.look()
         except TimeoutError:
             pass
 
-    async def obey(self, fatal: Callable[[BaseException], object]) -> None:
-        """Until it is cancelled. `fatal` is told when the ledger is lost."""
-        try:
-            while True:
-                await asyncio.sleep(LOOK_S)
-                await self._look()
-        except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
-            fatal(error)
-
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Obey what is asked for now. Raises LedgerLost."""
         try:
             await self._cancel()
             if time.monotonic() >= self._pauses_s:

@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -29,11 +29,12 @@ from workqueue.tasks.received import Runtime
 from workqueue.tasks.scope import Scope
 from workqueue.tasks.stack import describe
 from workqueue.tasks.watchdog import Watchdog
+from workqueue.worker.beside import Work, again, begin
 from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
-from workqueue.worker.heartbeat import Heartbeat, installed
+from workqueue.worker.heartbeat import BEAT_S, Heartbeat, installed
 from workqueue.worker.lifespan import Lifespan
-from workqueue.worker.orders import Orders
+from workqueue.worker.orders import LOOK_S, Orders
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,6 @@ class Serving:
                 return 0
             wire = Wire(self._settings, self._loaded, self._name, self._ending.set, ledger)
             closing.push_async_callback(wire.close)
-            _begin(_prune(ledger, self._settings.keep_s, self._ending.set), closing)
             self._heartbeat = heartbeat = Heartbeat(
                 self._name, self._loaded, jobs, self._crew, self._tell, ledger, self._health
             )
@@ -93,9 +93,8 @@ class Serving:
             self._health.stuck, self._health.asked_s = self._crew.stuck, self._crew.asked_s
             orders = Orders(self._name, ready.queues, ledger, self._crew, wire, self._health, self._tell)
             await orders.first()
-            for always in (orders.obey, heartbeat.beat, heartbeat.check, heartbeat.save):
-                _begin(always(self._ending.set), closing)
-            _begin(_listen(self._name), closing)
+            for work in self._beside(heartbeat, orders):
+                begin(work, self._ending.set, closing)
             code, drained = await self._until_told(crews, wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
                 in_hand = self._crew.in_hand
@@ -106,6 +105,18 @@ class Serving:
         self._watchdog.end_by(CLOSE_S, code, "it has stopped")
         self._tell_account()
         return code
+
+    def _beside(self, heartbeat: Heartbeat, orders: Orders) -> tuple[Work, ...]:
+        """What goes on beside the tasks. Each by itself: what waits for a row that is locked holds up no other."""
+        keep_s = self._settings.keep_s
+        return (
+            heartbeat.beat,
+            again(heartbeat.check, BEAT_S),
+            again(partial(self._crew.save, heartbeat.ledger), BEAT_S),
+            again(orders.look, LOOK_S),
+            again(partial(_prune, heartbeat.ledger, keep_s), min(keep_s, PRUNE_EVERY_S)),
+            again(partial(_listen, self._name), TURN_S),
+        )
 
     def _serve_http(self, closing: AsyncExitStack, jobs: Collection[Job]) -> None:
         """Raises SettingInvalid, ExtraMissing."""
@@ -122,7 +133,7 @@ class Serving:
         http = Http(self._settings.http, self._health, exposition(source))
         closing.callback(http.close)
         log.info("%s  answers /metrics, /livez and /readyz at http://%s", self._name, http.address)
-        _begin(_turn(self._health), closing)
+        begin(again(partial(_turn, self._health), TURN_S), self._ending.set, closing)
 
     async def _open(
         self, closing: AsyncExitStack, lifespan: Callable[[Settings], AbstractAsyncContextManager[Any]] | None
@@ -201,11 +212,6 @@ class Serving:
             asyncio.run(release())
 
 
-def _begin(always: Coroutine[Any, Any, None], closing: AsyncExitStack) -> None:
-    """Run it beside all else until this is closed."""
-    closing.callback(asyncio.ensure_future(always).cancel)
-
-
 async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(RELEASE_S):
@@ -218,26 +224,17 @@ async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
 
 async def _listen(name: str) -> None:
     """Stay one that can be told to end, whatever a handler does with the process's signals."""
-    while True:
-        await asyncio.sleep(TURN_S)
-        for lost in signals.take_back():
-            log.warning("%s  %s was taken by a handler, and ends this worker again", name, lost)
+    for lost in signals.take_back():
+        log.warning("%s  %s was taken by a handler, and ends this worker again", name, lost)
 
 
 async def _turn(health: Health) -> None:
-    """Show that the event loop turns."""
-    while True:  # that it does is all there is to tell
-        health.loop_s = time.monotonic()
-        await asyncio.sleep(TURN_S)
+    """Show that the event loop turns: that it does is all there is to tell."""
+    health.loop_s = time.monotonic()
 
 
-async def _prune(ledger: Ledger, keep_s: float, fatal: Callable[[BaseException], object]) -> None:
-    """Have the ledger forget what is old, again and again. Every worker does: it costs little, and none is special."""
-    try:
-        while True:
-            with suppress(LedgerBusy):  # the next time will do
-                await ledger.prune(keep_s)
-                await ledger.board.forget(keep_s)
-            await asyncio.sleep(min(keep_s, PRUNE_EVERY_S))
-    except Exception as error:  # noqa: BLE001  # the ledger is lost, for one: the worker can't go on either
-        fatal(error)
+async def _prune(ledger: Ledger, keep_s: float) -> None:
+    """Have the ledger forget what is old. Every worker does: it costs little, and none is special."""
+    with suppress(LedgerBusy):  # the next time will do
+        await ledger.prune(keep_s)
+        await ledger.board.forget(keep_s)

@@ -49,10 +49,11 @@ from workqueue.tasks.received import Runtime
 from workqueue.testing.memory.broker import Broker, Message
 from workqueue.testing.memory.lane import open_memory
 from workqueue.worker import check
+from workqueue.worker.beside import again, begin
 from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
 from workqueue.worker.lifespan import Lifespan
-from workqueue.worker.orders import Orders
+from workqueue.worker.orders import LOOK_S, Orders
 
 WORKER = "memory"
 FOLDERS = "/dev/shm"  # where there is one: elsewhere SQLite waits for a disk, at times for longer than the test takes
@@ -193,8 +194,7 @@ class MemoryQueue(Generic[C]):
         stack.push_async_callback(end)
         queues = {job.receive.queue.name for job in jobs}
         orders = Orders(WORKER, queues, self.ledger, crew, wire, Health(), self.events.append)
-        obeying = asyncio.ensure_future(orders.obey(self._fatal))
-        stack.callback(obeying.cancel)
+        begin(again(orders.look, LOOK_S), self._fatal, stack)
         await start(crews)
 
     async def _open_client(self) -> None:
