@@ -270,22 +270,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_what_cannot_be_settled_is_in_hand_and_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether its handler has run or not: nothing of it runs any more."""
-    monkeypatch.setattr(copies, "STUCK_S", 0.05)
+    monkeypatch.setattr(copies, "STUCK_S", 0.3)
     bench, crew = Bench(raising(RuntimeError("no"))), Crew()
     crew._guards[RECEIVE.operation] = bench.guard
     bench.publisher.is_there.clear()
     taking = [asyncio.ensure_future(bench.take(task)) for task in (TASK, Undecodable("invalid", "no"))]
     await asyncio.sleep(0.01)
     assert (crew.stuck(), crew.running()) == ([], [])  # that may take a moment
-    await asyncio.sleep(0.1)
     stuck = f"2 of {RECEIVE.queue.name} can't be settled: "
-    assert crew.stuck() == [f"{stuck}the broker has not confirmed their copies"]
+    await until(lambda: crew.stuck() == [f"{stuck}the broker has not confirmed their copies"])
     assert (crew.settling(RECEIVE.operation), len(crew.held_s())) == (2, 2)
     assert all(operation == RECEIVE.operation and age_s > 0.1 for operation, age_s in crew.held_s())
-    bench.publisher.errors = [NotSent("m1", "no right to write") for _ in range(20)]
+    bench.publisher.errors = [NotSent("m1", "no right to write") for _ in range(1000)]
     bench.publisher.is_there.set()
-    await asyncio.sleep(0.03)
-    assert crew.stuck() == [f"{stuck}{NotSent('m1', 'no right to write')}"]
+    await until(lambda: crew.stuck() == [f"{stuck}{NotSent('m1', 'no right to write')}"])
     bench.publisher.errors.clear()
     await asyncio.gather(*taking)
     assert (crew.stuck(), crew.held_s(), crew.settling(RECEIVE.operation)) == ([], [], 0)

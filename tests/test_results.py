@@ -113,8 +113,7 @@ async def test_who_waits_no_longer_is_forgotten_and_the_others_are_not() -> None
     with pytest.raises(TimeoutError):
         await waits.outcome(ID, 0.01)
     cancelled = asyncio.create_task(waits.outcome(uuid4(), None))
-    await asyncio.sleep(0.05)
-    assert ledger.asked[-1] == 2
+    await until(lambda: ledger.asked[-1:] == [2], "both who wait are asked for")
     cancelled.cancel()
     await asyncio.wait([cancelled])
     ledger.finish(ID)
