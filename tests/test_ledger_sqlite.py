@@ -25,6 +25,7 @@ from workqueue.ledger import Claimed, Finished, LedgerBusy, Outcome, Taken, cloc
 from workqueue.ledger import sqlite as store
 from workqueue.ledger.clock import LastLook
 from workqueue.ledger.sqlite import SqliteLedger
+from workqueue.ledger.sqlite_file import SqliteFile
 from workqueue.settings import Settings
 
 LONG_S = 3600.0
@@ -481,6 +482,92 @@ async def test_a_change_of_folder_changes_no_ledger(tmp_path: Path, monkeypatch:
         pass
     assert ledger.place == str(tmp_path / "ledger.db")
     await ledger.close()
+
+
+BEGIN = """
+import sqlite3
+other = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+try:
+    other.execute("BEGIN IMMEDIATE")
+except sqlite3.OperationalError as error:
+    say(error)
+else:
+    say("none has it locked")
+"""
+
+
+def refused(*_: object) -> None:
+    raise sqlite3.OperationalError("its schema is another one")
+
+
+@pytest.mark.parametrize("others", [1, 2])
+async def test_a_transaction_keeps_its_lock_whatever_other_clients_of_the_process_do(
+    ledger: SqliteLedger, path: str, python: Callable[[str], subprocess.Popen[str]], others: int
+) -> None:
+    """SQLite's locks are the process's, and all of a file are gone when anything in it closes a descriptor of that."""
+    task_id, clients = uuid4(), [SqliteLedger(path) for _ in range(others)]
+    claim = await claimed(ledger, task_id)
+    async with ledger.completion(task_id, claim.fence, 1, None) as db:
+        await db.execute("CREATE TABLE effect (id INTEGER)")
+        for client in clients:
+            await client.close()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SqliteFile, "_set_up", refused)
+            with pytest.raises(LedgerUnreachable):
+                SqliteLedger(path)
+        assert line(python(BEGIN)) == "database is locked"
+    assert line(python(BEGIN)) == "none has it locked"
+    assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Finished("done", claim.fence)
+
+
+async def test_of_many_clients_in_a_process_the_last_leaves_nothing_open_and_the_files_in_order(path: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        ledgers = [SqliteLedger(path) for _ in range(3)]
+        for ledger in ledgers:
+            await claimed(ledger, uuid4())
+        for ledger in ledgers:
+            os.stat(f"{path}-wal")
+            await ledger.close()
+        with pytest.raises(FileNotFoundError):
+            os.stat(f"{path}-wal")
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+CLIENTS = """
+import threading
+async def sure(ask, *values, **more):
+    while True:
+        try:
+            return await ask(*values, **more)
+        except LedgerBusy:
+            pass
+async def work(number):
+    for one in range(60):
+        ledger, task_id = SqliteLedger(sys.argv[1]), UUID(int=1000 * number + one)
+        claim = await sure(ledger.claim, task_id, "w", 3600.0, **ASKED)
+        done = await sure(ledger.complete, task_id, claim.fence, 1, None)
+        if not done or await sure(ledger.claim, task_id, "w", 3600.0, **ASKED) != Finished("done", claim.fence):
+            say(f"{task_id} is not done")
+        await ledger.close()
+first = int(sys.stdin.readline())
+threads = [threading.Thread(target=asyncio.run, args=(work(first + number),)) for number in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+say("ended")
+"""
+
+
+async def test_what_clients_in_many_threads_and_processes_write_stays_written(
+    path: str, python: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    processes = [python(CLIENTS) for _ in range(2)]
+    for number, process in enumerate(processes):
+        assert process.stdin is not None
+        process.stdin.write(f"{10 * number}\n")
+        process.stdin.flush()
+    assert [line(process) for process in processes] == ["ended", "ended"]
+    assert [row[1] for row in rows(path)] == ["done"] * (2 * 4 * 60)
 
 
 READ_AND_WAIT = """

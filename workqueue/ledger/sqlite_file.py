@@ -1,18 +1,10 @@
-"""The file of a SQLite ledger: made, migrated, and watched, so that it stays the same one while the process lives.
-
-SQLite keeps its locks as POSIX locks, and a process loses those as soon as anything in it opens and closes the file,
-a handler that reads it for example (https://www.sqlite.org/howtocorrupt.html, 2.2). Another process that closes the
-database then believes to be the last, and deletes the log under us. So we also hold shared locks on the same bytes
-that belong to a descriptor of our own, and that nobody drops: with them nobody else is ever the last.
-"""
+"""The file of a SQLite ledger: made, migrated, and watched, so that it stays the same one while the process lives."""
 
 import fcntl
 import os
 import secrets
 import sqlite3
-import struct
 import time
-from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -21,6 +13,7 @@ from workqueue.ledger import SCHEMA_VERSION, LedgerBusy
 from workqueue.ledger.board import Statements
 from workqueue.ledger.clock import LastLook, boot, steady_s
 from workqueue.ledger.door import CLOSED, Door
+from workqueue.ledger.sqlite_guard import Guard, guard_of, inode
 
 SET_UP_S = 10.0
 PAGE_BYTES = 1024  # each change writes its whole page, of rows of some 250 bytes: 4096 takes a third longer
@@ -90,8 +83,6 @@ META = "CREATE TABLE IF NOT EXISTS workqueue_meta (key TEXT PRIMARY KEY, value T
 
 MAGIC = b"SQLite format 3\0"
 IDENTITY_AT = 68  # the application id, https://www.sqlite.org/fileformat.html
-SHARED_BYTES = (0x40000002, 510)  # of the database: a shared lock there says that somebody has it open
-ALIVE_BYTE = (128, 1)  # of the -shm file: a shared lock there says that its content is in use
 FILES = ("", "-wal", "-shm")
 PASSING = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM,
@@ -105,7 +96,7 @@ class SqliteFile:
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
-        self._guards: list[int] = []
+        guard: Guard | None = None
         opened: sqlite3.Connection | None = None
         try:
             Path(self.path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,19 +105,18 @@ class SqliteFile:
             with open(self.holders / "set-up", "w") as one_at_a_time:
                 fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
                 _keep_log(self.path)
-                self._guards.append(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+                self._guard = guard = guard_of(self.path)
                 self.db = opened = self.connect(SET_UP_S)
                 self._set_up(self.db)
-                self._guards.append(os.open(f"{self.path}-shm", os.O_RDWR))
-                _set_lock(self._guards[0], fcntl.F_RDLCK, *SHARED_BYTES)
-                _set_lock(self._guards[1], fcntl.F_RDLCK, *ALIVE_BYTE)
+                guard.lock(f"{self.path}-shm")
                 self._known: dict[str, tuple[int, int]] = {}
                 for suffix in FILES:
                     self.watch(f"{self.path}{suffix}")
         except (OSError, sqlite3.Error, LedgerClosed) as error:
-            if opened is not None:
-                opened.close()
-            self._let_go()
+            if guard is not None:
+                with guard.leaving():
+                    if opened is not None:
+                        opened.close()
             if isinstance(error, LedgerClosed):
                 raise
             raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
@@ -153,15 +143,15 @@ class SqliteFile:
         return db
 
     def watch(self, path: str) -> None:
-        self._known[path] = _inode(path)
+        self._known[path] = inode(path)
 
     def look(self) -> None:
         """Raises LedgerLost if what lies at the paths is not what was opened."""
         try:
             for path, known in self._known.items():
-                if _inode(path) != known:
+                if inode(path) != known:
                     raise LedgerLost(self.path, f"{path} was replaced")
-            head = os.pread(self._guards[0], IDENTITY_AT + 4, 0)
+            head = self._guard.read(IDENTITY_AT + 4)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LedgerLost(self.path, f"{error.filename} was deleted") from error
         except OSError as error:
@@ -187,15 +177,8 @@ class SqliteFile:
         return LedgerLost(self.path, str(error))
 
     def close(self) -> None:
-        with suppress(OSError):
-            for guard in self._guards:
-                _set_lock(guard, fcntl.F_UNLCK, 0, 0)
-        self.db.close()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        while self._guards:  # after the database, whose locks this drops
-            os.close(self._guards.pop())
+        with self._guard.leaving():
+            self.db.close()
 
     def _set_up(self, db: sqlite3.Connection) -> None:
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -226,7 +209,7 @@ class SqliteFile:
 
 def identity_of(path: str, number: int) -> int:
     """A copy of the file is another ledger from then on: its number is the same, its place on the disk is not."""
-    place = f"{number} {_inode(path)}".encode()
+    place = f"{number} {inode(path)}".encode()
     return 2 + int.from_bytes(blake2b(place, digest_size=8).digest(), "big") % (2**31 - 2)
 
 
@@ -244,14 +227,3 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except FileNotFoundError:
         return 0
-
-
-def _inode(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
-def _set_lock(descriptor: int, kind: int, start: int, length: int) -> None:
-    """A lock that belongs to the open file, not to the process."""
-    if hasattr(fcntl, "F_OFD_SETLK"):  # Linux
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, start, length, 0))

@@ -12,7 +12,8 @@ from typing import Any
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger.board import SqlBoard
 from workqueue.ledger.clock import boot
-from workqueue.ledger.sqlite_file import BOARD, NOW, SHARED_BYTES, identity_of
+from workqueue.ledger.sqlite_file import BOARD, NOW, identity_of
+from workqueue.ledger.sqlite_guard import SHARED_BYTES
 from workqueue.ledger.sqlite_holders import left_s, lives
 from workqueue.ledger.whole import Row, Statements, Whole
 
