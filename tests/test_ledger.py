@@ -328,6 +328,38 @@ async def test_a_buried_task_is_revived_once_for_each_burial_and_counts_anew(led
     assert (outcome.state, outcome.error, outcome.last_error) == ("done", None, "failed: no")
 
 
+async def test_what_becomes_of_a_dead_letter_is_told_once_of_the_burial_that_it_is_of(ledger: Ledger) -> None:
+    task_id, plain, off = uuid4(), uuid4(), uuid4()
+    fence = (await claimed(ledger, task_id)).fence
+    assert not await ledger.tell(task_id, fence, "; gone", "told\n")  # it is not dead
+    assert await ledger.bury(task_id, fence, 6, "failed: no\n  File\nno", failed="line\n")
+    assert not await ledger.tell(task_id, fence - 1, "; gone", "told\n")
+    for said in ("; gone", "; 100% \0 as é"):
+        assert await ledger.tell(task_id, fence, said, f"told{said}\n")
+        assert not await ledger.tell(task_id, fence, said, f"again{said}\n")
+    entry = await ledger.entry(task_id)
+    assert entry is not None
+    assert entry.error == "failed: no; gone; 100% \\x00 as é\n  File\nno"
+    assert entry.story == "line\ntold; gone\ntold; 100% \\x00 as é\n"
+    (outcome,) = await ledger.outcomes([task_id])
+    assert (outcome.state, outcome.error) == ("dead", entry.error)
+
+    assert await ledger.revive(task_id, fence)
+    assert not await ledger.tell(task_id, fence, "; once more", "told\n")
+    again = (await claimed(ledger, task_id)).fence
+    assert await ledger.bury(task_id, again, 6, "failed: no")
+    assert await ledger.tell(task_id, again, "; gone", "told\n")
+
+    fence = (await claimed(ledger, plain)).fence
+    assert await ledger.bury(plain, fence, 1, "gave-up: no")
+    assert await ledger.tell(plain, fence, "; gone", "told\n")
+    assert [one.error for one in await ledger.outcomes([plain])] == ["gave-up: no; gone"]
+
+    assert await ledger.cancel(off, "by ops") == "cancelled"
+    assert not await ledger.tell(off, 0, "; gone", "told\n")
+    assert [one.state for one in await ledger.outcomes([off])] == ["cancelled"]
+
+
 async def test_a_claim_is_renewed_from_a_thread_while_the_event_loop_is_blocked(ledger: Ledger) -> None:
     task_id = uuid4()
     claim = await claimed(ledger, task_id, NOW_S)

@@ -102,6 +102,7 @@ async def every_state(ledger: Ledger) -> dict[str, UUID]:
         await claimed(ledger, made[word], NOW_S)
         claim = await claimed(ledger, made[word])
         assert await ledger.bury(made[word], claim.fence, 6, "failed: no", failed="line\n")
+    assert await ledger.tell(made["dead"], 2, "; gone", "gone\n")
     assert await ledger.revive(made["revived"], 2, told="back\n")
     return made
 

@@ -513,13 +513,20 @@ def test_a_kind_that_one_of_several_operations_sends_says_which(kind: str, to: s
 async def test_what_operators_did_is_told_with_who_and_why(fast: Site, broken: Path) -> None:
     await fast.worker(script=MOODY)
     assert (await workqueue(fast, "audit")).out == "nothing was done\n"
-    await buried(fast, 3)
+    tasks = await buried(fast, 3)
     await workqueue(fast, "dead", "drop", "--all", "--max", "2", "--yes", "--why", "of no use")
     begins, ends = await ask(fast, "audit")
     assert (begins["what"], begins["why"], begins["told"]) == ("dead drop begins", "of no use", {"letters": 2})
     assert (ends["what"], ends["told"]) == ("dead drop ends", {"moved": 2, "unsure": 0, "left": 0, "gone": 0})
     assert "@" in ends["who"]
     assert "dead drop ends" in (await workqueue(fast, "audit")).out
+    gone = []
+    for one in tasks:
+        found = await ask(fast, "task", one["id"])
+        gone += [(removal["why"], removal["by"], removal["sent_as"]) for removal in found["removals"]]
+        assert found["error"].endswith("; its letter was dropped") == bool(found["removals"])
+        assert ("workqueue dead show" in (await workqueue(fast, "task", one["id"])).out) != bool(found["removals"])
+    assert gone == [("of no use", ends["who"], None)] * 2
 
 
 async def test_a_letter_is_mended_and_sent_as_one_new_task_however_often_that_is_asked_for(fast: Site) -> None:
@@ -555,6 +562,11 @@ async def test_a_letter_is_mended_and_sent_as_one_new_task_however_often_that_is
     assert done[1] == 1
     assert done[0] != bad["id"]
     assert await fast.depth_is(0, fast.dead_queue)
+    told = await workqueue(fast, "task", bad["id"])
+    assert f"; edited, and sent as {done[0]}  (workqueue task {done[0]})\n" in told.out
+    (removal,) = (await ask(fast, "task", bad["id"]))["removals"]
+    assert removal["sent_as"] == done[0]
+    assert (await ask(fast, "task", done[0]))["state"] == "done"
 
 
 @pytest.mark.parametrize("action", ["redrive", "drop"])

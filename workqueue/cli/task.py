@@ -11,7 +11,7 @@ from workqueue.cli.operate import HERE, Folder, app, call, id_of, ledger_of, pro
 from workqueue.cli.output import Form, Output, write_json
 from workqueue.cli.tables import ago, display, reached
 from workqueue.errors import escaped
-from workqueue.ops.story import Attempt, Return, Story, story
+from workqueue.ops.story import Attempt, Removal, Return, Story, story
 
 commands = app()
 
@@ -48,10 +48,14 @@ def rendered(found: Story) -> RenderableType:
         lines.append(("progress", progress))
     if found.sent_at is not None:
         lines.append(("sent", f"{found.sent_at:%Y-%m-%d %H:%M:%S} UTC, {ago(found.sent_at)}"))
-    told: list[Attempt | Return] = [*found.attempts, *found.returns]
+    told: list[Attempt | Return | Removal] = [*found.attempts, *found.returns, *found.removals]
     for one in sorted(told, key=lambda each: each.at):
         if isinstance(one, Return):
             lines.append(("sent back", "  ".join(filter(None, (one.at, one.by, one.why)))))
+            continue
+        if isinstance(one, Removal):
+            word, sent_as = ("edited", f"sent as {one.sent_as}") if one.sent_as else ("dropped", "")
+            lines.append((word, "  ".join(filter(None, (one.at, one.by, one.why, sent_as)))))
             continue
         lines.append((f"attempt {one.attempt}", f"{one.at}  {one.worker}  {one.error}"))
         lines += [("", line) for line in one.traceback.splitlines()]
@@ -76,12 +80,19 @@ def _state(found: Story) -> str:
         case "retrying":
             return f"retrying after {found.attempt} failed attempts, next {_until(found)}: {found.error}"
         case "dead":
-            return f"dead, {found.reason}: {found.error}  (workqueue dead show {found.id})"
+            return f"dead, {found.reason}: {found.error}{_way_out(found)}"
         case "cancelled":
             return f"cancelled {found.error}"
         case "waiting":
             return "waiting for a worker" + (f", last error: {found.error}" if found.error else "")
     return f"{found.state}, by attempt {found.attempt}"
+
+
+def _way_out(found: Story) -> str:
+    """Of a dead task; there is none where its letter was dropped."""
+    if found.removal is None:
+        return f"  (workqueue dead show {found.id})"
+    return f"  (workqueue task {found.removal.sent_as})" if found.removal.sent_as else ""
 
 
 def _until(found: Story) -> str:

@@ -26,7 +26,8 @@ class Status:
     | cancelled | it was called off, as `error` says: no attempt at it begins any more                            |
     | unknown   | the ledger knows nothing of it: it was never sent, or not recorded, or is forgotten since       |
 
-    `unknown` is no word for waiting: a task that is sent without being recorded is unknown until a worker takes it.
+    `unknown` is no word for waiting: a task that is sent without being recorded is unknown until a worker takes it. The
+    error of one that is dead ends with what became of its letter, once that was edited or dropped.
     """
 
     id: UUID

@@ -137,8 +137,7 @@ class Ledger(Protocol):
 
         `digest` is that of the payload, kept from the first claim on; empty where it is not known. `alone` says that
         no other task is in this process, see `Crash`. `request` is the number of the wish: who repeats it after
-        LedgerBusy gives the same, so that a claim that was made, and whose answer got lost, is found to be its own.
-        """
+        LedgerBusy gives the same, so that a claim that was made, and whose answer got lost, is found to be its own."""
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
         """Let the lease end `lease_s` from now; say anew whether the task is alone, unless None. False: the claim is
@@ -155,8 +154,7 @@ class Ledger(Protocol):
     ) -> AbstractAsyncContextManager[Transaction]:
         """A transaction in which the task is completed, and with it whatever the block writes: both, or neither when
         it raises. Raises ClaimLost before the block when the claim was lost, LedgerBusy when the store could not be
-        had for a minute, or was lost in the middle, and the store's own error when the commit fails.
-        """
+        had for a minute, or was lost in the middle, and the store's own error when the commit fails."""
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str, *, failed: str = "") -> bool:
         """The task is dead. `failed` as in `release`. False: the claim was lost, and nothing was changed."""
@@ -170,9 +168,12 @@ class Ledger(Protocol):
         `story`. False: the claim was lost already."""
 
     async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
-        """A task that was buried by the claim with this fence waits again; attempts and crashes are counted anew.
-        `told`, by whom and why, is added to its story.
-        False: it is not dead, or was buried by another claim. So it happens once for each burial."""
+        """A task that was buried by the claim with this fence waits again, its attempts and crashes counted anew;
+        `told` is added to its story. False: it is not dead, or by another claim. So it happens once for each burial."""
+
+    async def tell(self, task_id: UUID, fence: int, said: str, told: str) -> bool:
+        """What becomes of its letter: `said` is added to the first line of the error of a task that was buried by the
+        claim with this fence, `told` to its story. False: as `revive`, or that was said already."""
 
     async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
         """Keep this for the next attempt. False: the claim was lost."""

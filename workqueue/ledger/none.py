@@ -71,6 +71,9 @@ class NoLedger:
     async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         return False
 
+    async def tell(self, task_id: UUID, fence: int, said: str, told: str) -> bool:
+        return False
+
     async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
         return True
 

@@ -54,6 +54,7 @@ from workqueue.ledger.postgres_sql import (
     REVIVE,
     SAVE,
     SEEK,
+    TELL,
     TO_CANCEL,
 )
 from workqueue.ledger.texts import text_of
@@ -157,6 +158,9 @@ class PostgresLedger:
 
     async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         return await self._change(REVIVE, (text_of(told), task_id, fence))
+
+    async def tell(self, task_id: UUID, fence: int, said: str, told: str) -> bool:
+        return await self._change(TELL, (text_of(said), text_of(told), task_id, fence, text_of(said)))
 
     async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
         return await self._change(SAVE, (text_of(checkpoint), task_id, fence))

@@ -73,6 +73,11 @@ UPDATE workqueue_task SET state = 'waiting', fence = fence + 1, attempts = 0, cr
     error = NULL, finished_at = NULL, next_at = NULL, lease_until = clock_timestamp()
 WHERE id = %s AND fence = %s AND state = 'dead' AND error IS DISTINCT FROM cancel
 """
+LINE_END = "strpos(error || chr(10), chr(10))"  # of the first one
+TELL = f"""
+UPDATE workqueue_task SET error = left(error, {LINE_END} - 1) || %s || substr(error, {LINE_END}), {STORY}
+WHERE id = %s AND fence = %s AND state = 'dead' AND error IS DISTINCT FROM cancel AND strpos(error, %s) = 0
+"""
 CANCEL = """
 UPDATE workqueue_task SET cancel = coalesce(cancel, %(told)s),
     state = CASE state WHEN 'waiting' THEN 'dead' ELSE state END,

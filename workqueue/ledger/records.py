@@ -60,7 +60,8 @@ class Entry:
     error: str | None
     last_error: str | None
     story: str | None = None
-    """Its attempts that failed and its returns from the dead, the oldest first, a line for each, as it was told."""
+    """Its attempts that failed, its returns from the dead and what else became of its dead letters, the oldest first, a
+    line for each, as it was told."""
     crashes: str = ""
     """A line for each claim of this burial that ended with its worker, as `Claimed.read` has it."""
     cancel: str | None = None

@@ -59,6 +59,7 @@ from workqueue.ledger.sqlite_sql import (
     SEEK,
     SENT,
     STRETCH_END,
+    TELL,
     TO_CANCEL,
 )
 from workqueue.ledger.texts import text_of
@@ -152,15 +153,9 @@ class SqliteLedger:
         return await self._change(BURY, (*said, attempts, time.time(), task_id.bytes, fence))
 
     async def release(
-        self,
-        task_id: UUID,
-        fence: int,
-        *,
-        attempts: int | None = None,
-        error: str | None = None,
-        failed: str = "",
+        self, task_id: UUID, fence: int, *, attempts: int | None = None, error: str | None = None, failed: str = "",
         next_s: float = 0.0,
-    ) -> bool:
+    ) -> bool:  # fmt: skip
         said = (attempts, None if error is None else text_of(error), text_of(failed))
         if next_s <= 0:
             return await self._change(RELEASE, (*said, task_id.bytes, fence))
@@ -170,6 +165,9 @@ class SqliteLedger:
 
     async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
         return await self._change(REVIVE, (text_of(told), time.time(), task_id.bytes, fence))
+
+    async def tell(self, task_id: UUID, fence: int, said: str, told: str) -> bool:
+        return await self._change(TELL, (text_of(said), text_of(told), task_id.bytes, fence))
 
     async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
         return await self._change(SAVE, (text_of(checkpoint), task_id.bytes, fence))

@@ -47,6 +47,11 @@ UPDATE task SET state = 'waiting', fence = fence + 1, attempts = 0, crashes = ''
     error = NULL, finished_at = NULL, next_at = NULL, lease_until = ?
 WHERE id = ? AND fence = ? AND state = 'dead' AND error IS NOT cancel
 """
+LINE_END = "instr(error || char(10), char(10))"  # of the first one
+TELL = f"""
+UPDATE task SET error = substr(error, 1, {LINE_END} - 1) || ?1 || substr(error, {LINE_END}), {STORY}
+WHERE id = ? AND fence = ? AND state = 'dead' AND error IS NOT cancel AND instr(error, ?1) = 0
+"""
 CANCEL = """
 UPDATE task SET cancel = coalesce(cancel, ?2), state = iif(state = 'waiting', 'dead', state),
     error = iif(state = 'waiting', coalesce(cancel, ?2), error), finished_at = iif(state = 'waiting', ?3, NULL),

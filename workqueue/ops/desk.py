@@ -45,7 +45,7 @@ class Desk:
     were there, as the broker said, and did not come to be read."""
 
     def __init__(self, project: Project, ledger: Ledger, name: str, progress: Progress = lambda done, of: None) -> None:
-        self._project, self._ledger, self._name, self._progress = project, ledger, name, progress
+        self._project, self.ledger, self._name, self._progress = project, ledger, name, progress
         self.missed = 0
 
     async def letters(self, wanted: Filter) -> list[Letter]:
@@ -93,7 +93,7 @@ class Desk:
         for letter in selection.letters:
             letters.setdefault(letter.key, []).append(letter)
         count, through = len(selection.letters), False
-        moving = Moving(self._project, self._ledger, self._name, moved, partial(self._tell, of=count))
+        moving = Moving(self._project, self.ledger, self._name, moved, partial(self._tell, of=count))
         await self.note(f"dead {selection.action} begins", why, {"letters": count})
         try:
             for queue, reader in self._readers(Filter(queues=frozenset(letter.queue for letter in selection.letters))):
@@ -132,7 +132,7 @@ class Desk:
 
     async def note(self, what: str, why: str, told: Mapping[str, object]) -> None:
         """Keep in the ledger that somebody did this. Raises LedgerUnreachable."""
-        await note(self._ledger, what, why, told)
+        await note(self.ledger, what, why, told)
 
     def _readers(self, wanted: Filter) -> list[tuple[str, Reader]]:
         """One for each dead-letter queue."""
@@ -148,7 +148,7 @@ class Desk:
     def for_itself(self, queue: str) -> AbstractAsyncContextManager[None]:
         """Have a dead-letter queue for this process alone, for the length of the block. Raises as `letters`."""
         tasks = [receive.queue.name for receive in self._project.receives.values() if receive.dead.name == queue]
-        checks = same_ledger(self._project, self._ledger, tasks, self._name)
+        checks = same_ledger(self._project, self.ledger, tasks, self._name)
         return for_itself(self._project.settings, queue, self._name, *checks)
 
     def _tell(self, done: int, of: int) -> None:

@@ -14,10 +14,12 @@ from workqueue.amqp.publisher import Publisher
 from workqueue.codec import Undecodable
 from workqueue.errors import TaskInvalid, WorkQueueError
 from workqueue.observe.tracing import open_tracing, redriving
+from workqueue.ops.audit import operator
 from workqueue.ops.desk import Desk
 from workqueue.ops.letters import Opened, key_of
 from workqueue.ops.moving import CONFIRM_S
 from workqueue.ops.project import Project
+from workqueue.ops.story import tell_removal
 from workqueue.tasks.copies import now
 
 EDITS = UUID("0d1b9b1e-7c55-5b0e-8f0a-4b8f0b6b2d35")
@@ -67,7 +69,8 @@ def edit(project: Project, letter: Opened, changes: dict[str, Any]) -> Edit:
 
 
 async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, why: str) -> None:
-    """Publish the new task, confirmed, and take the letter away. Raises LetterGone, NotSent, SendUnknown; as `Desk`.
+    """Publish the new task, confirmed, tell the ledger of it, and take the letter away. Raises LetterGone, NotSent,
+    SendUnknown; as `Desk`.
 
     Killed in between, the letter is there still; the same edit again sends the same task, which is done once.
     """
@@ -92,8 +95,8 @@ async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, wh
                     headers={"x-contract": project.contract_of(receive).version, **context},
                     deadline_s=CONFIRM_S,
                 )
+            await tell_removal(desk.ledger, letter, operator(), why, wanted.id)
+            await desk.note("dead edit", why, {"letter": letter.id or letter.key, "task": task_id})
             await held.done(arrived)
     finally:
         await link.end()
-    told = {"letter": letter.id or letter.key, "task": task_id}
-    await desk.note("dead edit", why, told)

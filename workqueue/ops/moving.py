@@ -1,8 +1,8 @@
 """Letters on their way out of a dead-letter queue. Each is in exactly one place.
 
 A letter is held, unacked; it is published, and confirmed, before it is acked. Killed in between, it is in both places,
-and the ledger knows it by its burial: whichever copy comes second is no task any more. So what was cut off is asked for
-again, and doubles nothing.
+and the ledger knows it by its burial: whichever copy comes second is no task any more. Of one that is dropped the
+ledger is told before the ack. So what was cut off is asked for again, and doubles nothing.
 """
 
 import asyncio
@@ -20,11 +20,12 @@ from workqueue.amqp.frames import Arrival
 from workqueue.amqp.held import Held, hold
 from workqueue.amqp.publisher import Publisher
 from workqueue.contract import Receive
-from workqueue.errors import BrokerUnreachable, LedgerLost, NotSent, SendUnknown, WorkQueueError
+from workqueue.errors import BrokerUnreachable, LedgerLost, LedgerUnreachable, NotSent, SendUnknown, WorkQueueError
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.observe.tracing import open_tracing, redriving
 from workqueue.ops.letters import Letter, Reader, key_of, properties_of
 from workqueue.ops.project import Project
+from workqueue.ops.story import tell_removal
 from workqueue.tasks.copies import now
 from workqueue.tasks.story import SENT_BACK, sent_back, without_brokers
 
@@ -98,6 +99,8 @@ class Moving:
                     continue
                 letter = same.pop()
                 await self._free.acquire()
+                if self._moved.ended_by is not None:
+                    raise self._moved.ended_by
                 task = asyncio.ensure_future(self._move(held, reader.receive_of(arrived), arrived, letter))
                 moving.add(task)
                 task.add_done_callback(moving.discard)
@@ -120,6 +123,8 @@ class Moving:
             if moved.action == "redrive":
                 await self._send_back(receive, arrived, letter)
                 was_sent = True
+            else:
+                await tell_removal(self._ledger, letter, moved.by, moved.why)
             await held.done(arrived)
             moved.moved += 1
         except SendUnknown:
@@ -129,6 +134,9 @@ class Moving:
                 moved.unsure += 1
             else:
                 moved.left.append((letter, str(error)))
+        except (LedgerUnreachable, LedgerLost) as error:  # nor would the ledger be told of the others
+            moved.left.append((letter, str(error)))
+            moved.ended_by = error
         finally:
             self._free.release()
             self._tell(moved.moved + moved.unsure + len(moved.left))

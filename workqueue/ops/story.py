@@ -1,17 +1,22 @@
-"""One task's whole way, as far as the ledger knows it."""
+"""One task's whole way, as far as the ledger knows it, and what operators add to it."""
 
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from pydantic_core import from_json
 
+from workqueue.client.asking import asked
 from workqueue.client.status import State, status_of, time_of
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, Entry, Ledger, LedgerBusy
+from workqueue.ops.letters import Letter
 from workqueue.ops.workers import heard_of, in_hand, why_waiting
+from workqueue.tasks.copies import now
+from workqueue.tasks.story import TEXT_LIMIT
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,20 @@ class Return:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """Of its dead letter: by whom it was dropped, or edited and `sent_as` another task, and why."""
+
+    at: str
+    by: str
+    why: str
+    sent_as: UUID | None
+
+
+@dataclass(frozen=True)
 class Story:
     """See `client.Status` for the states. `attempts` are those that failed, the oldest first, `returns` its returns
-    from the dead letters in between; `deaths` the workers that died with it, or lost it, since the last of those.
+    from the dead letters in between, `removals` what else became of those; `deaths` the workers that died with it, or
+    lost it, since the last return.
     `progress`, from 0 to 1, and `text` are what the handler says while it runs. What is None is not known, or has not
     happened."""
 
@@ -62,6 +78,28 @@ class Story:
     text: str = ""
     why: str = ""
     """Of one whose handler does not run, while its worker waits: what for."""
+    removals: tuple[Removal, ...] = ()
+
+    @property
+    def removal(self) -> Removal | None:
+        """The last one, unless a letter was sent back after it."""
+        last = self.removals[-1] if self.removals else None
+        return None if last is None or (self.returns and self.returns[-1].at > last.at) else last
+
+
+async def tell_removal(ledger: Ledger, letter: Letter, by: str, why: str, sent_as: UUID | None = None) -> None:
+    """Have the ledger say of a dead task what becomes of its letter: once, however often that is told. It comes before
+    the letter is taken away: who was killed in between, and does it again, finds the letter. Raises LedgerUnreachable,
+    LedgerLost."""
+    try:
+        task_id = UUID(letter.id)
+    except ValueError:  # its body says none
+        return
+    if letter.burial is not None:  # else no task died with it
+        new_id = None if sent_as is None else str(sent_as)
+        said = "; its letter was dropped" if new_id is None else f"; edited, and sent as {new_id}"
+        line = {"removed": now(), "by": by[:TEXT_LIMIT], "why": why[:TEXT_LIMIT], "sent_as": new_id}
+        await asked(ledger, partial(ledger.tell, task_id, letter.burial, said, json.dumps(line) + "\n"))
 
 
 async def story(ledger: Ledger, task_id: UUID) -> Story:
@@ -97,11 +135,12 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
         progress=None if held is None else held.progress,
         text="" if held is None else held.text,
         why=why,
+        removals=tuple(one for one in told if isinstance(one, Removal)),
     )
 
 
-def _told(entry: Entry) -> list[Attempt | Return]:
-    found: list[Attempt | Return] = []
+def _told(entry: Entry) -> list[Attempt | Return | Removal]:
+    found: list[Attempt | Return | Removal] = []
     for line in (entry.story or "").splitlines():
         try:
             told = json.loads(line)
@@ -109,6 +148,9 @@ def _told(entry: Entry) -> list[Attempt | Return]:
             continue
         if "sent_back" in told:
             found.append(Return(told["sent_back"], told["by"], told["why"]))
+        elif "removed" in told:
+            sent_as = None if told["sent_as"] is None else UUID(told["sent_as"])
+            found.append(Removal(told["removed"], told["by"], told["why"], sent_as))
         else:
             found.append(Attempt(told["attempt"], told["at"], told["worker"], told["error"], told.get("trace", "")))
     return found
