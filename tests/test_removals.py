@@ -12,14 +12,14 @@ import pytest
 from tests.harness import ERRANDS, simulate
 from tests.test_desk import given
 from tests.test_ledger import claimed
-from workqueue import contract
+from workqueue import codec, contract
 from workqueue.amqp.frames import Arrival
 from workqueue.cli.task import _state
 from workqueue.client import asking
 from workqueue.client.results import Results
 from workqueue.delivery import Properties
 from workqueue.errors import BrokerUnreachable, TaskDead
-from workqueue.ledger import Ledger, LedgerBusy, open_ledger
+from workqueue.ledger import Claimed, Ledger, LedgerBusy, open_ledger
 from workqueue.ops import desk, editing, moving
 from workqueue.ops.audit import operator
 from workqueue.ops.desk import Desk
@@ -154,6 +154,10 @@ async def test_who_asks_for_a_task_whose_letter_was_edited_learns_as_which_one_i
     (removal,) = found.removals
     assert (removal.by, removal.why, removal.sent_as) == (operator(), "too short", wanted.id)
     assert _state(found) == f"dead, failed: {error}  (workqueue task {wanted.id})"
+    new = await story(ledger, wanted.id)
+    assert (new.state, new.kind) == ("waiting", "nap")
+    answer = await ledger.claim(wanted.id, "w", 9.0, kind="nap", digest=codec.digest(wanted.body), alone=False)
+    assert isinstance(answer, Claimed)
     entry = await ledger.entry(task_id)
     assert entry is not None
     assert entry.error == f"failed: {error}\n{ERROR.partition(chr(10))[2]}"
@@ -171,13 +175,14 @@ async def test_who_asks_for_a_task_whose_letter_was_dropped_learns_that_it_is_go
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("kill_at", range(4))
+@pytest.mark.parametrize("kill_at", range(5))
 async def test_an_edit_that_is_killed_at_any_step_and_asked_for_again_leaves_nothing_doubled_or_untold(
     queue: Queue, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, kill_at: int, after: bool
 ) -> None:
     task_id, at = await buried(queue, ledger), Desk(PROJECT, ledger, "me")
     wanted = await edited(at)
-    tell, note, steps = ledger.tell, ledger.board.note, queue.steps
+    record, tell, note, steps = ledger.record, ledger.tell, ledger.board.note, queue.steps
+    monkeypatch.setattr(ledger, "record", lambda *given: steps.take(record(*given)))
     monkeypatch.setattr(ledger, "tell", lambda *given: steps.take(tell(*given)))
     monkeypatch.setattr(ledger.board, "note", lambda *given: steps.take(note(*given)))
     steps.kill_at, steps.after = kill_at, after
@@ -188,6 +193,7 @@ async def test_an_edit_that_is_killed_at_any_step_and_asked_for_again_leaves_not
         await carry_out(PROJECT, at, "me", await edited(at), why="too short")
     assert queue.letters == []
     assert set(queue.sent) == {str(wanted.id)}
+    assert (await story(ledger, wanted.id)).state == "waiting"
     found, error = await told(ledger, task_id)
     assert error == f"RuntimeError: no; edited, and sent as {wanted.id}"
     assert [one.sent_as for one in found.removals] == [wanted.id]

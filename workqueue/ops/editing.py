@@ -2,17 +2,20 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid5
 
 from pydantic_core import from_json
 
-from workqueue import codec
+from workqueue import codec, kinds
 from workqueue.amqp.connection import Link
 from workqueue.amqp.held import hold
 from workqueue.amqp.publisher import Publisher
+from workqueue.client.asking import asked
 from workqueue.codec import Undecodable
 from workqueue.errors import TaskInvalid, WorkQueueError
+from workqueue.ledger import Sent
 from workqueue.observe.tracing import open_tracing, redriving
 from workqueue.ops.audit import operator
 from workqueue.ops.desk import Desk
@@ -41,6 +44,7 @@ class Edit:
 
     letter: Opened
     id: UUID
+    kind: str
     payload: Any
     body: bytes
 
@@ -65,11 +69,12 @@ def edit(project: Project, letter: Opened, changes: dict[str, Any]) -> Edit:
     task = reader.from_value(draft | {"id": str(task_id)})
     if isinstance(task, Undecodable):
         raise TaskInvalid(letter.letter.id, task.error)
-    return Edit(letter, task_id, payload, reader.encode(task))
+    kind = receive.kind_of(task.payload) or kinds.UNTOLD
+    return Edit(letter, task_id, kind, payload, reader.encode(task))
 
 
 async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, why: str) -> None:
-    """Publish the new task, confirmed, tell the ledger of it, and take the letter away. Raises LetterGone, NotSent,
+    """Publish the new task, confirmed, tell the ledger of both, and take the letter away. Raises LetterGone, NotSent,
     SendUnknown; as `Desk`.
 
     Killed in between, the letter is there still; the same edit again sends the same task, which is done once.
@@ -85,7 +90,7 @@ async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, wh
             else:
                 raise LetterGone(letter.key)
             task_id, size, headers = str(wanted.id), len(wanted.body), wanted.letter.headers
-            with redriving(tracer, receive, letter.kind, task_id, size, headers) as context:
+            with redriving(tracer, receive, wanted.kind, task_id, size, headers) as context:
                 await Publisher(link, name).send(
                     receive.queue,
                     wanted.body,
@@ -95,6 +100,8 @@ async def carry_out(project: Project, desk: Desk, name: str, wanted: Edit, *, wh
                     headers={"x-contract": project.contract_of(receive).version, **context},
                     deadline_s=CONFIRM_S,
                 )
+            sent = Sent(wanted.id, wanted.kind, codec.digest(wanted.body))
+            await asked(desk.ledger, partial(desk.ledger.record, [sent]))
             await tell_removal(desk.ledger, letter, operator(), why, wanted.id)
             await desk.note("dead edit", why, {"letter": letter.id or letter.key, "task": task_id})
             await held.done(arrived)
