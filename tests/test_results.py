@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -18,7 +18,7 @@ from workqueue.client.results import Handle, Results
 from workqueue.client.status import Status, status_of
 from workqueue.client.waiting import Waiting
 from workqueue.codec.results import ResultReader
-from workqueue.errors import LedgerLost, ResultInvalid, SettingInvalid, TaskDead, TaskUnfinished
+from workqueue.errors import LedgerLost, ResultInvalid, SettingInvalid, TaskDead, TaskInvalid, TaskUnfinished
 from workqueue.ledger import Cancelling, Entry, LedgerBusy, Outcome
 from workqueue.ledger.none import NoLedger
 from workqueue.testing import until
@@ -87,8 +87,8 @@ class Told(NoLedger):
     async def entry(self, task_id: UUID) -> Entry | None:
         return replace(TAKEN, state="done", held=False, attempts=1) if task_id in self.finished else None
 
-    def finish(self, id: UUID, result: str | None = '{"kind": "nap", "attempt": 1}') -> None:
-        self.finished[id] = Outcome(id, "done", "w", 1, result, None, 0.0, digest=b"one")
+    def finish(self, id: UUID, result: str | None = '{"kind": "nap", "attempt": 1}', kind: str | None = "nap") -> None:
+        self.finished[id] = Outcome(id, "done", "w", 1, result, None, 0.0, kind, digest=b"one")
 
 
 async def test_any_number_who_wait_share_one_poll() -> None:
@@ -182,7 +182,7 @@ async def test_after_a_ledger_was_slow_or_silent_results_come_as_quickly_as_befo
 async def test_a_task_that_is_done_when_the_time_is_over_is_not_called_unfinished() -> None:
     """The poll of all who wait may be a slow one just then."""
     ledger = Told()
-    results = Results(ledger, {SEND.operation: ResultReader(SEND.message, models)})
+    results = Results(ledger, {SEND.operation: ResultReader(SEND, models)})
     ledger.slow_s = 60.0
     waiter = asyncio.create_task(results.result(ID, timeout_s=0.2))
     await until(lambda: ledger.at_once, "it is asked")
@@ -194,7 +194,7 @@ async def test_a_task_that_is_done_when_the_time_is_over_is_not_called_unfinishe
 
 async def test_a_result_is_of_the_contracts_model_or_none() -> None:
     ledger, other = Told(), uuid4()
-    results = Results(ledger, {SEND.operation: ResultReader(SEND.message, models)})
+    results = Results(ledger, {SEND.operation: ResultReader(SEND, models)})
     ledger.finish(ID)
     ledger.finish(other, None)
     handle: Handle[NapResult] = Handle(ID, SEND.operation, b"one", results)
@@ -204,7 +204,7 @@ async def test_a_result_is_of_the_contracts_model_or_none() -> None:
 
 async def test_a_task_that_has_no_result_says_why() -> None:
     ledger, unfit, another, slow = Told(), uuid4(), uuid4(), uuid4()
-    results = Results(ledger, {SEND.operation: ResultReader(SEND.message, models)})
+    results = Results(ledger, {SEND.operation: ResultReader(SEND, models)})
     ledger.finished[ID] = Outcome(ID, "dead", "w", 3, None, "failed: ValueError: no\nTraceback", 0.0)
     ledger.finish(unfit, '{"kind": "nap", "attempt": 0}')
     ledger.finish(another)
@@ -220,6 +220,73 @@ async def test_a_task_that_has_no_result_says_why() -> None:
     with pytest.raises(TaskUnfinished, match=r"did not finish within 0\.05 s, it is unknown") as unfinished:
         await results.result(slow, timeout_s=0.05)
     assert isinstance(unfinished.value, TimeoutError)
+
+
+def reader(kind: str, result: Mapping[str, object]) -> ResultReader:
+    """Of an operation that sends tasks of this kind."""
+    schema = {**SEND.message.schema, "allOf": [result]}
+    return ResultReader(
+        replace(SEND, kinds=frozenset([kind]), message=replace(SEND.message, result_schema=schema)), models
+    )
+
+
+@pytest.fixture
+async def several() -> AsyncIterator[tuple[Told, Results]]:
+    """Of two operations: what fits the results of the second fits those of the first."""
+    ledger = Told()
+    readers = {
+        "send_any": reader("any", {"type": "object"}),
+        "send_nap": reader("nap", {"$ref": "#/components/schemas/NapResult"}),
+    }
+    results = Results(ledger, readers)
+    yield ledger, results
+    await results.close()
+
+
+async def test_a_result_by_id_is_read_as_the_operations_that_sends_its_kind(several: tuple[Told, Results]) -> None:
+    ledger, results = several
+    ledger.finish(ID)
+    assert await results.result(ID) == NapResult(kind="nap", attempt=1)
+    ledger.finish(ID, kind="any")
+    assert await results.result(ID) == {"kind": "nap", "attempt": 1}
+    ledger.finish(ID, '{"kind": "nap", "attempt": 0}')
+    with pytest.raises(ResultInvalid, match="its result breaks the contract: /attempt"):
+        await results.result(ID)
+
+
+async def test_a_result_that_may_be_that_of_several_operations_is_no_guess(several: tuple[Told, Results]) -> None:
+    ledger, results = several
+    for kind in (None, "another"):
+        ledger.finish(ID, kind=kind)
+        with pytest.raises(ResultInvalid, match=r"any of send_any, send_nap; say which, with to=$") as told:
+            await results.result(ID)
+        assert told.value.text == '{"kind": "nap", "attempt": 1}'
+        assert await results.result(ID, operation="send_nap") == NapResult(kind="nap", attempt=1)
+        assert await results.result(ID, operation="send_any") == {"kind": "nap", "attempt": 1}
+    ledger.finish(ID, '{"only": "any"}', kind=None)
+    assert await results.result(ID) == {"only": "any"}
+    ledger.finish(ID, "[]", kind=None)
+    with pytest.raises(ResultInvalid, match="breaks the contract: "):
+        await results.result(ID)
+
+
+async def test_operations_that_read_a_result_alike_need_not_be_told_apart() -> None:
+    ledger = Told()
+    ledger.finish(ID)
+    results = Results(ledger, {name: ResultReader(SEND, models) for name in ("send_errand", "send_chore")})
+    assert await results.result(ID) == NapResult(kind="nap", attempt=1)
+    await results.close()
+
+
+async def test_the_name_of_no_operation_is_told_at_once_and_not_after_the_task(several: tuple[Told, Results]) -> None:
+    _, results = several
+    async with asyncio.timeout(20):
+        with pytest.raises(
+            TaskInvalid, match=r"to='nope': no such send operation; the contract has send_any, send_nap$"
+        ):
+            await results.result(ID, operation="nope")
+        with pytest.raises(TaskInvalid, match="this application sends nothing"):
+            await Results(Told(), {}).result(ID)
 
 
 @pytest.mark.parametrize("method", ["status", "cancel"])

@@ -162,7 +162,7 @@ def test_a_payload_may_be_given_as_plain_values() -> None:
 @pytest.mark.parametrize("result", [NapResult(kind="nap", attempt=2), OddResult(kind="odd", way="returns-none")])
 def test_a_result_is_of_the_model_that_the_contract_names_for_it(result: Any) -> None:
     """Odd and OddResult have the same fields."""
-    assert ResultReader(SEND.message, models).read(result.model_dump_json()) == result
+    assert ResultReader(SEND, models).read(result.model_dump_json()) == result
 
 
 def test_of_open_models_a_result_is_of_the_one_that_knows_its_properties() -> None:
@@ -175,7 +175,7 @@ def test_of_open_models_a_result_is_of_the_one_that_knows_its_properties() -> No
         x: str | None = None
         y: int
 
-    reader = ResultReader(SEND.message, models)
+    reader = ResultReader(SEND, models)
     for reader._models in ([Short, Long], [Long, Short]):
         reader._schema = Schema({})
         assert type(reader.read('{"y": 2}')) is Long
@@ -184,7 +184,7 @@ def test_of_open_models_a_result_is_of_the_one_that_knows_its_properties() -> No
 
 def test_a_result_that_breaks_the_contract_is_told() -> None:
     with pytest.raises(ValueError, match="attempt"):
-        ResultReader(SEND.message, models).read('{"kind": "nap", "attempt": "first"}')
+        ResultReader(SEND, models).read('{"kind": "nap", "attempt": "first"}')
 
 
 def test_every_payload_of_the_contract_is_known_by_its_model() -> None:

@@ -278,11 +278,18 @@ class TaskUnfinished(WorkQueueError, TimeoutError):
 
 
 class ResultInvalid(WorkQueueError):
-    """The task is done, by a worker whose contract allows results that this process's does not. `text` is the JSON."""
+    """The task is done, by a worker whose contract allows results that this process's does not; or several operations
+    may have sent it, whose results are read differently. `text` is the JSON."""
 
-    def __init__(self, task_id: UUID, problem: str, text: str) -> None:
-        way_out = "run `make generate` on the contract that the workers have"
-        super().__init__(f"task {task_id} is done, and its result breaks the contract: {problem}; {way_out}")
+    def __init__(
+        self,
+        task_id: UUID,
+        problem: str,
+        text: str,
+        *,
+        way_out: str = "run `make generate` on the contract that the workers have",
+    ) -> None:
+        super().__init__(f"task {task_id} is done, and its result {problem}; {way_out}")
         self.task_id, self.problem, self.text = task_id, problem, text
 
 

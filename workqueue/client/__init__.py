@@ -187,9 +187,9 @@ class Client:
     async def result(self, id: UUID | str, *, timeout_s: float | None = None, to: str | None = None) -> Any:
         """Wait until the task is done, and return what its handler returned, in the model of the contract.
 
-        Any number may wait at a time: they share one poll of the ledger. With several operations `to` names the one
-        that sent it. Raises TaskDead, and TaskCancelled, which is one; TaskUnfinished (a TimeoutError) after
-        `timeout_s`, ResultInvalid, IdInvalid; SettingInvalid without a ledger.
+        Any number may wait at a time: they share one poll of the ledger. `to` names the operation that sent it, where
+        several send its kind. Raises TaskDead, and TaskCancelled, which is one; TaskUnfinished (a TimeoutError) after
+        `timeout_s`, ResultInvalid, TaskInvalid (IdInvalid); SettingInvalid without a ledger.
         """
         return await self.results.result(as_uuid(id), timeout_s=timeout_s, operation=to)
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
 from workqueue.client.asking import asked
+from workqueue.client.sending import check_to
 from workqueue.client.status import Status, reason_of, status_of
 from workqueue.client.waiting import Waiting
 from workqueue.codec.results import ResultReader
@@ -44,13 +45,14 @@ class Results:
     async def result(
         self, task_id: UUID, *, timeout_s: float | None = None, operation: str | None = None, digest: bytes = b""
     ) -> Any:
-        """Wait for the task, and read its result as the operation's that sent it; None: that of any. With a `digest`,
-        wait no longer than until the id is known with another payload.
+        """Wait for the task, and read its result as the operation's that sent it; None: one that sends its kind. With a
+        `digest`, wait no longer than until the id is known with another payload.
 
-        Raises TaskDead, TaskCancelled, TaskUnfinished, ResultInvalid, LedgerLost; SettingInvalid for a `timeout_s` that
-        is no time.
+        Raises TaskDead, TaskCancelled, TaskUnfinished, ResultInvalid, LedgerLost; TaskInvalid for an operation that is
+        none; SettingInvalid for a `timeout_s` that is no time.
         """
         check_seconds("timeout_s", timeout_s)
+        check_to(operation, self._readers, str(task_id))
         self._check()
         began_s, left_s = self._loop.time(), timeout_s
         if digest:
@@ -63,8 +65,7 @@ class Results:
             outcome = await self._at_last(task_id, digest, timeout_s)
         if digest and outcome.digest not in (None, b"", digest):
             raise _conflict(task_id)
-        readers = self._readers.values() if operation is None else (self._readers[operation],)
-        return _read(outcome, readers)
+        return _read(outcome, self._readers if operation is None else {operation: self._readers[operation]})
 
     async def cancel(self, task_id: UUID, why: str, digest: bytes = b"") -> Cancelling:
         """See `Client.cancel`. With a `digest`, not where the id is another payload's: that task is left alone.
@@ -170,7 +171,7 @@ def with_ledger(results: Results | None) -> Results:
     return results
 
 
-def _read(outcome: Outcome, readers: Iterable[ResultReader]) -> Any:
+def _read(outcome: Outcome, readers: Mapping[str, ResultReader]) -> Any:
     if outcome.state == "cancelled":
         _, _, said = (outcome.error or "").partition(": ")
         raise TaskCancelled(outcome.id, said, worker=outcome.worker or None, attempts=outcome.attempts)
@@ -179,10 +180,18 @@ def _read(outcome: Outcome, readers: Iterable[ResultReader]) -> Any:
         raise TaskDead(outcome.id, reason, error, worker=outcome.worker, attempts=outcome.attempts)
     if outcome.result is None:
         return None
-    problems = []
-    for reader in readers:
+    made, problems = dict[str, Any](), list[str]()
+    of_kind = {name: reader for name, reader in readers.items() if outcome.kind in reader.kinds}
+    for name, reader in (of_kind or readers).items():
         try:
-            return reader.read(outcome.result)
+            made[name] = reader.read(outcome.result)
         except ValueError as error:
             problems.append(str(error))
-    raise ResultInvalid(outcome.id, problems[0], outcome.result)
+    if not made:
+        raise ResultInvalid(outcome.id, f"breaks the contract: {'; '.join(dict.fromkeys(problems))}", outcome.result)
+    first, *others = made.values()
+    if any(other != first for other in others):
+        raise ResultInvalid(
+            outcome.id, f"may be that of any of {', '.join(made)}", outcome.result, way_out="say which, with to="
+        )
+    return first

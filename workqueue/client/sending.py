@@ -2,7 +2,7 @@
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
@@ -67,7 +67,7 @@ class Operation:
         self.payloads = frozenset(models_in(self.model.model_fields["payload"].annotation))
         self.kinds = [kind for model in self.payloads for kind in _constants(model, send.tag)]
         self._codec: ModelCodec[BaseModel] = ModelCodec(self.model, send.message)
-        self.results = ResultReader(send.message, models)
+        self.results = ResultReader(send, models)
 
     def task(self, payload: object, task_id: UUID | None) -> BaseModel:
         """The payload, a model or its JSON value, as a task, with an id of its own unless one is given.
@@ -163,13 +163,10 @@ class Sender:
             await operation.producer.send(outgoing.body, within_s=within_s, headers=headers)
 
     def _operation(self, given: object, to: str | None, task_id: UUID | None) -> Operation:
-        if not self.operations:
-            raise _refused(given, task_id, "this application sends nothing: its contract has no send operation")
-        if to is not None and to in self.operations:
-            return self.operations[to]
+        task = str(task_id or getattr(given, "id", None) or "")
+        check_to(to, self.operations, task)
         if to is not None:
-            known = ", ".join(self.operations)
-            raise _refused(given, task_id, f"to={to!r}: no such send operation; the contract has {known}")
+            return self.operations[to]
         found = self._by_model.get(type(given), [])
         if not found and isinstance(given, Mapping):
             found = [one for one in self.operations.values() if given.get(one.send.tag) in one.kinds]
@@ -184,17 +181,21 @@ class Sender:
         if not found and any(name == model.__name__ for model in self._by_model):  # that of another generated package
             name = f"{name} of {type(given).__module__}"
             way_out += f"; those of {next(iter(self._by_model)).__module__}"
-        raise _refused(given, task_id, f"{name}: {way_out}")
+        raise TaskInvalid(task, f"{name}: {way_out}")
+
+
+def check_to(to: str | None, operations: Collection[str], task: str) -> None:
+    """Raises TaskInvalid where `to` is none of the send operations, and where there are none."""
+    if not operations:
+        raise TaskInvalid(task, "this application sends nothing: its contract has no send operation")
+    if to is not None and to not in operations:
+        raise TaskInvalid(task, f"to={to!r}: no such send operation; the contract has {', '.join(operations)}")
 
 
 def _constants(model: type[BaseModel], tag: str | None) -> tuple[Any, ...]:
     """The values that the model's field of this name may have."""
     fields = model.model_fields.items()
     return next((get_args(field.annotation) for name, field in fields if (field.alias or name) == tag), ())
-
-
-def _refused(given: object, task_id: UUID | None, problem: str) -> TaskInvalid:
-    return TaskInvalid(str(task_id or getattr(given, "id", None) or ""), problem)
 
 
 def _has_its_id(operation: Operation) -> str:

@@ -11,15 +11,16 @@ from workqueue import kinds
 from workqueue.codec.models import dump, read
 from workqueue.codec.schema import Schema
 from workqueue.codec.values import change
-from workqueue.contract import Message
+from workqueue.contract import Message, Send
 
 
 class ResultReader:
-    """Reads the results of one message's tasks into the models of its result's schema."""
+    """Reads the results of one operation's tasks, which are of these `kinds`, into the models of their schema."""
 
-    def __init__(self, message: Message, models: ModuleType) -> None:
-        self._schema = None if message.result_schema is None else Schema(message.result_schema)
-        self._models = [model for made in result_models(message, models) for model in made]
+    def __init__(self, send: Send, models: ModuleType) -> None:
+        self.kinds, schema = send.kinds, send.message.result_schema
+        self._schema = None if schema is None else Schema(schema)
+        self._models = [model for made in result_models(send.message, models) for model in made]
 
     def read(self, text: str) -> Any:
         """The model that holds the result as it is; the plain value where the contract states no schema of results, or
