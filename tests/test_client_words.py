@@ -223,6 +223,36 @@ async def test_a_handle_of_a_client_that_was_closed_says_so() -> None:
                 await call()
 
 
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_handle_of_a_send_that_was_under_way_at_the_close_says_so_too(
+    many: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        client, confirmed, go_on = queue.client, asyncio.Event(), asyncio.Event()
+        really_send = client.sender.send
+
+        async def send(*given: Any, **named: Any) -> None:
+            await really_send(*given, **named)
+            confirmed.set()
+            await go_on.wait()
+
+        client.sender.send = send  # type: ignore[method-assign]
+        sending: asyncio.Future[Any]
+        if many:
+            sending = asyncio.ensure_future(client.send_many([NAP], to="send_errand"))
+        else:
+            sending = asyncio.ensure_future(client.send(NAP, to="send_errand"))
+        await confirmed.wait()
+        await client.close()
+        go_on.set()
+        sent_ = await sending
+        (handle,) = sent_ if many else [sent_]
+        for call in (handle.status, handle.result, handle.cancel):
+            with pytest.raises(RuntimeError, match="the client was closed"):
+                await call()
+    assert many or "tasks are sent, and not recorded: the client was closed" in caplog.text
+
+
 async def test_opening_twice_is_opening_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
         before = queue.client.sender

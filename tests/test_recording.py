@@ -143,7 +143,35 @@ async def test_who_is_cancelled_while_it_waits_takes_nothing_from_the_others() -
     assert told.times == [sent]
 
 
-async def test_nobody_waits_for_a_ledger_that_is_closed_while_it_is_silent() -> None:
+async def test_what_was_to_be_recorded_is_recorded_before_the_close() -> None:
+    told, sent = Told(), some(3)
+    told.answers.clear()
+    here = recording(told)
+    waiting = [asyncio.ensure_future(here.record(sent[0], 60.0))]
+    await asyncio.sleep(0.01)
+    waiting += [asyncio.ensure_future(here.record(one, 60.0)) for one in sent[1:]]
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(here.close())
+    await asyncio.sleep(0.01)
+    told.answers.set()
+    await closing
+    assert told.times == [sent[:1], sent[1:]]
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+
+async def test_what_is_sent_when_it_is_closed_is_not_recorded_and_a_line_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told, (one,) = Told(), some(1)
+    here = recording(told)
+    await here.close()
+    with caplog.at_level(logging.WARNING):
+        await asyncio.wait_for(here.record(one, 60.0), 5)
+    assert caplog.messages == ["client-1  tasks are sent, and not recorded: the client was closed"]
+    assert told.times == []
+
+
+async def test_nobody_waits_for_a_ledger_that_is_closed_while_it_is_silent(caplog: pytest.LogCaptureFixture) -> None:
     told, sent = Told(), some(3)
     told.answers.clear()
     here = recording(told)
@@ -151,6 +179,8 @@ async def test_nobody_waits_for_a_ledger_that_is_closed_while_it_is_silent() -> 
     await asyncio.sleep(0.01)
     waiting += [asyncio.ensure_future(here.record(one, 60.0)) for one in sent[1:]]
     await asyncio.sleep(0.01)
-    await here.close()
+    with caplog.at_level(logging.WARNING):
+        await here.close()
     await asyncio.wait_for(asyncio.gather(*waiting), 5)
     assert told.times == [sent[:1]]
+    assert caplog.messages == ["client-1  tasks are sent, and not recorded: the client was closed"]

@@ -27,6 +27,7 @@ from workqueue.client.results import Handle, Results, check_loop, check_seconds,
 from workqueue.client.sending import Outgoing, Sender
 from workqueue.client.status import Status
 from workqueue.client.submit import Account, Given, submit
+from workqueue.client.waiting import CLOSED
 from workqueue.errors import (
     BrokerRefused,
     BrokerUnreachable,
@@ -44,8 +45,6 @@ from workqueue.patience import Patience
 from workqueue.settings import Settings, misspelt
 
 log = logging.getLogger(__name__)
-
-CLOSED = "the client was closed"  # what a cancellation says, too, by which SyncClient cuts a call off
 
 
 class Client:
@@ -141,11 +140,12 @@ class Client:
         outgoing = self._prepare(task, to, id, key)
         check_loop(self._loop)
         began_s = self._loop.time()
+        recording, results = self._recording, self._results  # of what sends it: that may be closed meanwhile
         await self._send(outgoing, within_s)
-        if record and self._recording is not None:
+        if record and recording is not None:
             left_s = (self._settings.send_s if within_s is None else within_s) - (self._loop.time() - began_s)
-            await self._recording.record(Sent(outgoing.id, outgoing.kind, outgoing.digest), max(0.0, left_s))
-        return self._handle(outgoing)
+            await recording.record(Sent(outgoing.id, outgoing.kind, outgoing.digest), max(0.0, left_s))
+        return Handle.of(outgoing, results)
 
     async def send_many(
         self, tasks: Iterable[object], *, to: str | None = None, within_s: float | None = None
@@ -164,8 +164,9 @@ class Client:
         async def send(numbered: tuple[int, object]) -> None:
             number, task = numbered
             outgoing = sender.prepare(task, to=to)
+            results = self._results
             await self._send(outgoing, within_s)
-            sent[number] = self._handle(outgoing)
+            sent[number] = Handle.of(outgoing, results)
 
         def note(error: Exception) -> None:
             if isinstance(error, NotSent):
@@ -242,13 +243,13 @@ class Client:
             if settings.ledger_url != "none":
                 ledger = await open_ledger(settings)
                 opened.push_async_callback(ledger.close)
+                recording = Recording(ledger, self._name)
+                opened.push_async_callback(recording.close)  # once nothing more is sent
             wire = Wire(settings, loaded, self._name, lambda error: None, ledger, connect)
             opened.push_async_callback(wire.close)
             sender = Sender(loaded, package, wire, tracer)
             await sender.open()
             if ledger is not None:
-                recording = Recording(ledger, self._name)
-                opened.push_async_callback(recording.close)
                 readers = {name: each.results for name, each in sender.operations.items()}
                 results = Results(ledger, readers, self._name)
                 opened.push_async_callback(results.close)
@@ -287,9 +288,6 @@ class Client:
             if isinstance(error, SendUnknown) and why != CLOSED:
                 raise
             raise SendUnknown(str(outgoing.id), round(time.monotonic() - began_s, 1), why) from error
-
-    def _handle(self, outgoing: Outgoing) -> Handle[Any]:
-        return Handle(outgoing.id, outgoing.operation, b"" if outgoing.is_new else outgoing.digest, self._results)
 
 
 def as_uuid(id: UUID | str) -> UUID:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 
+from workqueue.client.waiting import CLOSED
 from workqueue.errors import LedgerLost
 from workqueue.ledger import Ledger, LedgerBusy, Sent
 from workqueue.patience import Patience
@@ -21,11 +22,13 @@ class Recording:
         self._ledger, self._name = ledger, name
         self._sent: list[tuple[Sent, asyncio.Future[bool]]] = []
         self._writing: asyncio.Task[None] | None = None
-        self._failing, self._busy = Patience(), False
+        self._failing, self._busy, self._closed = Patience(), False, False
 
     async def record(self, sent: Sent, within_s: float) -> None:
         """Return once the ledger knows that the task waits, or can't be told, or has not answered in time: it was sent,
         and that changes nothing of it. A line says so then, and its status is unknown until it is told after all."""
+        if self._closed:
+            return self._say(CLOSED)
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[bool] = loop.create_future()
         late = loop.call_later(within_s, _end, ended, False)
@@ -39,10 +42,15 @@ class Recording:
             late.cancel()
 
     async def close(self) -> None:
-        """Write no more; those who wait for it go on."""
-        if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.wait([self._writing])
+        """Tell the ledger what it was to be told before, if that takes a moment at most. Whoever waits goes on."""
+        self._closed = True
+        if (writing := self._writing) is not None:
+            try:
+                await asyncio.wait([writing], timeout=PATIENCE_S)
+            finally:
+                if writing.cancel():
+                    self._say(CLOSED)
+            await asyncio.wait([writing])
         for _, ended in self._sent:
             _end(ended, True)
 

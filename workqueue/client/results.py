@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
 
 from workqueue.client.asking import asked
-from workqueue.client.sending import check_to
+from workqueue.client.sending import Outgoing, check_to
 from workqueue.client.status import Status, reason_of, status_of
-from workqueue.client.waiting import Waiting
+from workqueue.client.waiting import CLOSED, Waiting
 from workqueue.codec.results import ResultReader
 from workqueue.errors import (
     LedgerUnreachable,
@@ -97,7 +97,7 @@ class Results:
 
     def _check(self) -> None:
         if self._closed:
-            raise RuntimeError("the client was closed")
+            raise RuntimeError(CLOSED)
         check_loop(self._loop)
 
 
@@ -110,6 +110,10 @@ class Handle(Generic[R]):
     operation: str
     digest: bytes = field(repr=False)
     results: Results | None = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, sent: Outgoing, results: Results | None) -> "Handle[R]":
+        return cls(sent.id, sent.operation, b"" if sent.is_new else sent.digest, results)
 
     async def status(self) -> Status:
         """Where the task is, see `Status`. As `Client.status`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from workqueue.client import CLOSED
+from workqueue.client.waiting import CLOSED
 from workqueue.process import forking
 from workqueue.process.loops import new_event_loop
 

@@ -13,6 +13,7 @@ from workqueue.patience import Patience
 
 log = logging.getLogger(__name__)
 
+CLOSED = "the client was closed"  # what a cancellation says, too, by which SyncClient cuts a call off
 LOOK_AT = 2000  # tasks: of the oldest, and of the others; some milliseconds in all
 FIRST_S = 0.01  # between two polls while something happens: a quick task is done in less
 LAST_S = 0.2  # and while nothing does
@@ -75,7 +76,7 @@ class Waiting:
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.wait([self._polling])
-        self._fail(RuntimeError("the client was closed"))
+        self._fail(RuntimeError(CLOSED))
 
     async def _poll(self) -> None:
         patience = Patience(BUSY_S)
