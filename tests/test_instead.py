@@ -14,7 +14,7 @@ from tests.generated.worker.messages.json import Digest, NapResult, Task
 from workqueue import Settings, TaskContext
 from workqueue.client.instead import Place, instead
 from workqueue.errors import BrokerUnreachable
-from workqueue.testing import MemoryQueue, run_task
+from workqueue.testing import MemoryQueue
 
 WAIT_S = 20.0
 NAP = sent.Nap(kind="nap", seconds=0.0)
@@ -58,13 +58,11 @@ async def test_the_clients_of_a_workers_lifespan_and_of_a_handler_do_too() -> No
             assert (await follows.result(timeout_s=WAIT_S)) is not None
         return NapResult(kind="nap", attempt=context.attempt)
 
-    first = Digest(kind="digest", text="x")
     handlers = {"do_errand": handle, "do_chore": handle}
     async with MemoryQueue(Application, handlers, None, lifespan=resources) as queue, Client(Producer) as client:
         begun = await client.send(sent.Digest(kind="digest", text="x"), to="send_errand")
         await begun.result(timeout_s=WAIT_S)
     assert len(queue.events) == 2
-    assert await run_task(Application, handle, first, to="do_errand", lifespan=resources) is not None
 
 
 def test_a_blocking_client_made_at_import_goes_there_for_as_long_as_a_test_has_one() -> None:

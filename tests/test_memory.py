@@ -160,6 +160,59 @@ async def test_a_handler_may_change_its_task_and_it_is_the_one_that_came_all_the
     assert told == {(str(task.id), "nap")}
 
 
+@asynccontextmanager
+async def sending(settings: Settings) -> AsyncIterator[Client]:
+    async with Client(Producer, settings=settings) as client:
+        yield client
+
+
+async def test_one_task_is_its_own_operations_and_what_is_sent_to_others_waits() -> None:
+    async def handle(task: Task, context: TaskContext[Client]) -> NapResult:
+        seen.append(task.id)
+        sent_ = await context.resources.send(NAP, to="send_chore")
+        await asyncio.sleep(0.05)
+        states.append((await sent_.status()).state)
+        return NapResult(kind="nap", attempt=context.attempt)
+
+    seen, states = list[UUID](), list[str]()
+    async with asyncio.timeout(WAIT_S):
+        await run_task(Application, handle, Nap(kind="nap", seconds=0.0), to="do_errand", lifespan=sending)
+    assert (len(seen), states) == (1, ["waiting"])
+
+
+async def test_one_task_ends_although_its_handler_sends_itself_others_without_end() -> None:
+    async def handle(task: Task, context: TaskContext[Client]) -> NapResult:
+        await context.resources.send(NAP, to=TO)
+        return NapResult(kind="nap", attempt=context.attempt)
+
+    async with asyncio.timeout(WAIT_S):
+        result = await run_task(Application, handle, Nap(kind="nap", seconds=0.0), to="do_errand", lifespan=sending)
+    assert result.attempt == 1
+
+
+async def test_of_several_tasks_that_die_the_cause_is_that_of_the_one_that_was_asked_for() -> None:
+    async def handle(task: Task, context: TaskContext[Client]) -> NapResult:
+        if str(task.id) == ID:
+            await context.resources.send(sent.Odd(kind="odd", way="exits"), to=TO)
+        if context.attempt < RECEIVE.max_attempts:
+            raise ValueError("too early")
+        raise GiveUp(str(task.id))
+
+    whole = {"id": ID, "created_at": "2026-11-25T09:30:00Z", "payload": {"kind": "nap", "seconds": 0}}
+    with pytest.raises(TaskDead) as dead:
+        await run_task(Application, handle, Task.model_validate(whole), to="do_errand", lifespan=sending)
+    assert str(dead.value.__cause__) == ID
+
+
+async def test_one_task_that_its_handler_calls_off_says_so() -> None:
+    async def handle(task: Task, context: TaskContext[Client]) -> NapResult:
+        await context.resources.cancel(task.id, "no need")
+        raise ValueError("too early")
+
+    with pytest.raises(TaskCancelled, match="no need"):
+        await run_task(Application, handle, Nap(kind="nap", seconds=0.0), to="do_errand", lifespan=sending)
+
+
 # --- a queue ----------------------------------------------------------------------------------------------------------
 
 

@@ -20,11 +20,14 @@ that workers share them, what a user may do; see `Site` for that.
 import asyncio
 import os
 import sqlite3
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
+from dataclasses import replace
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, Self, TypeVar, overload
+from uuid import UUID
 
 from pydantic import BaseModel
 
@@ -44,7 +47,7 @@ from workqueue.observe.health import Health
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Handler
 from workqueue.tasks.context import TaskContext
-from workqueue.tasks.events import Dead, Told
+from workqueue.tasks.events import Cancelled, Dead, Done, Event, Skipped, Told
 from workqueue.tasks.received import Runtime
 from workqueue.testing.memory.broker import Broker, Message
 from workqueue.testing.memory.lane import open_memory
@@ -58,6 +61,7 @@ from workqueue.worker.orders import LOOK_S, Orders
 WORKER = "memory"
 FOLDERS = "/dev/shm"  # where there is one: elsewhere SQLite waits for a disk, at times for longer than the test takes
 NO_BROKER = "amqp://memory.invalid/"  # for a handler that connects by itself: it is told so, and finds nobody's broker
+SETTINGS = Settings(amqp_uri=(NO_BROKER,), reconnect_s=0.1)
 FINISH_S = 2.0  # for what is in hand when the test is over, and again for what was cut off then
 SKIP = """
 UPDATE task SET next_at = next_at - ?1, lease_until = next_at - ?1, ends_at = ends_at - ?1
@@ -103,6 +107,7 @@ class MemoryQueue(Generic[C]):
         self._contract = contract.load(package_of(application))
         self._receives = {receive.operation: receive for receive in self._contract.receives.values()}
         self._concurrency, self._skip_delays = concurrency, skip_delays
+        self._settled = defaultdict[str, asyncio.Event](asyncio.Event)
         check(handlers, self._receives)
 
     async def __aenter__(self) -> Self:
@@ -134,9 +139,16 @@ class MemoryQueue(Generic[C]):
         `asyncio.run(queue.idle())`."""
         if asyncio.get_running_loop() is not self.broker.loop:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.idle(), self.broker.loop))
-        await self._ending.unless(self.broker.idle.wait())
-        if not self.broker.idle.is_set():
-            await self._ending.wait()
+        await self._until(self.broker.idle)
+
+    async def settled(self, task_id: UUID) -> None:
+        """Wait until this task is done, or a dead letter. In the worker's event loop."""
+        await self._until(self._settled[str(task_id)])
+
+    def only(self, operation: str) -> Self:
+        """Have tasks of this operation done; those of the others wait in their queues. Before it is opened."""
+        self._handlers = {operation: self._handlers[operation]}
+        return self
 
     async def open(self) -> None:
         """Raises as `run_worker` and the client's `open`."""
@@ -145,7 +157,7 @@ class MemoryQueue(Generic[C]):
         async with AsyncExitStack() as stack:
             home = FOLDERS if os.access(FOLDERS, os.W_OK | os.X_OK) else None
             ledger = f"{stack.enter_context(TemporaryDirectory(prefix='workqueue-', dir=home))}/ledger.db"
-            self.settings = Settings(amqp_uri=(NO_BROKER,), ledger_url=f"sqlite:{ledger}", reconnect_s=0.1)
+            self.settings = replace(SETTINGS, ledger_url=f"sqlite:{ledger}")
             self.ledger = await open_ledger(self.settings)
             stack.push_async_callback(self.ledger.close)
             db = stack.enter_context(closing(sqlite3.connect(ledger, isolation_level=None)))
@@ -169,15 +181,12 @@ class MemoryQueue(Generic[C]):
         self._ending.set()
         await self._ending.wait()
 
-    def wire(self, loaded: Contract, name: str) -> Wire:
-        """Connects to the broker in memory."""
-        return Wire(self.settings, loaded, name, self._fatal, connect=partial(open_memory, self.broker))
-
     async def _work(self, stack: AsyncExitStack, resources: Any) -> None:
-        wire, crew = self.wire(self._contract, WORKER), Crew()
+        connect, crew = partial(open_memory, self.broker), Crew()
+        wire = Wire(self.settings, self._contract, WORKER, self._fatal, connect=connect)
         jobs = [Job(self._receives[name], handler, self._concurrency) for name, handler in self._handlers.items()]
         runtime = Runtime(
-            WORKER, self._contract, self.ledger, wire.publisher(), self.settings, self.events.append, self._fatal,
+            WORKER, self._contract, self.ledger, wire.publisher(), self.settings, self._tell, self._fatal,
             resources, single=len(jobs) * self._concurrency == 1,
         )  # fmt: skip
         crews = crew.consumers(self._application, jobs, runtime, wire)
@@ -193,7 +202,7 @@ class MemoryQueue(Generic[C]):
 
         stack.push_async_callback(end)
         queues = {job.receive.queue.name for job in jobs}
-        orders = Orders(WORKER, queues, self.ledger, crew, wire, Health(), self.events.append)
+        orders = Orders(WORKER, queues, self.ledger, crew, wire, Health(), self._tell)
         begin(again(orders.look, LOOK_S), self._fatal, stack)
         await start(crews)
 
@@ -205,6 +214,17 @@ class MemoryQueue(Generic[C]):
     async def _close_client(self) -> None:
         if self.client is not None:
             await _either(self.client.close)
+
+    def _tell(self, told: Told) -> None:
+        self.events.append(told)
+        if isinstance(told, Event) and isinstance(told.what, Done | Dead | Cancelled | Skipped):
+            self._settled[told.id].set()
+
+    async def _until(self, event: asyncio.Event) -> None:
+        """Raises what has ended the worker before."""
+        await self._ending.unless(event.wait())
+        if not event.is_set():
+            await self._ending.wait()
 
     def _fatal(self, error: BaseException) -> None:
         """The worker can't go on: no result comes any more, and who waits for one is told."""
@@ -241,7 +261,8 @@ async def run_task(
     """Run one task, a payload or a whole one, as a worker does, and return the result that its sender would get.
 
     It is tried as often as the contract says, see `MemoryQueue`. `to` names the receive operation where the payload may
-    be several's. In a plain test: `asyncio.run(run_task(...))`.
+    be several's. Tasks that the handler itself sends are nobody's concern here: those of other operations are not done,
+    and the end of this one is waited for, not theirs. In a plain test: `asyncio.run(run_task(...))`.
 
     Raises NotSent for what breaks the contract; TaskDead when it became a dead letter, and what the handler raised last
     is its cause.
@@ -249,18 +270,20 @@ async def run_task(
     package = package_of(application)
     loaded = contract.load(package)
     handlers = dict.fromkeys((receive.operation for receive in loaded.receives.values()), handler)
-    async with MemoryQueue(application, handlers, None, lifespan=lifespan) as queue:
-        sends = _sends(loaded)
-        sender = Sender(sends, package, queue.wire(sends, "test"))
-        outgoing = sender.prepare(payload, to=to)
+    queue, sends = MemoryQueue(application, handlers, None, lifespan=lifespan), _sends(loaded)
+    wire = Wire(SETTINGS, sends, "test", lambda _: None, connect=lambda *given: open_memory(queue.broker, *given))
+    sender = Sender(sends, package, wire)
+    outgoing = sender.prepare(payload, to=to)
+    async with queue.only(outgoing.operation):
         await sender.send(outgoing)
-        await queue.idle()
+        await queue.settled(outgoing.id)
         results = Results(queue.ledger, {name: operation.results for name, operation in sender.operations.items()})
         try:
             return await results.result(outgoing.id, operation=outgoing.operation)
         except TaskDead as dead:
-            (why,) = (what for told in queue.events if isinstance(what := getattr(told, "what", None), Dead))
-            raise dead from why.cause
+            told = [one.what for one in queue.events if isinstance(one, Event) and one.id == str(outgoing.id)]
+            deaths = [what for what in told if isinstance(what, Dead) and what.reason == dead.reason]
+            raise dead from (deaths[0].cause if deaths else None)
         finally:
             await results.close()
 
