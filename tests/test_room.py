@@ -90,3 +90,45 @@ async def test_a_closed_room_lets_nobody_in_and_tells_those_who_wait() -> None:
             await asyncio.wait_for(waiting, SOON_S)
     with pytest.raises(Closed):
         await room.enter()
+
+
+async def test_many_that_wait_to_be_alone_leave_others_their_turn() -> None:
+    """While one task takes long, each of them waits in vain: one after the other, they would keep all others out."""
+    room, entered = Room(), 0
+    await room.enter()
+
+    async def suspect() -> None:
+        while True:
+            assert not await room.enter_alone(0.02)
+            await asyncio.sleep(0)
+
+    async def other() -> None:
+        nonlocal entered
+        while True:
+            await room.enter()
+            entered += 1
+            room.leave()
+            await asyncio.sleep(0.001)
+
+    tasks = [asyncio.ensure_future(work()) for work in (*[suspect] * 12, other, other)]
+    await asyncio.sleep(0.5)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert entered > 50, entered
+
+
+async def test_one_that_waits_for_the_others_turn_to_end_is_told_when_the_room_closes() -> None:
+    room = Room()
+    assert await room.enter_alone(SOON_S)
+    kept_out = asyncio.ensure_future(room.enter())
+    await asyncio.sleep(0.5)
+    room.leave_alone()
+    await kept_out
+    next_one = asyncio.ensure_future(room.enter_alone(SOON_S))
+    await settled()
+    room.leave()
+    assert not next_one.done()  # as long as the others were kept out
+    room.close()
+    with pytest.raises(Closed):
+        await asyncio.wait_for(next_one, 0.4)
