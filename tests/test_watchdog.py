@@ -18,7 +18,7 @@ from workqueue.tasks import watchdog as watchdogs
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.received import Received
-from workqueue.tasks.scope import Holder
+from workqueue.tasks.scope import Held, Holder
 from workqueue.tasks.watchdog import Watchdog
 
 TASK = SimpleNamespace(id=UUID(int=7))
@@ -50,8 +50,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def watched(attempts: Attempts) -> Iterator[Watchdog]:
-    watchdog = Watchdog("w1", lambda: attempts.running, lambda _: None)
+def watched(attempts: Attempts, *unrecorded: Held) -> Iterator[Watchdog]:
+    watchdog = Watchdog("w1", lambda: attempts.running, lambda: unrecorded, lambda _: None)
     watchdog.start()
     try:
         yield watchdog
@@ -130,6 +130,15 @@ async def test_claims_are_renewed_while_the_loop_is_blocked_also_after_a_renewal
     assert max(b - a for a, b in zip(ledger.renewals, ledger.renewals[1:], strict=False)) < 0.6
 
 
+async def test_the_claim_of_what_has_ended_and_is_not_recorded_is_renewed_too() -> None:
+    """What another task's handler blocks is also the record of its end."""
+    ledger = Renewing()
+    holder = Holder("w1", "resize", cast(Ledger, ledger), 0.6, lambda _: None)
+    with watched(Attempts(cast(Any, None), holder), (holder, TASK.id, 5)):
+        blocking(2.0)()
+    assert len(ledger.renewals) >= 3
+
+
 async def test_claims_are_renewed_within_the_time_limit_only() -> None:
     ledger, began = Renewing(), time.monotonic()
     await run(blocking(2.0), ledger, limit_s=1.0)
@@ -165,7 +174,7 @@ async def test_a_process_that_must_end_gives_its_claims_back_says_what_runs_and_
     monkeypatch.setattr("os._exit", end)
     monkeypatch.setattr("threading.excepthook", caught)
     attempts = Attempts(stay, Holder("w1", "resize", cast(Ledger, Renewing()), 60, lambda _: None))
-    watchdog = Watchdog("w1", lambda: attempts.running, given_back.extend)
+    watchdog = Watchdog("w1", lambda: attempts.running, lambda: (), given_back.extend)
     watchdog.start()
     watchdog.end_by(9.0, 70, "later")
     watchdog.end_by(0.1, 0, "the drain is over")

@@ -31,7 +31,7 @@ from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Done, What
 from workqueue.tasks.progress import Progress
 from workqueue.tasks.received import Attempt, Received, Runtime, T
-from workqueue.tasks.scope import Cancellation, CutOff, Holder
+from workqueue.tasks.scope import Cancellation, CutOff, Held, Holder
 from workqueue.tasks.settling import Settling
 from workqueue.tasks.stack import describe
 from workqueue.verdicts import GiveUp
@@ -43,7 +43,7 @@ DONE = Done(1)
 
 class Execution(Generic[T]):
     """Of the tasks of one operation. `unrecorded` are those, as a line has them, whose handler has ended and whose end
-    is not in the ledger yet."""
+    is not in the ledger yet, with their claims."""
 
     def __init__(
         self, handler: Handler[T, Any], receive: Receive, runtime: Runtime, ask: Asking, settling: Settling[T]
@@ -51,10 +51,10 @@ class Execution(Generic[T]):
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
         self._settings, self._resources = runtime.settings, runtime.resources
         self._ask, self._settling, self._results = ask, settling, ResultCodec(receive)
-        self._holder = Holder(runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell)
-        self._attempts = Attempts(handler, self._holder, tell_begin=runtime.settings.tells_begin)
+        self.holder = Holder(runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell)
+        self._attempts = Attempts(handler, self.holder, tell_begin=runtime.settings.tells_begin)
         self.running = self._attempts.running
-        self.unrecorded: set[str] = set()
+        self.unrecorded: dict[str, Held] = {}
 
     def end(self) -> None:
         """Stop what runs."""
@@ -87,15 +87,15 @@ class Execution(Generic[T]):
     async def held(self, received: Received[T], claim: Claimed, settling: Coroutine[Any, Any, What]) -> What:
         """Settle, which may have to wait for a broker, with the claim renewed meanwhile: nobody else tries the task."""
         try:
-            return await self._holder.held(received, claim.fence, settling)
+            return await self.holder.held(received, claim.fence, settling)
         except ClaimLost:
             return await self._settling.lost(received.arrived)
 
     async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
-        self.unrecorded.add(attempt.received.told)
+        self.unrecorded[attempt.received.told] = self.holder, attempt.received.id, attempt.claim.fence
         await self._ask(lambda: attempt.save(self._ledger))
         what = await self.held(attempt.received, attempt.claim, self._settling.failed(attempt, error))
-        self.unrecorded.discard(attempt.received.told)
+        self.unrecorded.pop(attempt.received.told, None)
         return what
 
     async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
@@ -118,9 +118,9 @@ class Execution(Generic[T]):
         if context.completed:
             return
         encoded, told = self._encode(result), received.told
-        self.unrecorded.add(told)
+        self.unrecorded[told] = self.holder, task_id, claim.fence
         recorded = await self._ask(lambda: self._ledger.complete(task_id, claim.fence, number, encoded))
-        self.unrecorded.discard(told)
+        self.unrecorded.pop(told, None)
         if not recorded:
             raise ClaimLost
 

@@ -124,6 +124,10 @@ class Holder:
             self._set_timer(min(self._due.values()), now)
 
 
+Held = tuple[Holder, UUID, int]
+"""A claim: whose, on which task, and its fence."""
+
+
 class Scope:
     """A context around a running handler that can end it: at its time limit, when its claim is lost, by `stop`.
 

@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from uuid import UUID
 
-from workqueue.tasks.scope import Scope, blocking_frames
+from workqueue.tasks.scope import Held, Scope, blocking_frames
 from workqueue.tasks.stack import describe
 
 LOOK_S = 0.5
@@ -30,19 +31,23 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Watches the running loop from `start` on. `running` gives the handlers that run, `release` gives their claims
-    back, from any thread."""
+    """Watches the running loop from `start` on. `running` gives the handlers that run, `unrecorded` the claims of those
+    that have ended and are not in the ledger yet; `release` gives claims back, from any thread."""
 
     def __init__(
-        self, worker: str, running: Callable[[], Iterable[Scope]], release: Callable[[list[Scope]], None]
+        self,
+        worker: str,
+        running: Callable[[], Iterable[Scope]],
+        unrecorded: Callable[[], Iterable[Held]],
+        release: Callable[[list[Scope]], None],
     ) -> None:
-        self._worker, self._running, self._release = worker, running, release
+        self._worker, self._running, self._unrecorded, self._release = worker, running, unrecorded, release
         self._stream = sys.stderr  # once: a handler may put another one there
         self._beat = time.monotonic()
         self._resting = False
         self._end: tuple[float, int, str] | None = None
         self._blocked_since: float | None = None
-        self._renewed: dict[Scope, float] = {}
+        self._renewed: dict[tuple[UUID, int], float] = {}
 
     def start(self) -> None:
         self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
@@ -107,12 +112,13 @@ class Watchdog:
         return f"in  {told}" if at_it else f"with in hand  {told}"
 
     def _renew(self, now: float, beat: float) -> None:
-        for scope in list(self._running()):
-            if now - self._renewed.get(scope, beat) < scope.holder.renew_every_s or not scope.may_hold():
+        held = [(scope.holder, scope.task_id, scope.fence) for scope in self._running() if scope.may_hold()]
+        for holder, task_id, fence in [*held, *self._unrecorded()]:
+            if now - self._renewed.get((task_id, fence), beat) < holder.renew_every_s:
                 continue
             try:
-                scope.holder.ledger.renew_blocking(scope.task_id, scope.fence, scope.holder.lease_s)
-                self._renewed[scope] = now
+                holder.ledger.renew_blocking(task_id, fence, holder.lease_s)
+                self._renewed[task_id, fence] = now
             except Exception as error:  # noqa: BLE001  # whatever it is, the next try may succeed before the lease ends
                 self._say(f"a claim could not be renewed: {describe(error)}")
 

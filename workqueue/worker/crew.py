@@ -16,7 +16,7 @@ from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Stopped
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
-from workqueue.tasks.scope import Scope
+from workqueue.tasks.scope import Held, Scope
 from workqueue.tasks.stack import describe
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ class Crew:
     def running(self) -> list[Scope]:
         """For any thread: a set is copied in one step."""
         return [scope for guard in self._guards.values() for scope in list(guard.execution.running)]
+
+    def claims_unrecorded(self) -> list[Held]:
+        """For any thread, as above."""
+        return [claim for guard in self._guards.values() for claim in list(guard.execution.unrecorded.values())]
 
     def waiting(self, operation: str) -> int:
         """How many messages wait in this process while a task runs alone."""

@@ -55,7 +55,7 @@ class Serving:
         self._name, self._application, self._loaded = name, application, loaded
         self._settings, self._ending = settings, ending
         self._tell, self._crew, self._health = Counting(tell), Crew(), Health()
-        self._watchdog = Watchdog(name, self._crew.running, self._release_from_thread)
+        self._watchdog = Watchdog(name, self._crew.running, self._crew.claims_unrecorded, self._release_from_thread)
         self._heartbeat: Heartbeat | None = None
 
     async def run(
