@@ -105,7 +105,7 @@ def test_both_sides_read_the_same_message(message: contract.Message) -> None:
 
 
 def test_the_contract_states_every_header_that_the_runtime_writes() -> None:
-    assert SCHEMAS["TaskHeaders"]["properties"].keys() == story.ON_TASK.keys()
+    assert SCHEMAS["TaskHeaders"]["properties"].keys() == {*story.ON_TASK, story.REQUEST}
     assert SCHEMAS["Story"]["properties"].keys() == story.ON_LETTER.keys()
     assert {DROPPED, STORY} < story.ON_TASK.keys()
 

@@ -85,6 +85,10 @@ class Delivery:
     def settled(self) -> bool:
         return self._settled
 
+    @property
+    def again(self) -> bool:
+        return self.delivery_count > 0 or self.redelivered
+
     def _once(self, way: Way) -> bool:
         if self._settled:
             raise AssertionError(f"message {self.message_id} settled twice")

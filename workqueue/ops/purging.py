@@ -4,13 +4,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.held import hold
 from workqueue.amqp.look import look
 from workqueue.client.asking import asked
-from workqueue.codec import ModelCodec, Undecodable, digest
+from workqueue.codec import named
 from workqueue.contract import Receive
 from workqueue.errors import LedgerUnreachable, WorkQueueError
 from workqueue.ledger import Ledger
@@ -55,14 +54,13 @@ async def purge(
     done.matched = sum(there.values())
     told = f"by {operator()}: purged{f', {as_text(why)}' if why else ''}"
     await note(ledger, "purge begins", why, {"queue": done.queue, "messages": done.matched})
-    codec = project.codec(receive)
     try:
         for queue, count in there.items():  # the delays first: what they hold comes back to the tasks
             if not count:
                 continue
             async with hold(project.settings, queue, name) as held:
                 async for arrived in held:
-                    if await _runs(ledger, codec, arrived, told):
+                    if await _runs(ledger, arrived, told):
                         done.running += 1
                         continue
                     await held.done(arrived)
@@ -77,13 +75,13 @@ async def purge(
             await note(ledger, "purge ends", why, {"queue": done.queue, "messages": done.purged})
 
 
-async def _runs(ledger: Ledger, codec: ModelCodec[Any], arrived: Arrival, told: str) -> bool:
-    """Whether the message is of a task that runs. Any other task is called off, unless another payload has its id."""
-    task = codec.decode(arrived.body)
-    if ledger.identity == NoLedger.identity or isinstance(task, Undecodable):
+async def _runs(ledger: Ledger, arrived: Arrival, told: str) -> bool:
+    """Whether the message is of a task that runs. Any other task is called off, unless another payload has its id; that
+    of a body which is not the contract's too, if it says which one it is."""
+    if ledger.identity == NoLedger.identity or (task := named(arrived.body, None)) is None:
         return False
     entry = await asked(ledger, partial(ledger.entry, task.id))
-    if entry is not None and entry.digest and entry.digest != digest(arrived.body):
+    if entry is not None and entry.digest and entry.digest != task.digest:
         return False
     if entry is not None and entry.held:
         return True

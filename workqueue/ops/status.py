@@ -159,7 +159,7 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
             yield f"{worker.name} on {worker.host} takes no tasks: {worker.why}"
         for name, work in worker.queues.items():
             if work.waiting and worker.state != "gone":
-                alone = "while a task runs alone, which may be what killed workers"
+                alone = "while one that may be what killed workers runs alone, or waits to"
                 yield f"{work.waiting} tasks of {name} wait in {worker.name} on {worker.host} {alone}"
         if worker.state == "gone":
             held = f", with {len(worker.in_hand)} in hand" if worker.in_hand else ""

@@ -28,7 +28,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Generic
-from uuid import uuid4
 
 from workqueue import codec, delivery, kinds
 from workqueue.codec import ERROR_LIMIT, Schema, Undecodable
@@ -38,6 +37,7 @@ from workqueue.ledger import FIRST, Claimed, Conflict, Finished, LedgerBusy, Tak
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Handler
+from workqueue.tasks.claiming import Claiming
 from workqueue.tasks.copies import now
 from workqueue.tasks.events import Event, Skipped, What
 from workqueue.tasks.execution import Execution
@@ -58,14 +58,14 @@ class Guard(Generic[T]):
     being handled, `waiting` counts those of them that wait while a task runs alone."""
 
     def __init__(self, handler: Handler[T, Any], receive: Receive, runtime: Runtime) -> None:
-        self._receive, self._runtime = receive, runtime
-        self._ledger, self._worker = runtime.ledger, runtime.worker
+        self._receive, self._runtime, self._ledger = receive, runtime, runtime.ledger
         self._single, self._room = runtime.single, runtime.room
         self._headers = Schema(receive.message.headers_schema)
         self.ask = Asking(runtime.worker)
         self.settling: Settling[T] = Settling(receive, runtime, self.ask)
         self.execution = Execution(handler, receive, runtime, self.ask, self.settling)
-        self._refuse = Refusing(receive, runtime, self.ask, self.settling, self.execution.held, self._is_draining)
+        self._claims = Claiming(receive, runtime, self.ask, lambda: self._draining)
+        self._refuse = Refusing(receive, self._claims, self.settling, self.execution.held, single=runtime.single)
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False
         self.in_hand, self.waiting = Pending(), 0
@@ -83,7 +83,7 @@ class Guard(Generic[T]):
                 seen = None if _is_plain(arrived) else await self._at_sight(arrived)
                 what = seen or await self._take(Received(task, task.id, arrived, kind, name))
             took_s = time.perf_counter() - began
-            self._runtime.tell(Event(self._worker, self._receive.operation, kind, name, took_s, what))
+            self._runtime.tell(Event(self._runtime.worker, self._receive.operation, kind, name, took_s, what))
         except Exception as error:
             self._runtime.fatal(error)
             raise
@@ -179,6 +179,9 @@ class Guard(Generic[T]):
             if decision.alone and not alone:
                 await self.settling.release(received, answer)
                 return None
+        if self.execution.holder.ending:  # the claim came when nothing may begin any more
+            await self.settling.release(received, answer)
+            raise Closed
         attempt = Attempt(received, answer, received.arrived.headers.get("x-attempts", []))
         try:
             return await self.execution.run(attempt)
@@ -191,16 +194,13 @@ class Guard(Generic[T]):
     async def _answer(self, received: Received[T], alone: bool) -> Claimed | Taken | Finished | Conflict:
         """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
         task_id, digest = received.id, codec.digest(received.arrived.body)
-        claim = partial(
-            self._ledger.claim, task_id, self._worker, self._receive.lease_s, kind=received.kind, digest=digest,
-            alone=alone, request=uuid4(),
-        )  # fmt: skip
+        claim = partial(self._claims, received.arrived, task_id, received.kind, digest, alone=alone)
         try:
-            answer = await self.ask(claim, self._is_draining)
+            answer = await claim()
             if isinstance(answer, Finished) and _is_sent_back(received.arrived, answer):
                 told = json.dumps({"sent_back": now()} | story.sent_back(received.arrived.headers)) + "\n"
                 await self.ask(partial(self._ledger.revive, task_id, answer.fence, told=told))
-                answer = await self.ask(claim, self._is_draining)
+                answer = await claim()
         except LedgerBusy as error:
             raise Closed from error
         return answer
@@ -227,14 +227,11 @@ class Guard(Generic[T]):
             case Bury():
                 return await self.settling.dead_letter(arrived, decision)
 
-    def _is_draining(self) -> bool:
-        return self._draining
-
     def _decide(self, answer: Claimed | Taken | Finished | Conflict, arrived: Delivery) -> Try | Skip | Wait | Bury:
         receive = self._receive
         if isinstance(answer, Claimed) and answer.crashes is None:
             limit = receive.crash_limit + (not self._single)  # the first may have been a neighbour's fault
-            return without_ledger(self._deaths(arrived), _is_again(arrived), receive.rungs, limit)
+            return without_ledger(self._deaths(arrived), arrived.again, receive.rungs, limit)
         told = len(arrived.headers.get("x-attempts", ()))
         waited_for = story.count(arrived.headers, "x-waited-for")
         return before_attempt(answer, told, waited_for, receive.rungs, receive.crash_limit)
@@ -243,16 +240,12 @@ class Guard(Generic[T]):
         """How many workers died with the message, as far as it and the broker tell. Its last delivery was one death,
         whatever the broker counts: as a connection ends, or a node, that may give a message to one dead consumer after
         the other."""
-        return story.count(arrived.headers, "x-crashes") + int(_is_again(arrived))
+        return story.count(arrived.headers, "x-crashes") + int(arrived.again)
 
 
 def _is_plain(arrived: Delivery) -> bool:
     """Whether there is nothing to it at sight, as with nearly all."""
     return arrived.readable and arrived.oversized_bytes is None and story.STORIED.isdisjoint(arrived.headers)
-
-
-def _is_again(arrived: Delivery) -> bool:
-    return arrived.delivery_count > 0 or arrived.redelivered
 
 
 def _is_sent_back(arrived: Delivery, answer: Finished) -> bool:

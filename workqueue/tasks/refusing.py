@@ -4,57 +4,53 @@ Whoever waits for its task would wait for ever. So the task is dead in the ledge
 is: an id, and a payload that the ledger does not know this id to have another one than.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, Generic
-from uuid import uuid4
 
 from workqueue import codec
 from workqueue.contract import Receive
 from workqueue.delivery import Delivery
-from workqueue.ledger import Claimed, LedgerBusy
-from workqueue.tasks.asking import Asking
+from workqueue.ledger import Claimed, LedgerBusy, Taken
+from workqueue.tasks.claiming import Claiming
 from workqueue.tasks.events import What
-from workqueue.tasks.policy import Bury
-from workqueue.tasks.received import Attempt, Received, Runtime, T
+from workqueue.tasks.policy import Bury, rung_of
+from workqueue.tasks.received import Attempt, Received, T
 from workqueue.tasks.settling import Settling
 
+NAMED_BYTES = 4 << 20  # of a body larger than its contract allows: what it says takes ten times as much memory
 Held = Callable[[Received[Any], Claimed, Coroutine[Any, Any, What]], Coroutine[Any, Any, What]]
 
 
 class Refusing(Generic[T]):
-    """For one operation. `held` settles with the claim renewed; `is_draining`: whether a silent ledger is given up."""
+    """For one operation. `held` settles with the claim renewed; `single`: nothing else ever runs in this process."""
 
-    def __init__(
-        self, receive: Receive, runtime: Runtime, ask: Asking, settling: Settling[T], held: Held,
-        is_draining: Callable[[], bool],
-    ) -> None:  # fmt: skip
-        self._receive, self._runtime, self._ask = receive, runtime, ask
-        self._settling, self._held, self._is_draining = settling, held, is_draining
+    def __init__(self, receive: Receive, claims: Claiming, settling: Settling[T], held: Held, *, single: bool) -> None:
+        self._receive, self._claims, self._settling, self._held, self._single = receive, claims, settling, held, single
 
     async def __call__(self, arrived: Delivery, why: Bury) -> What:
-        """Make a dead letter of the message, and of its task a dead one."""
+        """Make a dead letter of the message, and of its task a dead one, once nobody else has that in hand."""
+        named = codec.named(arrived.body, self._receive.tag) if len(arrived.body) <= self._most_bytes() else None
+        if named is None:
+            return await self._settling.dead_letter(arrived, why)
+        kind = codec.printable(named.kind)
         try:
-            attempt = await self._claimed(arrived)
+            answer = await self._claims(arrived, named.id, kind, named.digest, alone=self._single)
         except LedgerBusy:
             return await self._settling.hand_back(arrived)
-        if attempt is None:
-            return await self._settling.dead_letter(arrived, why)
-        return await self._held(attempt.received, attempt.claim, self._settling.bury(attempt, why))
+        match answer:
+            case Claimed():
+                received = Received[Any](None, named.id, arrived, named.kind, str(named.id))
+                attempt = Attempt(received, answer, failed=[])  # what its headers tell may be anything
+                try:
+                    return await self._held(received, answer, self._settling.bury(attempt, why))
+                except asyncio.CancelledError:  # the process ends: nobody died with it
+                    await self._claims.give_back(named.id, answer)
+                    raise
+            case Taken():
+                rung = rung_of(answer.left_s, self._receive.rungs)
+                return await self._settling.delay(arrived, rung, "early" if answer.waits else "taken")
+        return await self._settling.dead_letter(arrived, why)
 
-    async def _claimed(self, arrived: Delivery) -> Attempt[Any] | None:
-        """The message's task, if it says which one that is, and nobody has it or has finished it. Raises LedgerBusy
-        where the worker drains."""
-        receive, runtime = self._receive, self._runtime
-        named = codec.named(arrived.body, receive.tag) if len(arrived.body) <= receive.message.max_bytes else None
-        if named is None:
-            return None
-        claim = partial(
-            runtime.ledger.claim, named.id, runtime.worker, receive.lease_s, kind=codec.printable(named.kind),
-            digest=named.digest, alone=runtime.single, request=uuid4(),
-        )  # fmt: skip
-        answer = await self._ask(claim, self._is_draining)
-        if not isinstance(answer, Claimed):
-            return None
-        received = Received[Any](None, named.id, arrived, named.kind, str(named.id))
-        return Attempt(received, answer, failed=[])  # what its headers tell may be anything
+    def _most_bytes(self) -> int:
+        return max(NAMED_BYTES, self._receive.message.max_bytes)

@@ -9,6 +9,8 @@ from workqueue.tasks.stack import ATTEMPT_LIMIT, TAIL_CHARACTERS
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
 SENT_BACK = "x-sent-back"
+REQUEST = "x-request"
+"""On a task that was handed back without an answer from the ledger: the number of the wish for it. No copy keeps it."""
 BURIALS = 10  # in x-story: headers must fit into one frame
 TEXT_LIMIT = 200  # characters of each text of a burial, and of a sending back, for the same reason
 

@@ -268,6 +268,14 @@ class TaskHeaders(BaseModel):
             description="The names of foreign headers that gave way, because there was no room for all.",
         ),
     ] = None
+    x_request: Annotated[
+        str | None,
+        Field(
+            alias="x-request",
+            description="The number of a worker's wish for it, where that was told to end before the ledger had answered.",
+            max_length=64,
+        ),
+    ] = None
     x_burial: Annotated[
         int | None,
         Field(

@@ -1,0 +1,193 @@
+"""A wish for a task whose answer does not come, or comes when nobody wants the task: no claim is left behind."""
+
+import asyncio
+import signal
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from tests.harness import RECEIVE, Site, simulate
+from tests.test_ledger_postgres import port_of, run, url
+from tests.test_processor import DEAD, RUNGS, TASK, TASKS, WAIT_S, Bench, claimed
+from workqueue.codec import Undecodable
+from workqueue.delivery import Delivery, current
+from workqueue.ledger import Taken
+from workqueue.tasks import claiming
+from workqueue.tasks.story import REQUEST
+from workqueue.testing import until
+from workqueue.testing.proxy import Proxy
+
+__all__ = ["url"]
+
+REFUSED = Undecodable("invalid", "no")
+
+
+def arrives(bench: Bench, headers: dict[str, Any], *, again: bool = False) -> Delivery:
+    return replace(bench.arrives(headers), redelivered=again)
+
+
+async def handed_back(bench: Bench, task: Any, headers: dict[str, Any]) -> list[str]:
+    """The effects of a message for which the ledger is busy until the worker drains."""
+    bench.ledger.busy["claim"] = 1000
+    taking = asyncio.ensure_future(bench.take(task, headers))
+    await until(lambda: bench.log, "it is asked for")
+    bench.guard.drain()
+    return await taking
+
+
+@pytest.mark.parametrize("task", [TASK, REFUSED])
+async def test_a_message_that_goes_back_without_an_answer_takes_the_number_of_the_wish_along(task: Any) -> None:
+    bench = Bench()
+    assert (await handed_back(bench, task, {"x-burial": 3}))[-2:] == [TASKS, "ack"]
+    (copy,) = bench.publisher.copies
+    assert copy["headers"] == {"x-burial": 3, REQUEST: str(bench.ledger.requests[0])}
+
+
+async def test_who_gets_it_then_repeats_the_wish_and_no_copy_of_it_does() -> None:
+    bench, wish = Bench(), uuid4()
+    bench.ledger.claim_answer = Taken(3.0)
+    await bench.take(headers={REQUEST: str(wish), "traceparent": "00-1"})
+    (copy,) = bench.publisher.copies
+    assert bench.ledger.requests == [wish]
+    assert copy["headers"] == {"traceparent": "00-1"}
+
+
+@pytest.mark.parametrize("told", ["no number", 7, None, {"a": 1}, "x" * 5000])
+async def test_what_is_no_number_is_no_wish(told: Any) -> None:
+    bench = Bench()
+    assert (await bench.take(headers={REQUEST: told}))[-1] == "ack"
+    assert isinstance(bench.ledger.requests[0], UUID)
+
+
+async def test_a_message_that_was_delivered_before_does_not_repeat_a_wish() -> None:
+    """Its worker may be at work: both would have the claim."""
+    bench, wish = Bench(), uuid4()
+    current.set(arrives(bench, {REQUEST: str(wish)}, again=True))
+    await bench.guard.take(TASK)
+    assert bench.ledger.requests[0] not in (wish, None)
+
+
+async def test_where_the_contracts_headers_do_not_allow_the_number_it_is_not_told() -> None:
+    closed = {"type": "object", "additionalProperties": False, "properties": {"x-attempts": True}}
+    bench = Bench(receive=replace(RECEIVE, message=replace(RECEIVE.message, headers_schema=closed)))
+    await handed_back(bench, TASK, {})
+    assert bench.publisher.copies[0]["headers"] == {}
+
+
+@pytest.mark.parametrize("task", [TASK, REFUSED])
+async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any) -> None:
+    bench, asked = Bench(), asyncio.Event()
+    claim = bench.ledger.claim
+
+    async def silent(*values: Any, **more: Any) -> Any:
+        if asked.is_set():
+            return await claim(*values, **more)
+        bench.ledger.requests.append(more["request"])
+        asked.set()
+        await asyncio.Event().wait()
+
+    bench.ledger.claim = silent  # type: ignore[method-assign]
+    taking = asyncio.ensure_future(bench.take(task))
+    await asked.wait()
+    taking.cancel()
+    with suppress(asyncio.CancelledError):
+        await taking
+    assert bench.log == ["claim", "release"]
+    assert bench.ledger.requests[0] == bench.ledger.requests[1]
+
+
+async def test_a_ledger_that_stays_silent_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claiming, "UNDO_S", 0.01)
+    bench, asked = Bench(), asyncio.Event()
+
+    async def silent(*_: Any, **__: Any) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    bench.ledger.claim = silent  # type: ignore[method-assign]
+    taking = asyncio.ensure_future(bench.take())
+    await asked.wait()
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(taking, WAIT_S)
+
+
+async def test_no_handler_begins_once_the_drain_is_over() -> None:
+    bench, go, asked = Bench(), asyncio.Event(), asyncio.Event()
+    claim = bench.ledger.claim
+
+    async def late(*values: Any, **more: Any) -> Any:
+        asked.set()
+        await go.wait()
+        return await claim(*values, **more)
+
+    bench.ledger.claim = late  # type: ignore[method-assign]
+    taking = asyncio.ensure_future(bench.take())
+    await asked.wait()
+    bench.guard.drain()
+    bench.guard.end()
+    go.set()
+    assert await taking == ["claim", "release", TASKS, "ack"]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_can_not_be_run_waits_for_who_has_its_task_and_is_dead_in_the_ledger_then(waits: bool) -> None:
+    """Or whoever awaits its result waits for ever: a worker may have died as it buried it."""
+    bench = Bench()
+    bench.ledger.claim_answer = Taken(0.1, waits=waits)
+    assert await bench.take(REFUSED) == ["claim", RUNGS[0], "ack"]
+    bench.ledger.claim_answer = claimed()
+    bench.log.clear()
+    assert await bench.take(REFUSED) == ["claim", DEAD, "bury", "ack"]
+
+
+async def test_a_burial_that_ends_with_its_process_gives_the_claim_back() -> None:
+    bench = Bench()
+    bench.publisher.is_there.clear()
+    taking = asyncio.ensure_future(bench.take(REFUSED))
+    await until(lambda: bench.log, "it is claimed")
+    taking.cancel()
+    with suppress(asyncio.CancelledError):
+        await taking
+    assert bench.log == ["claim", "release"]
+
+
+async def test_a_body_that_is_too_large_for_the_contract_is_dead_in_the_ledger_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench(receive=replace(RECEIVE, message=replace(RECEIVE.message, max_bytes=10)))
+    assert await bench.take(Undecodable("undecodable", "117 bytes, the limit is 10")) == ["claim", DEAD, "bury", "ack"]
+    monkeypatch.setattr("workqueue.tasks.refusing.NAMED_BYTES", 20)  # to read it would take too much memory
+    bench.log.clear()
+    assert await bench.take(Undecodable("undecodable", "117 bytes, the limit is 10")) == [DEAD, "ack"]
+
+
+async def test_the_end_of_a_worker_whose_claim_is_not_answered_is_no_death(fast: Site, url: str) -> None:
+    """Its answer was on its way when the network fell silent: the claim is made."""
+    (one,) = tasks = simulate(1)
+    row = f"SELECT state, fence, crashes FROM workqueue_task WHERE id = '{one['id']}'"
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    fast.environment["LEDGER_URL"] = url
+    (await fast.worker("first")).process.terminate()
+    run(url, f"INSERT INTO workqueue_task (id, state, fence, worker, lease_until, created_at)"
+             f" VALUES ('{one['id']}', 'waiting', 0, '', now(), now())")  # fmt: skip
+    async with Proxy(port_of(url)) as proxy:
+        with psycopg.connect(url) as lock:
+            lock.execute(f"SELECT 1 FROM workqueue_task WHERE id = '{one['id']}' FOR UPDATE")
+            through = url.replace(f":{port_of(url)}/", f":{proxy.port}/")
+            worker = await fast.worker("second", "--only", fast.receive.operation, LEDGER_URL=through)
+            await fast.send(tasks)
+            await until(lambda: run(url, waits)[0][0] > 0, "the claim waits for the row")
+            proxy.stall()
+            lock.rollback()
+        await until(lambda: run(url, row)[0][0] == "running", "the claim is made")
+        worker.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.process.wait, WAIT_S) == 0
+    assert "handed back" in worker.text()
+    await fast.worker("third", "--only", fast.receive.operation)
+    await until(lambda: run(url, row)[0][0] == "done", "another one goes on with it")
+    assert run(url, row) == [("done", 1, "")]
