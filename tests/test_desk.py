@@ -1,16 +1,21 @@
 """What the commands for dead letters make of what comes from their queues, and of what does not."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 
+from workqueue import codec
 from workqueue.cli import dead
+from workqueue.ledger import Sent
 from workqueue.ledger.none import NoLedger
-from workqueue.ops import desk
+from workqueue.ledger.sqlite import SqliteLedger
+from workqueue.ops import desk, purging
 from workqueue.ops.desk import Desk
 
 
@@ -48,3 +53,18 @@ def test_letters_that_did_not_come_to_be_read_are_exit_1(
     monkeypatch.setattr(dead, "_check", lambda *_: None)
     assert command(Path()) == code
     assert capsys.readouterr().out == "no dead letters\n"
+
+
+async def test_what_is_purged_and_can_not_be_run_is_called_off_where_it_says_which_task_it_is(tmp_path: Path) -> None:
+    """Or whoever waits for that waits for ever."""
+    ledger, task_id = SqliteLedger(str(tmp_path / "ledger.db")), uuid4()
+    body = json.dumps({"id": str(task_id), "payload": {"kind": "no longer known"}}).encode()
+    named = codec.named(body, None)
+    assert named is not None
+    await ledger.record([Sent(task_id, "no longer known", named.digest)])
+    assert not await purging._runs(ledger, cast(Any, SimpleNamespace(body=body)), "by ops")
+    assert not await purging._runs(ledger, cast(Any, SimpleNamespace(body=b"not a task")), "by ops")
+    entry = await ledger.entry(task_id)
+    assert entry is not None
+    assert (entry.state, entry.error) == ("cancelled", "cancelled: by ops")
+    await ledger.close()
