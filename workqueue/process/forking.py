@@ -6,6 +6,7 @@ would wait without end (https://docs.python.org/3/library/os.html#os.fork).
 """
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  # it holds a lock while its process forks: taken after ours, see `_before`
 import os
 import threading
 import time
@@ -83,6 +84,8 @@ def begin_work(thread: LoopThread) -> None:
 
 
 def _before() -> None:
+    """The first of all that is done before a fork, as what was registered last: who waits for another one's lock
+    instead is in no line, and does not rest."""
     _in_line.add(threading.current_thread())
     making.acquire()
     _in_line.discard(threading.current_thread())
