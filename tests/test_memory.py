@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TypeVar, assert_type
 from uuid import UUID
 
@@ -135,6 +136,34 @@ async def test_the_lifespan_is_open_while_the_task_runs() -> None:
     log = list[str]()
     await run_task(Application, handle, Odd(kind="odd", way="exits"), lifespan=resources, to="do_errand")
     assert log == ["opened", "used", "closed"]
+
+
+@pytest.mark.parametrize("where", ["in the event loop", "in a thread", "in a coroutine of a plain function's"])
+async def test_what_a_handler_sets_in_its_context_is_not_there_for_the_next_task(where: str) -> None:
+    def use() -> NapResult:
+        seen.append(tenant.get())
+        tenant.set("a customer")
+        return NapResult(kind="nap", attempt=1)
+
+    async def coroutine(task: Task, context: TaskContext[None]) -> NapResult:
+        use()
+        await asyncio.sleep(0)
+        assert tenant.get() == await asyncio.create_task(inherited()) == "a customer"
+        return NapResult(kind="nap", attempt=1)
+
+    async def inherited() -> str:
+        return tenant.get()
+
+    def plain(task: Task, context: TaskContext[None]) -> Any:
+        return use() if where == "in a thread" else coroutine(task, context)
+
+    seen, tenant = list[str](), ContextVar("tenant", default="nobody")
+    handle = coroutine if where == "in the event loop" else plain
+    async with MemoryQueue(Application, both(handle), Client(Producer)) as queue:
+        for _ in range(3):
+            await queue.client.send(NAP, to=TO)
+        await queue.idle()
+    assert seen == ["nobody"] * 3
 
 
 @pytest.mark.parametrize("way", ["another id", "no id", "a text", "no payload"])

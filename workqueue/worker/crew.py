@@ -12,6 +12,7 @@ from workqueue.amqp.wire import Wire
 from workqueue.application import operation_of
 from workqueue.contract import Receive
 from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.process.contexts import apart
 from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Stopped
 from workqueue.tasks.processor import Guard
@@ -48,7 +49,7 @@ class Crew:
                 operation_of(application(wire).consumer, job.receive.operation) for _ in range(job.concurrency)
             ]
             for consumer in consumers:
-                consumer(guard.take)
+                consumer(apart(guard.take))  # a consumer does one task after the other
             crews.append(consumers)
         return crews
 
