@@ -166,6 +166,30 @@ async def test_what_a_handler_sets_in_its_context_is_not_there_for_the_next_task
     assert seen == ["nobody"] * 3
 
 
+@pytest.mark.parametrize("in_thread", [False, True], ids=["in the event loop", "in a thread"])
+async def test_what_the_lifespan_set_in_its_context_is_there_for_each_task(in_thread: bool) -> None:
+    @asynccontextmanager
+    async def lifespan(settings: Settings) -> AsyncIterator[None]:
+        region.set("north")
+        yield
+
+    def plain(task: Task, context: TaskContext[None]) -> NapResult:
+        seen.append(region.get())
+        region.set("a task's")
+        return NapResult(kind="nap", attempt=1)
+
+    async def coroutine(task: Task, context: TaskContext[None]) -> NapResult:
+        return plain(task, context)
+
+    seen, region = list[str](), ContextVar("region", default="none")
+    handlers: dict[str, Any] = both(plain if in_thread else coroutine)
+    async with MemoryQueue(Application, handlers, Client(Producer), lifespan=lifespan) as queue:
+        for _ in range(2):
+            await queue.client.send(NAP, to=TO)
+        await queue.idle()
+    assert seen == ["north"] * 2
+
+
 @pytest.mark.parametrize("way", ["another id", "no id", "a text", "no payload"])
 async def test_a_handler_may_change_its_task_and_it_is_the_one_that_came_all_the_same(way: str) -> None:
     async def handle(task: Task, context: TaskContext[None]) -> None:

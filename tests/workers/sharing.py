@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from tests.generated.worker import Application
@@ -16,6 +17,7 @@ from workqueue.worker import run_worker
 
 Pool = dict[str, int]
 FAILS = os.environ.get("FAILS")
+pool: ContextVar[str] = ContextVar("pool", default="none")
 begun = asyncio.Event()  # a task is in hand
 
 
@@ -31,6 +33,7 @@ async def shared(settings: Settings) -> AsyncIterator[Pool]:
     if FAILS == "open":
         raise ValueError("no such pool")
     say("opened")
+    pool.set("open")
     async with asyncio.timeout(None):  # which asks to be left in the task that entered it
         yield {"pool": 7}
     say("closed")
@@ -39,6 +42,7 @@ async def shared(settings: Settings) -> AsyncIterator[Pool]:
 
 
 async def dies(settings: Settings) -> AsyncIterator[Pool]:
+    pool.set("open")
     async with asyncio.TaskGroup() as group:
         group.create_task(fail())
         yield {"pool": 7}
@@ -60,6 +64,7 @@ async def stays(settings: Settings) -> AsyncIterator[None]:
 
 async def errand(task: Task, context: TaskContext[Pool]) -> NapResult:
     assert context.resources == {"pool": 7}
+    assert pool.get() == "open"  # the lifespan's context is the handlers'
     assert isinstance(task.payload, Nap)
     begun.set()
     await asyncio.sleep(task.payload.seconds)

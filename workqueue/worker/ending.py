@@ -1,7 +1,7 @@
 """Why a worker ends."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -25,7 +25,7 @@ class Ending:
         """Raises the error."""
         await self._told
 
-    async def unless(self, step: Coroutine[Any, Any, R]) -> R | None:
+    async def unless(self, step: Awaitable[R]) -> R | None:
         """What the step returns or raises; None if the worker is told to end first, and the step is cancelled then."""
         stepping = asyncio.ensure_future(step)
         try:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from contextvars import copy_context
 from typing import Any
 
 from workqueue.errors import LifespanFailed, WorkQueueError
@@ -16,7 +17,8 @@ CLOSE_S = 4.0
 class Lifespan:
     """Enters and leaves a context manager in one task of its own, as cancel scopes and task groups in it ask for.
 
-    `value` is what it gave. `fatal` is told if it ends while it is needed: a background task in it has failed.
+    `value` is what it gave, and `context` the one that it runs in: what it sets there is for the handlers, too. `fatal`
+    is told if it ends while it is needed: a background task in it has failed.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class Lifespan:
     ) -> None:
         self._make, self._fatal = make, fatal
         self.value: Any = None
+        self.context = copy_context()
         self._entered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._over = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -40,7 +43,7 @@ class Lifespan:
                     f"what it makes is of type {type(manager).__name__}, and no asynchronous context manager; "
                     f"give a function of the settings with one yield, under contextlib.asynccontextmanager"
                 )
-            self._running = asyncio.create_task(self._run(manager))
+            self._running = asyncio.get_running_loop().create_task(self._run(manager), context=self.context)
             self.value = await asyncio.shield(self._entered)
         return True
 

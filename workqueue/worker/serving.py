@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from workqueue.lifecycle import on_signals
 from workqueue.observe.counting import Counting
 from workqueue.observe.health import Health
 from workqueue.process import children
+from workqueue.process.contexts import Within
 from workqueue.process.forking import LoopHere
 from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
@@ -95,7 +96,7 @@ class Serving:
             await orders.first()
             for work in self._beside(heartbeat, orders):
                 begin(work, self._ending.set, closing)
-            code, drained = await self._until_told(crews, wire, ready)
+            code, drained = await self._until_told(Within(resources.context, start(crews)), wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
                 in_hand = self._crew.in_hand
                 await stop(crews, within_s=CLOSE_S / 4)
@@ -149,12 +150,12 @@ class Serving:
         self._watchdog.end_by(2 * CLOSE_S, 0, "it was told to end")  # a lifespan may not let itself be cancelled
         return None
 
-    async def _until_told(self, crews: list[list[Any]], wire: Wire, ready: Ready) -> tuple[int, bool]:
-        """Consume until the worker is told to end, then drain. The exit code, and whether nothing is in hand."""
+    async def _until_told(self, starting: Awaitable[bool], wire: Wire, ready: Ready) -> tuple[int, bool]:
+        """Start, consume until the worker is told to end, then drain. The exit code, and whether nothing is in hand."""
         spare_s = self._settings.drain_s + CUT_OFF_S + CLOSE_S
         on_signals(self._ending.set, at_once=lambda: self._watchdog.end_by(spare_s, 0, "the drain is over"))
         try:
-            if await self._ending.unless(start(crews)):
+            if await self._ending.unless(starting):
                 self._tell(ready)
                 self._health.starting = False
             await self._ending.wait()

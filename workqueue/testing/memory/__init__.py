@@ -44,6 +44,7 @@ from workqueue.contract import Contract, Send
 from workqueue.errors import TaskDead
 from workqueue.ledger import Ledger, open_ledger
 from workqueue.observe.health import Health
+from workqueue.process.contexts import Within
 from workqueue.settings import Settings
 from workqueue.tasks.attempt import Handler
 from workqueue.tasks.context import TaskContext
@@ -173,7 +174,7 @@ class MemoryQueue(Generic[C]):
             resources = Lifespan(make, self._fatal)
             stack.push_async_callback(resources.close)
             await resources.open()
-            await self._work(stack, resources.value)
+            await self._work(stack, resources)
             self._closing = stack.pop_all()
 
     async def close(self) -> None:
@@ -181,13 +182,13 @@ class MemoryQueue(Generic[C]):
         self._ending.set()
         await self._ending.wait()
 
-    async def _work(self, stack: AsyncExitStack, resources: Any) -> None:
+    async def _work(self, stack: AsyncExitStack, resources: Lifespan) -> None:
         connect, crew = partial(open_memory, self.broker), Crew()
         wire = Wire(self.settings, self._contract, WORKER, self._fatal, connect=connect)
         jobs = [Job(self._receives[name], handler, self._concurrency) for name, handler in self._handlers.items()]
         runtime = Runtime(
             WORKER, self._contract, self.ledger, wire.publisher(), self.settings, self._tell, self._fatal,
-            resources, single=len(jobs) * self._concurrency == 1,
+            resources.value, single=len(jobs) * self._concurrency == 1,
         )  # fmt: skip
         crews = crew.consumers(self._application, jobs, runtime, wire)
 
@@ -204,7 +205,7 @@ class MemoryQueue(Generic[C]):
         queues = {job.receive.queue.name for job in jobs}
         orders = Orders(WORKER, queues, self.ledger, crew, wire, Health(), self._tell)
         begin(again(orders.look, LOOK_S), self._fatal, stack)
-        await start(crews)
+        await Within(resources.context, start(crews))
 
     async def _open_client(self) -> None:
         await self._close_client()  # one that was open is connected to something else
