@@ -5,6 +5,7 @@ import gc
 import json
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from itertools import chain, count
 from types import SimpleNamespace
 from typing import Any, cast
@@ -127,6 +128,30 @@ async def test_of_a_connection_of_ours_aiormq_says_nothing_and_of_others_what_it
     with pytest.raises(ConnectionError):
         await aiormq.connect("amqp://127.0.0.1:1/")
     assert [record.name for record in caplog.records] == ["aiormq.connection"]
+
+
+async def test_a_connection_and_its_channels_keep_nothing_of_the_context_of_whoever_needed_them() -> None:
+    """Theirs was a delivery, which led to the connection that it came on, and so to all that were lost before."""
+    kept = list[str]()
+
+    async def live() -> None:
+        kept.append(held.get())
+
+    async def another() -> Lane:
+        await asyncio.create_task(live())  # as aiormq does
+        return LANE
+
+    async def opened(*_: object) -> Connection:
+        await asyncio.create_task(live())
+        return cast(Connection, SimpleNamespace(first=LANE, another=another))
+
+    held = ContextVar("held", default="nothing")
+    held.set("a delivery")
+    link = Link(Settings(), "w", connect=opened)
+    await link.lane()
+    await link.another()
+    assert kept == ["nothing", "nothing"]
+    assert held.get() == "a delivery"
 
 
 async def test_a_close_that_was_cut_off_goes_on_and_the_next_one_waits_for_it() -> None:

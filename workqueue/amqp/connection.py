@@ -11,7 +11,7 @@ from yarl import URL
 
 from workqueue.amqp.direct import LEAST_CHANNELS, DirectConnection, allowed_channels
 from workqueue.amqp.frames import Closed
-from workqueue.amqp.handshake import CLOSED, GONE, connect, lost, place, refused, silent, words
+from workqueue.amqp.handshake import CLOSED, GONE, connect, lost, place, refused, silently, words
 from workqueue.amqp.lane import Connection, Declaration, Lane
 from workqueue.amqp.watch import Watch
 from workqueue.errors import BrokerRefused, BrokerUnreachable
@@ -119,8 +119,8 @@ class Link:
         for self._at in numbers:
             await self._drop()
             try:
-                with silent():  # whoever uses a connection tells its loss, in words that say what follows from it
-                    self._connection = await self._open_anyway(self._settings.amqp_uri[self._at])
+                # Whoever uses a connection tells its loss, in words that say what follows from it.
+                self._connection = await silently(self._open_anyway(self._settings.amqp_uri[self._at]))
             except BrokerUnreachable as error:
                 failures.append(error)
             else:
@@ -141,9 +141,8 @@ class Link:
         lost connection raises: it is lost then."""
         connection = await self._opened()
         try:
-            with silent():
-                async with asyncio.timeout(CALL_S):
-                    return await connection.another()
+            async with asyncio.timeout(CALL_S):
+                return await silently(connection.another())
         except GONE as error:
             connection.first.abort(_cause(error))
             raise

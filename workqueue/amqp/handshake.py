@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from ipaddress import ip_address
 from socket import SOCK_STREAM
-from typing import Any
+from typing import Any, TypeVar
 
 import aiormq
 from aiormq import TransportFactory
@@ -20,7 +20,10 @@ from yarl import URL
 from workqueue.amqp.frames import FIRST_BYTES, Closed, Tap
 from workqueue.errors import BrokerRefused, BrokerUnreachable
 from workqueue.process.children import keep_from_children
+from workqueue.process.contexts import Within
 from workqueue.settings import hide_password
+
+R = TypeVar("R")
 
 GONE = (AMQPError, ConnectionError, TimeoutError, OSError, RuntimeError, StopAsyncIteration)
 """What a call on a lost channel or connection raises; aiormq adds RuntimeError for one that is just closing, and
@@ -33,17 +36,15 @@ GOODBYE_S = 2.0  # for the closing handshake: the socket is closed after it in a
 _silent = ContextVar("_silent", default=False)
 
 
-@contextmanager
-def silent() -> Iterator[None]:
-    """What is made meanwhile says nothing by aiormq's loggers, for as long as it lives: its tasks inherit this context.
+def silently(opening: Coroutine[Any, Any, R]) -> Within[R]:
+    """In a context of its own, which the tasks of a connection or channel inherit: they live as long as that. They say
+    nothing by aiormq's loggers, and keep nothing of whoever happened to need it: a delivery, with all that led to it.
     An application's own connections are heard as before."""
     for name in ("aiormq.connection", "aiormq.channel"):
         logging.getLogger(name).addFilter(_is_heard)  # once, however often it is added
-    before = _silent.set(True)
-    try:
-        yield
-    finally:
-        _silent.reset(before)
+    context = Context()
+    context.run(_silent.set, True)
+    return Within(context, opening)
 
 
 def _is_heard(record: logging.LogRecord) -> bool:
@@ -137,10 +138,10 @@ async def connect(url: URL, name: str, timeout_s: float) -> tuple[aiormq.Connect
 async def disconnect(connection: AbstractConnection, socket: Socket, *, goodbye: bool) -> None:
     """Close a connection, without the closing handshake unless `goodbye`; aiormq puts itself away once it is gone."""
     socket.cause = socket.cause or CLOSED
-    with silent(), suppress(*GONE):
+    with suppress(*GONE):
         if goodbye and not socket.is_closing:
             async with asyncio.timeout(GOODBYE_S):
-                await connection.close(ConnectionError(CLOSED))
+                await silently(connection.close(ConnectionError(CLOSED)))
     socket.abort()
 
 
