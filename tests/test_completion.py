@@ -1,6 +1,7 @@
 """The block of `context.completion`, whatever a handler makes of it: it keeps the ledger from nobody."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
@@ -10,14 +11,17 @@ import pytest
 from tests.test_handlers import attempts, outcome_of
 from tests.test_ledger import Store, claimed, ledger, store
 from workqueue.errors import LedgerLost
-from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
+from workqueue.ledger import ClaimLost, Ledger, LedgerBusy, postgres_block, sqlite_block
 from workqueue.settings import Settings
+from workqueue.tasks import scope
 from workqueue.tasks.context import TaskContext
+from workqueue.tasks.scope import CutOff
 from workqueue.tasks.stack import describe
 
 __all__ = ["ledger", "store"]  # fixtures
 
 Handle = Callable[[TaskContext[None]], Awaitable[None]]
+ANSWER_S = 0.2
 INSERT = "INSERT INTO effect VALUES (1)"
 ENDED_IN_IT = "the handler ended in a block of context.completion: leave that first, by async with"
 ONE_ALREADY = "context.completion is for one block of a handler, and there is one: it would wait for itself"
@@ -111,6 +115,50 @@ async def test_what_is_completed_stays_so_and_a_second_block_says_why_there_is_n
     assert context.completed
     (outcome,) = await ledger.outcomes([task_id])
     assert outcome.state == "done"
+
+
+async def ends_with_it(context: TaskContext[None]) -> None:
+    async with context.completion() as db:
+        await db.execute(INSERT)
+
+
+async def leaves_the_end_to_a_task(context: TaskContext[None]) -> None:
+    left_behind.add(asyncio.ensure_future(ends_with_it(context)))
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("handle", [ends_with_it, leaves_the_end_to_a_task])
+async def test_what_is_committed_while_the_handler_is_stopped_is_done(
+    ledger: Ledger, store: Store, monkeypatch: pytest.MonkeyPatch, handle: Handle
+) -> None:
+    def in_sqlite(db: Any) -> None:
+        at_once[0](db)
+        loop.call_soon_threadsafe(committed.set)
+        time.sleep(ANSWER_S)
+
+    async def in_postgres(connection: Any) -> None:
+        await at_once[1](connection)
+        committed.set()
+        await asyncio.sleep(ANSWER_S)
+
+    at_once: tuple[Any, Any] = sqlite_block._commit, postgres_block._commit
+    monkeypatch.setattr(sqlite_block, "_commit", in_sqlite)
+    monkeypatch.setattr(postgres_block, "_commit", in_postgres)
+    monkeypatch.setattr(scope, "CANCEL_AGAIN_S", ANSWER_S / 10)
+    loop, committed = asyncio.get_running_loop(), asyncio.Event()
+    store.run("CREATE TABLE effect (n integer)")
+    task_id = uuid4()
+    claim = await claimed(ledger, task_id)
+    context = TaskContext("w1", 1, Settings(), None, lambda result: ledger.completion(task_id, claim.fence, 1, None))
+    runner = attempts(lambda _, given: handle(given))
+    running = asyncio.ensure_future(outcome_of(runner, context=context))
+    await committed.wait()
+    runner.cut_off()
+    assert isinstance(await running, CutOff)
+    assert context.completed
+    assert store.rows("effect") == [(1,)]
+    while left_behind:
+        await left_behind.pop()
 
 
 @pytest.mark.parametrize("own", [LedgerLost("/other.db", "it was deleted"), LedgerBusy("no answer"), ClaimLost()])

@@ -41,9 +41,10 @@ from workqueue.ledger.none import NoLedger
 from workqueue.settings import Settings
 from workqueue.tasks import asking, copies, processor, story
 from workqueue.tasks.context import TaskContext
-from workqueue.tasks.events import Dead, Delayed, Event, LostClaim, Retrying, Skipped, Told, What
+from workqueue.tasks.events import Dead, Delayed, Done, Event, LostClaim, Retrying, Skipped, Told, What
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
+from workqueue.tasks.scope import Cancellation, CutOff
 from workqueue.verdicts import GiveUp, RetryAfter
 from workqueue.worker.crew import Crew
 
@@ -102,6 +103,8 @@ class FakeLedger(NoLedger):
         self.kept = True
         self.busy: dict[str, int] = {}
         self.goes: Exception | None = None
+        self.commits = asyncio.Event()
+        self.commits.set()
         self.values: list[tuple[Any, ...]] = []
         self.alone: list[bool] = []
         self.requests: list[UUID | None] = []
@@ -146,6 +149,7 @@ class FakeLedger(NoLedger):
         if not self.kept:
             raise ClaimLost
         yield TRANSACTION
+        await self.commits.wait()
         if self.goes is not None:
             raise self.goes
         self._asked("complete", task_id, fence, attempts, result)
@@ -940,6 +944,46 @@ async def test_a_handler_that_fails_after_its_own_completion_has_done_its_task()
         raise ValueError("too late")
 
     assert await Bench(complete_and_fail).take() == ["claim", "run", "complete", "ack"]
+
+
+STOPS = [TimeoutError("too long"), CutOff(), Cancellation("by ops")]
+
+
+@pytest.mark.parametrize("why", STOPS, ids=lambda why: type(why).__name__)
+async def test_a_task_that_is_stopped_while_its_completion_is_committed_is_done(why: Exception) -> None:
+    bench = Bench(completing)
+    await stop_in_commit(bench, why)
+    assert bench.log == ["claim", "run", "complete", "ack"]
+    assert bench.became == [Done(len(RUNGS) + 1)]
+
+
+@pytest.mark.parametrize("why", STOPS, ids=lambda why: type(why).__name__)
+async def test_where_the_ledger_goes_in_that_commit_the_next_claim_decides(why: Exception) -> None:
+    bench = Bench(completing)
+    bench.ledger.goes = LedgerBusy("lost in a completion")
+    await stop_in_commit(bench, why)
+    assert bench.log == ["claim", "run", "release", RUNGS[0], "ack"]
+
+
+async def completing(_: Task, context: TaskContext[None]) -> None:
+    async with context.completion(RETURNED):
+        pass
+    await asyncio.sleep(0)
+
+
+async def stop_in_commit(bench: Bench, why: Exception) -> None:
+    """On the last attempt."""
+    bench.ledger.commits.clear()
+    taking = asyncio.ensure_future(bench.take(headers={"x-attempts": [FAILED] * len(RUNGS)}))
+    await until(lambda: bench.log[-1:] == ["run"])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    (scope,) = bench.guard.execution.running
+    scope.stop(why)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    bench.ledger.commits.set()
+    await taking
 
 
 async def test_a_ledger_that_is_lost_within_a_completion_is_no_failed_attempt() -> None:

@@ -144,11 +144,11 @@ def as_result(answer: Any) -> BaseModel:
 
 def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> BaseException:
     """The exception to go on with, for what came out of a handler."""
+    lost = None if context.completing is None else context.completing.lost
+    if lost is not None:  # also where it was stopped: the task may be done
+        return lost
     if error is scope.why:
         return error
-    lost = None if context.completing is None else context.completing.lost
-    if lost is not None and scope.why is None:
-        return lost
     match error:
         case RetryAfter() if not _is_delay(getattr(error, "delay_s", None)):
             return HandlerBroke(f"RetryAfter with a delay_s that is no number of seconds: {describe(error)}")

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -144,6 +144,9 @@ class Completion(AbstractAsyncContextManager[Transaction]):
                 raise
 
     async def __aexit__(self, *raised: Any) -> None:
+        await _to_its_end(self._leave(*raised))
+
+    async def _leave(self, *raised: Any) -> None:
         async with self._turn:
             if self._of.block is not self:  # it was rolled back
                 return
@@ -153,3 +156,17 @@ class Completion(AbstractAsyncContextManager[Transaction]):
                 self._of.end(error, own=raised[1])
                 raise
             self._of.end(raised[1], own=raised[1])
+
+
+async def _to_its_end(step: Coroutine[Any, Any, None]) -> None:
+    """Wait for the step, which is not cancelled with this: what came of a commit must be known. CancelledError comes
+    after it."""
+    stepping, cancelled = asyncio.ensure_future(step), None
+    while not stepping.done():
+        try:
+            await asyncio.wait([stepping])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from stepping.exception()
+    stepping.result()
