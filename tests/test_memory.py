@@ -31,6 +31,7 @@ from workqueue.tasks.events import Done, Event, HandedBack, Retrying, Told, What
 from workqueue.testing import MemoryQueue, memory, run_task
 from workqueue.testing.memory.broker import Broker, Message, Taker
 from workqueue.testing.memory.lane import MemoryConnection
+from workqueue.worker.ending import Ending
 
 WAIT_S = 20.0
 TO: Final = "send_errand"
@@ -316,6 +317,36 @@ def test_a_plain_test_waits_until_nothing_is_left_to_do() -> None:
         assert [task.status().state for task in tasks] == ["dead", "dead"]
         assert len(queue.dead_letters) == 2
         asyncio.run(asyncio.wait_for(queue.idle(), WAIT_S))  # at once, where nothing is in hand
+
+
+async def test_a_task_that_is_sent_as_the_last_one_ends_is_waited_for_too() -> None:
+    async with MemoryQueue(Application, both(nap), Client(Producer)) as queue:
+        idle = queue.broker.idle
+        idle.clear()
+        waiting = asyncio.ensure_future(queue.idle())
+        await turns()
+        idle.set()
+        idle.clear()
+        await turns()
+        assert not waiting.done()
+        idle.set()
+        await asyncio.wait_for(waiting, WAIT_S)
+
+
+async def test_who_waits_for_the_end_of_a_worker_and_gives_up_is_not_why_it_ends() -> None:
+    ending = Ending()
+    waiting = asyncio.ensure_future(ending.wait())
+    await turns()
+    waiting.cancel()
+    await turns()
+    ending.set(ValueError("why"))
+    with pytest.raises(ValueError, match="why"):
+        await ending.wait()
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def test_a_client_for_the_other_kind_of_test_is_refused() -> None:

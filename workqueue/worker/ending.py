@@ -22,8 +22,8 @@ class Ending:
             self._told.set_result(None)
 
     async def wait(self) -> None:
-        """Raises the error."""
-        await self._told
+        """Raises the error. Whoever gives up waiting ends nothing for the others."""
+        await asyncio.shield(self._told)
 
     async def unless(self, step: Awaitable[R]) -> R | None:
         """What the step returns or raises; None if the worker is told to end first, and the step is cancelled then."""

@@ -223,9 +223,9 @@ class MemoryQueue(Generic[C]):
 
     async def _until(self, event: asyncio.Event) -> None:
         """Raises what has ended the worker before."""
-        await self._ending.unless(event.wait())
-        if not event.is_set():
-            await self._ending.wait()
+        while not event.is_set():  # a task may have been sent since it was
+            if not await self._ending.unless(event.wait()):
+                return await self._ending.wait()
 
     def _fatal(self, error: BaseException) -> None:
         """The worker can't go on: no result comes any more, and who waits for one is told."""
