@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.test_ledger_postgres import ASKED, LONG_S, claimed, end_sessions, port_of, role, run, url
-from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken
+from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken, postgres_pool
 from workqueue.ledger.postgres import PostgresLedger
 from workqueue.ledger.postgres_pool import AT_MOST
 from workqueue.ledger.postgres_session import numbered
@@ -215,10 +215,25 @@ async def test_a_row_that_is_locked_for_five_seconds_is_taken_and_the_others_go_
     assert waits[-1] < 1.0
 
 
+async def test_a_table_of_the_board_that_somebody_has_locked_delays_no_claim(ledger: PostgresLedger, url: str) -> None:
+    await claimed(ledger, uuid4())
+    with psycopg.connect(url, application_name="foreign") as foreign:
+        foreign.execute("LOCK TABLE workqueue_worker IN ACCESS EXCLUSIVE MODE")
+        telling = asyncio.ensure_future(ledger.board.put(uuid4(), "w", "{}"))
+        await asyncio.sleep(0.01)
+        await claimed(ledger, uuid4())
+        assert not telling.done()
+        foreign.rollback()
+        await telling
+
+
 # --- connections ------------------------------------------------------------------------------------------------------
 
 
-async def test_one_task_at_a_time_takes_one_connection_and_many_take_a_few(ledger: PostgresLedger, url: str) -> None:
+async def test_one_task_at_a_time_takes_one_connection_and_many_take_a_few(
+    ledger: PostgresLedger, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_pool, "LONG_S", 5.0)  # on a busy machine any statement may take a while
     telling = asyncio.ensure_future(tell(ledger))
     for _ in range(100):
         task_id = uuid4()

@@ -1,7 +1,7 @@
 """The connections of a PostgreSQL ledger. Each has one statement under way: none waits behind another one's lock.
 
-The first is made when it is needed. More follow, one at a time up to AT_MOST, where all are busy with urgent statements
-and another one waits. They are kept.
+The first is made when it is needed. More follow, one at a time up to AT_MOST, where all are busy with statements that
+are urgent or take long, and an urgent one waits. They are kept.
 
 A statement that fails takes all connections with it, those that are busy once they are free: a server that is gone, or
 has become a standby, fails on each of them. Statements that wait for a connection fail with it, as they would one after
@@ -25,6 +25,7 @@ from workqueue.ledger.postgres_session import Answer, Session, Values, settle
 AT_MOST = 8
 Connect = Callable[[], Awaitable[AsyncConnection]]
 ITS_OWN = (errors.LockNotAvailable, psycopg.DataError)  # failures that say nothing of the server
+LONG_S = 0.1  # more than it takes where nothing is locked
 MORE_AGAIN_S = 5.0  # after a connection that could not be made, while there are others
 
 
@@ -54,7 +55,7 @@ class Pool:
         self._sessions: dict[Session, int] = {}  # and how many failures there had been when they were made
         self._failures = 0
         self._free: list[Session] = []
-        self._urgent: set[Session] = set()  # those that are busy with an urgent statement
+        self._at_work: dict[Session, Asked] = {}
         self._waiting: deque[Asked] = deque()
         self._connecting: asyncio.Task[None] | None = None
         self._more_at_s = 0.0
@@ -80,12 +81,13 @@ class Pool:
         for session in self._sessions:
             if (answer := session.close()) is not None:
                 settle(answer, LedgerBusy("it was closed"))
-        self._sessions, self._free, self._urgent = {}, [], set()
+        self._sessions, self._free, self._at_work = {}, [], {}
         self._fail_waiting(lambda: LedgerBusy("it was closed"))
 
     def _start(self, session: Session, asked: Asked) -> None:
-        if asked.is_urgent:
-            self._urgent.add(session)
+        self._at_work[session] = asked
+        if not asked.is_urgent:
+            asyncio.get_running_loop().call_later(LONG_S, self._takes_long, session, asked)
         try:
             session.ask(asked.statement, asked.values, asked.answer)
         except Exception as error:  # noqa: BLE001  # a value that can't be sent; whatever it is, it is the caller's
@@ -93,9 +95,14 @@ class Pool:
             self._release(session)
         self._connect_if_short()
 
+    def _takes_long(self, session: Session, asked: Asked) -> None:
+        if self._at_work.get(session) is asked:
+            asked.is_urgent = True  # to those who would wait behind it
+            self._connect_if_short()
+
     def _release(self, session: Session) -> None:
         """It is free: for whoever waits longest, if there were no failures since it was made."""
-        self._urgent.discard(session)
+        self._at_work.pop(session, None)
         if self._sessions[session] != self._failures:
             self._drop(session)
             return self._connect_if_short()
@@ -133,7 +140,7 @@ class Pool:
     def _drop(self, session: Session) -> None:
         session.close()
         del self._sessions[session]
-        self._urgent.discard(session)
+        self._at_work.pop(session, None)
         with suppress(ValueError):
             self._free.remove(session)
 
@@ -141,7 +148,8 @@ class Pool:
         if self._connecting is not None or not self._waiting:
             return
         if not self._sessions or (
-            len(self._urgent) == len(self._sessions) < AT_MOST
+            len(self._at_work) == len(self._sessions) < AT_MOST
+            and all(asked.is_urgent for asked in self._at_work.values())
             and self._more_at_s <= time.monotonic()
             and any(asked.is_urgent for asked in self._waiting)
         ):
