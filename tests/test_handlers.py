@@ -89,6 +89,15 @@ class ExitsWhenRead(Exception):
         sys.exit(4)
 
 
+class ExitsWhenAsked(RetryAfter):
+    def __init__(self, reason: str) -> None:
+        Exception.__init__(self, reason)
+
+    @property
+    def delay_s(self) -> float:  # type: ignore[override]
+        sys.exit(5)
+
+
 class NoText(Exception):
     def __str__(self) -> str:
         return 5  # type: ignore[return-value]
@@ -151,8 +160,12 @@ ODD: dict[str, tuple[Callable[[], object], str]] = {
             raising(RetryAfter(cast(Any, delay), "busy")),
             "RetryAfter with a delay_s that is no number of seconds: busy",
         )
-        for delay in ("5", None, float("nan"), float("inf"), -1, [5], 1j)
+        for delay in ("5", None, float("nan"), float("inf"), -1, [5], 1j, 10**400)
     },
+    "retry after a delay that exits": (
+        raising(ExitsWhenAsked("busy")),
+        "RetryAfter with a delay_s that is no number of seconds: busy",
+    ),
 }
 
 

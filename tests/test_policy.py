@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.test_handlers import ExitsWhenAsked
 from workqueue.amqp.connection import RECONNECT_CAP_S, RECONNECT_FIRST_S, reconnect_delay_s
 from workqueue.contract import Queue, Rung
 from workqueue.ledger import Claimed, Conflict, Crash, Finished, Taken
@@ -97,6 +98,10 @@ def test_a_wish_for_later_is_rounded_up_to_a_rung_and_down_to_the_longest(
 
 def test_retry_after_does_not_add_an_attempt() -> None:
     assert after_failure(len(RUNGS) + 1, RetryAfter(0.1, "busy"), RUNGS) == Bury("failed", "busy")
+
+
+def test_a_delay_that_can_be_read_no_more_is_a_plain_failure() -> None:
+    assert after_failure(1, ExitsWhenAsked("busy"), RUNGS) == after_failure(1, ValueError("busy"), RUNGS)
 
 
 @pytest.mark.parametrize("attempt", [1, 3, 4])

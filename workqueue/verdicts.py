@@ -1,5 +1,8 @@
 """What a handler raises that knows what should happen next, and how a failure of its own is told."""
 
+import math
+from numbers import Real
+
 
 class HandlerBroke(Exception):
     """The attempt failed in a way that is told in words of ours. Its cause is what the handler raised."""
@@ -21,6 +24,15 @@ class RetryAfter(Verdict):
     def __init__(self, delay_s: float, reason: str) -> None:
         super().__init__(reason)
         self.delay_s = delay_s
+
+
+def delay_of(error: RetryAfter) -> float | None:
+    """None: it is no number of seconds. Never raises: in a subclass it may be anything."""
+    try:
+        delay_s = float(error.delay_s) if isinstance(error.delay_s, Real) else math.nan
+    except BaseException:  # noqa: BLE001  # a handler's exception may be of any kind
+        return None
+    return delay_s if 0 <= delay_s < math.inf else None
 
 
 class GiveUp(Verdict):

@@ -15,10 +15,8 @@
 
 import asyncio
 import inspect
-import math
 from collections.abc import Awaitable, Callable
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from pydantic import BaseModel
@@ -32,7 +30,7 @@ from workqueue.tasks.received import Received, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder, Scope
 from workqueue.tasks.stack import describe
 from workqueue.tasks.threads import in_thread
-from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter, Verdict
+from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter, Verdict, delay_of
 
 NAME_LIMIT = 200  # characters of a handler that an error quotes
 
@@ -150,7 +148,7 @@ def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> B
     if error is scope.why:
         return error
     match error:
-        case RetryAfter() if not _is_delay(getattr(error, "delay_s", None)):
+        case RetryAfter() if delay_of(error) is None:
             return HandlerBroke(f"RetryAfter with a delay_s that is no number of seconds: {describe(error)}")
         case CutOff() | ClaimLost() | Cancellation() | LedgerBusy() | LedgerLost():  # such as of a client of its own
             return HandlerBroke(f"the handler raised {describe(error)}")
@@ -160,7 +158,3 @@ def _outcome(error: BaseException, scope: Scope, context: TaskContext[Any]) -> B
             return error
         case _:
             return HandlerBroke(describe(error))
-
-
-def _is_delay(delay_s: object) -> bool:
-    return isinstance(delay_s, Real) and 0 <= float(delay_s) < math.inf

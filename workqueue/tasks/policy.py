@@ -31,7 +31,7 @@ from typing import Literal
 from workqueue.contract import Rung
 from workqueue.ledger import Claimed, Conflict, Finished, Taken
 from workqueue.tasks.stack import describe
-from workqueue.verdicts import GiveUp, RetryAfter
+from workqueue.verdicts import GiveUp, RetryAfter, delay_of
 
 Reason = Literal["undecodable", "invalid", "failed", "gave-up", "crashed", "conflict"]
 """Why a message is a dead letter."""
@@ -137,9 +137,9 @@ def after_failure(attempt: int, error: BaseException, rungs: Sequence[Rung]) -> 
         return Bury("gave-up", describe(error))
     if attempt > len(rungs):
         return Bury("failed", describe(error))
-    if isinstance(error, RetryAfter):
-        rung = rung_of(error.delay_s, rungs)
-        return Retry(rung, max(rung.delay_s, min(error.delay_s, LONGEST_S)))
+    if isinstance(error, RetryAfter) and (asked_s := delay_of(error)) is not None:
+        rung = rung_of(asked_s, rungs)
+        return Retry(rung, max(rung.delay_s, min(asked_s, LONGEST_S)))
     return Retry(rungs[attempt - 1], rungs[attempt - 1].delay_s)
 
 
