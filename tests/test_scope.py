@@ -1,9 +1,11 @@
 """The scope around a running handler: time limit, renewal, cancellation, and what is said of a handler that stays."""
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -13,6 +15,7 @@ from uuid import UUID
 
 import pytest
 
+from workqueue import delivery
 from workqueue.delivery import Delivery
 from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.tasks import scope as scopes
@@ -397,6 +400,29 @@ async def test_a_call_that_ended_while_the_loop_was_busy_is_not_undone_by_a_late
             await running
     else:
         assert await running == "done"
+
+
+async def test_a_thread_that_can_not_be_started_leaves_nothing_of_its_task_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Arrived:
+        pass
+
+    async def handle() -> None:
+        delivery.current.set(cast(Delivery, Arrived()))
+        arrived.append(weakref.ref(delivery.current.get()))
+        with suppress(RuntimeError):
+            await in_thread(lambda: None)
+
+    def fails(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    arrived = list[weakref.ref[Any]]()
+    await asyncio.create_task(handle())
+    await asyncio.sleep(0)  # until then the loop has the task, and its context
+    gc.collect()
+    assert arrived[0]() is None
 
 
 async def test_a_task_that_runs_for_long_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:

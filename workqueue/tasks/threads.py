@@ -68,14 +68,14 @@ class _Work(Generic[R]):
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name="handler", daemon=True)
 
     def begin(self) -> None:
-        _at_work[self._thread] = delivery.current.get(None)
         self._thread.start()
 
     def forget(self) -> None:
         _at_work.pop(self._thread, None)
 
     def _run(self) -> None:
-        with suppress(Interrupted):  # that came after the call
+        with suppress(Interrupted):  # that came before the call, or after it
+            _at_work[self._thread] = delivery.current.get(None)
             self.in_own_thread()
 
     def in_own_thread(self) -> None:
