@@ -1019,6 +1019,24 @@ async def test_a_busy_ledger_of_which_the_handler_speaks_itself_is_a_failed_atte
     assert await bench.take() == ["claim", "run", RUNGS[0], "release", "ack"]
 
 
+async def test_a_plain_function_that_is_over_when_the_drain_ends_is_done() -> None:
+    def work(*_: Any) -> NapResult:
+        threads.append(threading.current_thread())
+        assert may_end.wait(WAIT_S)
+        return RETURNED
+
+    threads, may_end, bench = list[threading.Thread](), threading.Event(), Bench()
+    bench.guard = Guard(work, RECEIVE, bench.runtime())
+    taking = asyncio.ensure_future(bench.take())
+    await until(lambda: threads)
+    may_end.set()
+    threads[0].join(WAIT_S)  # and this loop has not seen it
+    bench.guard.drain()
+    bench.guard.end()
+    await taking
+    assert bench.log == ["claim", "complete", "ack"]
+
+
 async def test_a_busy_ledger_does_not_hide_that_the_process_ends() -> None:
     bench = Bench(never)
     bench.ledger.busy["release"] = 1

@@ -87,7 +87,7 @@ class Attempts:
                     if self._on_loop:
                         result = await self._handler(task, context)  # type: ignore[misc]
                     else:
-                        result = await self._call_in_thread(task, context)
+                        result = await self._call_in_thread(task, context, scope)
                 finally:
                     was_open = context.completing is not None and await context.completing.roll_back()
                 if was_open:
@@ -111,10 +111,13 @@ class Attempts:
             await self._cancelled(scope)
         return None if result is None else as_result(result)
 
-    async def _call_in_thread(self, task: Any, context: TaskContext[Any]) -> Any:
+    async def _call_in_thread(self, task: Any, context: TaskContext[Any], scope: Scope) -> Any:
         """A plain function runs in a thread. What it returns may be a coroutine: a decorated function's."""
         answer: Any = await in_thread(self._handler, task, context)
-        return await answer if inspect.isawaitable(answer) else answer
+        if inspect.isawaitable(answer):
+            return await answer
+        scope.is_over = True
+        return answer
 
     async def _cancelled(self, scope: Scope) -> bool:
         """Whether it was the worker that cancelled, since it ends; else the cancellations are the handler's own."""

@@ -142,6 +142,8 @@ class Scope:
     # What a handler that ends in time has no need of costs it nothing.
     why: Exception | None = None
     """What it was stopped with."""
+    is_over = False
+    """The handler came to its end before it was interrupted: a stop that came since was too late."""
     cancelled_by_others = False
     """Once it is left: whether the task was cancelled, and not by this scope."""
     _left = False
@@ -237,7 +239,9 @@ class Scope:
 
     def _may_answer(self, kind: type[BaseException] | None) -> bool:
         """A handler may answer a time limit with a result, or an error of its own, and a cancellation with a result:
-        then it was too late. A claim that is lost is lost."""
+        then it was too late. So is a cut-off where the handler was over. A claim that is lost is lost."""
+        if isinstance(self.why, CutOff) and self.is_over:
+            return True
         return isinstance(self.why, TimeoutError) or (isinstance(self.why, Cancellation) and kind is None)
 
     async def forget_cancellations(self) -> None:
