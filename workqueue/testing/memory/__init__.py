@@ -183,14 +183,13 @@ class MemoryQueue(Generic[C]):
         await self._ending.wait()
 
     async def _work(self, stack: AsyncExitStack, resources: Lifespan) -> None:
-        connect, crew = partial(open_memory, self.broker), Crew()
-        wire = Wire(self.settings, self._contract, WORKER, self._fatal, connect=connect)
+        wire = Wire(self.settings, self._contract, WORKER, self._fatal, connect=partial(open_memory, self.broker))
         jobs = [Job(self._receives[name], handler, self._concurrency) for name, handler in self._handlers.items()]
         runtime = Runtime(
             WORKER, self._contract, self.ledger, wire.publisher(), self.settings, self._tell, self._fatal,
             resources.value, single=len(jobs) * self._concurrency == 1,
         )  # fmt: skip
-        crews = crew.consumers(self._application, jobs, runtime, wire)
+        crews = (crew := Crew()).consumers(self._application, jobs, runtime, wire)
 
         async def end() -> None:
             crew.drain()
