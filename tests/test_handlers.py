@@ -4,6 +4,8 @@ import asyncio
 import functools
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -17,12 +19,14 @@ from workqueue.delivery import Delivery
 from workqueue.errors import LedgerLost, SettingInvalid
 from workqueue.ledger import ClaimLost, Ledger, LedgerBusy
 from workqueue.settings import Settings
+from workqueue.tasks import threads
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Event, Started, Told
 from workqueue.tasks.received import Received
 from workqueue.tasks.scope import CutOff, Holder
 from workqueue.tasks.stack import ATTEMPT_LIMIT, LINES, TAIL_CHARACTERS, describe, traceback_lines, traceback_tail
+from workqueue.tasks.threads import in_thread
 from workqueue.verdicts import GiveUp, HandlerBroke, RetryAfter
 
 WAIT_S = 20.0
@@ -509,3 +513,46 @@ def test_the_log_has_two_levels(level: str) -> None:
 def test_another_level_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(SettingInvalid, match=r"^WORKQUEUE_LOG='trace': use info or debug$"):
         Settings.load({"WORKQUEUE_LOG": "trace"})
+
+
+async def test_a_thread_is_not_interrupted_as_it_takes_a_lock_and_leaves_none_taken() -> None:
+    """Where an exception comes between that and the `try`, as in `logging` of Python 3.11, nobody gets it any more."""
+    lock, waits = threading.Lock(), threading.Event()
+
+    def acquire() -> None:
+        waits.set()
+        lock.acquire()
+
+    def work() -> None:
+        acquire()
+        try:
+            while True:
+                time.sleep(0.001)
+        finally:
+            lock.release()
+
+    lock.acquire()
+    working = asyncio.ensure_future(in_thread(work))
+    await asyncio.to_thread(waits.wait)
+    working.cancel()
+    await asyncio.sleep(0.1)
+    lock.release()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert lock.acquire(timeout=1)
+
+
+async def test_a_thread_that_waits_for_a_lock_for_long_is_interrupted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "LOCKS_S", 0.1)
+
+    def acquire() -> None:
+        while True:
+            time.sleep(0.001)
+
+    working = asyncio.ensure_future(in_thread(acquire))
+    await asyncio.sleep(0.05)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(working, 10)

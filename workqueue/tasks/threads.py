@@ -20,6 +20,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 POLL_S = 0.05
+LOCKING = frozenset({"acquire", "release", "_acquireLock", "_releaseLock", "__enter__", "__exit__"})
+"""Functions that take a lock or give it back. An exception at the end of the one, or at the beginning of the other,
+leaves it taken for good: that of `logging`, and the event loop's next line waits for ever."""
+LOCKS_S = 1.0  # longer than this, a thread that hangs waits for a lock
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +38,11 @@ class Interrupted(BaseException):
 async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """What `call` of these arguments returns or raises, from a thread.
 
-    Cancelled (a time limit, a drain), it interrupts the thread at its next Python instruction and waits for its end:
-    until then the work is still being done, and nobody else may begin it. Code that blocks outside Python is not
-    interrupted before it returns. Each further cancellation interrupts the thread again, should it have gone on. One
-    that comes when the call is over, and the event loop has only not seen it yet, is too late: what was done is told.
+    Cancelled (a time limit, a drain), it interrupts the thread at its next Python instruction, or once it has the lock
+    that it is just taking, and waits for its end: until then the work is still being done, and nobody else may begin
+    it. Code that blocks outside Python is not interrupted before it returns. Each further cancellation interrupts the
+    thread again, should it have gone on. One that comes when the call is over, and the event loop has only not seen it
+    yet, is too late: what was done is told.
     """
     work = _Work(partial(call, *args, **kwargs))
     work.begin()
@@ -47,7 +52,7 @@ async def in_thread(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> 
         if work.is_over:
             return work.result()
         while work.goes_on():  # it may be interrupted just before it tells its outcome
-            work.interrupt()
+            await work.interrupt()
             await work.wait_out()
         work.forget()
         raise cancelled from work.error  # its traceback tells where the thread was
@@ -99,9 +104,18 @@ class _Work(Generic[R]):
     def goes_on(self) -> bool:
         return not self.ended.done() and self._thread.is_alive()
 
-    def interrupt(self) -> None:
+    async def interrupt(self) -> None:
+        with suppress(asyncio.CancelledError):
+            for _ in range(round(LOCKS_S / POLL_S)):
+                if not self._locks():
+                    break
+                await asyncio.wait([self.ended], timeout=POLL_S)
         ident = ctypes.c_ulong(self._thread.ident or 0)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Interrupted))
+
+    def _locks(self) -> bool:
+        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001  # the only way to see it
+        return frame is not None and frame.f_code.co_name in LOCKING
 
     async def wait_out(self) -> None:
         """Returns when the thread has ended, or the waiting was cancelled."""
