@@ -60,12 +60,12 @@ async def test_what_was_published_is_unknown_when_the_connection_can_not_be_made
 async def test_settings_of_python_have_the_ledger_of_the_project_wherever_the_process_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def opened(settings: Settings) -> Ledger:
+    async def opened(settings: Settings, *_: object) -> Ledger:
         raise LedgerUnreachable(settings.ledger_url, "only asked for")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEDGER_URL", raising=False)
-    monkeypatch.setattr("workqueue.client.open_ledger", opened)
+    monkeypatch.setattr("workqueue.client.shared_ledger", opened)
     for given in (Settings(), Settings.load({}), None):
         with pytest.raises(LedgerUnreachable) as told:
             await Client(Application, settings=given).open()

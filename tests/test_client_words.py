@@ -297,7 +297,7 @@ def ledgers(monkeypatch: pytest.MonkeyPatch) -> list[Ledger]:
     """The ledgers of clients that are open; each takes a moment to open, and to close."""
     are_open = list[Ledger]()
 
-    async def slowly(settings: Settings) -> Ledger:
+    async def slowly(settings: Settings, *_: object) -> Ledger:
         await asyncio.sleep(0.02)
         ledger = await open_ledger(settings)
         really_close = ledger.close
@@ -311,7 +311,7 @@ def ledgers(monkeypatch: pytest.MonkeyPatch) -> list[Ledger]:
         are_open.append(ledger)
         return ledger
 
-    monkeypatch.setattr("workqueue.client.open_ledger", slowly)
+    monkeypatch.setattr("workqueue.client.shared_ledger", slowly)
     return are_open
 
 

@@ -15,6 +15,7 @@ from workqueue.amqp.connection import Link
 from workqueue.amqp.marker import Marker
 from workqueue.amqp.topology import Topology
 from workqueue.errors import LedgerDiffers
+from workqueue.ledger.none import AbsentLedger
 from workqueue.settings import Settings
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
@@ -45,6 +46,18 @@ async def test_of_two_ledgers_for_one_queue_the_second_is_refused_and_told_where
                 await producer.open()
         async with process(uri, 2**31 - 1, hold=False) as producer:
             await producer.open()
+
+
+async def test_who_has_a_ledger_that_is_not_there_is_refused_also_where_it_may_declare_nothing(node: Broker) -> None:
+    uri = vhost(node)
+    absent = Marker("task-queue", AbsentLedger("sqlite:/ledger.db"), "tested", hold=False, make=False)
+    for asks in (uri, user_of(node, uri, "^$", ".*", ".*")):
+        await Link(Settings(amqp_uri=(asks,)), "tested", absent.check).open()
+    async with process(uri, 7) as first:
+        await first.open()
+        for asks in (uri, user_of(node, uri, "^$", ".*", ".*")):
+            with pytest.raises(LedgerDiffers, match=r"/ledger.db, which is not there: put it back"):
+                await Link(Settings(amqp_uri=(asks,)), "tested", absent.check).open()
 
 
 @asynccontextmanager

@@ -12,9 +12,10 @@ from tests.harness import DEAD_QUEUE, QUEUE, Site, simulate
 from tests.test_follow import Told, send, tasks
 from tests.test_refusals import user_of
 from workqueue.dev.node import Node
-from workqueue.ledger import LedgerBusy
+from workqueue.ledger import LedgerBusy, open_ledger
 from workqueue.producer import follow
 from workqueue.producer.follow import Follower
+from workqueue.settings import Settings
 from workqueue.testing import until
 
 
@@ -128,6 +129,7 @@ async def test_with_another_ledger_than_the_workers_it_is_refused_before_anythin
 
 async def test_it_says_that_a_task_may_have_ended_in_another_ledger(site: Site, node: Node) -> None:
     """Who may declare nothing can't find out beforehand."""
+    await (await open_ledger(Settings(ledger_url=site.ledger_url))).close()
     await site.worker(LEDGER_URL=f"sqlite:{site.folder}/other.db")
     restricted = user_of(node, site.uri, "^$", ".*", ".*")
     said = await hinted(site, "--timeout", "3", lines=lines(1), AMQP_URI=restricted)
@@ -136,6 +138,7 @@ async def test_it_says_that_a_task_may_have_ended_in_another_ledger(site: Site, 
 
 
 async def test_it_says_that_dead_letters_lie_there_which_no_ledger_knows(site: Site, node: Node) -> None:
+    await (await open_ledger(Settings(ledger_url=site.ledger_url))).close()
     await site.worker(LEDGER_URL=f"sqlite:{site.folder}/other.db")
     await site.publish(b"not json")
     await until(lambda: site.depth_is(1, DEAD_QUEUE), "it is a dead letter")

@@ -32,7 +32,7 @@ class Marked(Protocol):
 
     @property
     def identity(self) -> int:
-        """From 1 to 2**31 - 1."""
+        """From 1 to 2**31 - 1. 0 for one that is not there: nobody else can have that one."""
 
     @property
     def place(self) -> str:
@@ -70,6 +70,8 @@ class Marker:
             channel = await connection.channel(publisher_confirms=False)
             if not self._make:
                 await channel.queue_declare(marker, passive=True)
+                if not number:
+                    raise LedgerDiffers(self._queue, self._ledger.place)
             await channel.queue_declare(marker, durable=True, arguments=arguments)
             if self._hold:
                 await channel.basic_consume(marker, _ignore, no_ack=True)

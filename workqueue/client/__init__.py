@@ -19,6 +19,7 @@ from uuid import UUID
 
 from workqueue import contract
 from workqueue.amqp.connection import reconnect_delay_s
+from workqueue.amqp.shared import shared_ledger
 from workqueue.amqp.wire import Wire
 from workqueue.application import package_of, project_folder
 from workqueue.client.instead import Place, taken
@@ -39,7 +40,7 @@ from workqueue.errors import (
     SendUnknown,
     WorkQueueError,
 )
-from workqueue.ledger import Cancelling, Ledger, Sent, open_ledger
+from workqueue.ledger import Cancelling, Ledger, Sent
 from workqueue.observe.tracing import open_tracing
 from workqueue.patience import Patience
 from workqueue.settings import Settings, misspelt
@@ -241,7 +242,7 @@ class Client:
         ledger = recording = results = None
         async with AsyncExitStack() as opened:
             if settings.ledger_url != "none":
-                ledger = await open_ledger(settings)
+                ledger = await shared_ledger(settings, loaded.sends, self._name)
                 opened.push_async_callback(ledger.close)
                 recording = Recording(ledger, self._name)
                 opened.push_async_callback(recording.close)  # once nothing more is sent
@@ -250,8 +251,7 @@ class Client:
             sender = Sender(loaded, package, wire, tracer)
             await sender.open()
             if ledger is not None:
-                readers = {name: each.results for name, each in sender.operations.items()}
-                results = Results(ledger, readers, self._name)
+                results = Results(ledger, {name: one.results for name, one in sender.operations.items()}, self._name)
                 opened.push_async_callback(results.close)
             self._opened = opened.pop_all()
         self._sender, self._ledger, self._recording, self._results = sender, ledger, recording, results

@@ -17,6 +17,7 @@ from workqueue.ledger import (
     Transaction,
 )
 from workqueue.ledger.board import NoBoard, Pause, Seen
+from workqueue.settings import hide_password
 
 GRANTED = Claimed(fence=0, crashes=None)
 
@@ -100,6 +101,15 @@ class NoLedger:
 
     async def close(self) -> None:
         pass
+
+
+class AbsentLedger(NoLedger):
+    """Stands for one that is not there: whoever works has another one."""
+
+    identity = 0
+
+    def __init__(self, url: str) -> None:
+        self.place = f"{hide_password(url)}, which is not there: put it back if it was moved"
 
 
 class SilentLedger(NoLedger):

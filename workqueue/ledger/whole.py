@@ -210,10 +210,10 @@ async def open_whole(url: str) -> Whole:
 
 
 async def exists(url: str) -> bool:
-    """Whether there is a ledger at this URL, of whichever version. Raises as `open_whole`."""
+    """Whether there is a ledger at this URL, of whichever version; none is one. Raises as `open_whole`."""
     if url.startswith("postgresql:"):
         with needed("a ledger at postgresql:"):
             from workqueue.ledger.postgres_whole import exists as has_tables
 
         return await has_tables(url)
-    return os.path.exists(url.removeprefix("sqlite:"))  # noqa: ASYNC240  # a moment
+    return url == "none" or os.path.exists(url.removeprefix("sqlite:"))  # noqa: ASYNC240  # a moment

@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any, NoReturn
 
 from workqueue import codec
+from workqueue.amqp.shared import shared_ledger
 from workqueue.amqp.wire import Wire
 from workqueue.contract import Contract
 from workqueue.errors import WorkerFault
 from workqueue.extras import needed
 from workqueue.ledger import Ledger, LedgerBusy, open_ledger
+from workqueue.ledger.whole import exists
 from workqueue.lifecycle import on_signals
 from workqueue.observe.counting import Counting
 from workqueue.observe.health import Health
@@ -70,7 +72,8 @@ class Serving:
             children.keep_from_loop(threading.get_ident())
             closing.callback(children.keep_from_loop, 0)
             self._serve_http(closing, jobs)
-            ledger = await self._ending.unless(open_ledger(self._settings))
+            queues = [job.receive.queue.name for job in jobs]
+            ledger = await self._ending.unless(shared_ledger(self._settings, queues, self._name))
             if ledger is None:
                 return 0
             closing.push_async_callback(ledger.close)
@@ -204,6 +207,8 @@ class Serving:
 
         async def release() -> None:
             async with asyncio.timeout(RELEASE_S):
+                if not await exists(self._settings.ledger_url):  # it was lost, and the claims with it
+                    return
                 ledger = await open_ledger(self._settings)
             await _release(ledger, scopes)
             if self._heartbeat is not None:
