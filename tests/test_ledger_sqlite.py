@@ -26,6 +26,7 @@ from workqueue.ledger import sqlite as store
 from workqueue.ledger.clock import LastLook
 from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.ledger.sqlite_file import SqliteFile
+from workqueue.ledger.whole import exists
 from workqueue.settings import Settings
 
 LONG_S = 3600.0
@@ -324,6 +325,23 @@ async def test_a_ledger_that_cannot_be_opened_is_unreachable_and_named(name: str
     assert str(caught.value).startswith(f"no ledger: sqlite:{path}: ")
     assert "LEDGER_URL" in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("name", "there"), [("ledger.db", True), ("empty", False), ("nothing", False)])
+async def test_a_ledger_is_there_once_something_is_in_its_file(name: str, there: bool, tmp_path: Path) -> None:
+    SqliteFile(str(tmp_path / "ledger.db")).close()
+    (tmp_path / "empty").touch()
+    assert await exists(f"sqlite:{tmp_path / name}") is there
+
+
+@pytest.mark.parametrize("name", ["alone", "a-file/ledger.db"])
+async def test_whether_a_ledger_is_there_is_not_known_where_only_its_log_is_or_nobody_can_look(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "alone-wal").write_bytes(b"committed")
+    (tmp_path / "a-file").touch()
+    with pytest.raises(LedgerUnreachable, match=r"its log .* is not: put it back|Not a directory"):
+        await exists(f"sqlite:{tmp_path / name}")
 
 
 def test_a_file_that_is_no_database_is_unreachable_and_left_alone(path: str) -> None:

@@ -702,14 +702,37 @@ async def test_json_has_all_letters_and_a_pipe_cuts_nothing(fast: Site) -> None:
 async def test_who_looks_with_another_ledger_than_the_workers_is_told(fast: Site) -> None:
     await fast.worker("one")
     other = fast.folder / "other.db"
-    told = await workqueue(fast, "status", LEDGER_URL=f"sqlite:{other}")
-    assert (told.code, "the workers have another one" in told.out) == (0, True)
     await (await open_ledger(Settings(ledger_url=f"sqlite:{other}"))).close()
     for command in (["status"], ["dead", "list"]):
         told = await workqueue(fast, *command, LEDGER_URL=f"sqlite:{other}")
         assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
     told = await workqueue(fast, "dead", "redrive", "--all", "--yes", LEDGER_URL="none")
     assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
+
+
+async def test_who_looks_for_a_ledger_that_was_moved_away_is_told_what_a_worker_would_be(fast: Site) -> None:
+    worker, one = await fast.worker("one"), str(uuid4())
+    worker.process.send_signal(signal.SIGTERM)
+    await until(lambda: worker.process.poll() is not None, "it ends, and leaves no log")
+    (fast.folder / "ledger.db").rename(fast.folder / "away.db")
+    for command in (["status"], ["workers"], ["task", one], ["cancel", one], ["pause", fast.queue], ["audit"]):
+        told = await workqueue(fast, *command)
+        assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told
+        assert "is not there: put it back" in told.err
+    told = await workqueue(fast, "doctor")
+    assert "!!  ledger: queue" in told.out
+    assert "is not there: put it back" in told.out
+
+
+async def test_who_looks_for_a_ledger_whose_log_lies_there_without_it_is_told_so(fast: Site) -> None:
+    (fast.folder / "ledger.db-wal").write_bytes(b"what was committed last")
+    said = "it is gone, and its log"
+    for command in (["workers"], ["task", str(uuid4())], ["resume", fast.queue]):
+        told = await workqueue(fast, *command)
+        assert (told.code, told.out, said in told.err) == (3, "", True), told
+    for looks in ("status", "doctor"):
+        told = await workqueue(fast, looks)
+        assert (told.code != 0, said in told.out) == (True, True), told
 
 
 async def test_what_a_worker_that_is_gone_had_in_hand_is_told_until_somebody_else_has_it(tmp_path: Path) -> None:

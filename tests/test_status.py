@@ -21,7 +21,7 @@ from workqueue.amqp.lane import Depth
 from workqueue.cli.task import _state
 from workqueue.ledger import LedgerBusy, open_ledger
 from workqueue.ledger.board import Deaths, NoBoard, Seen
-from workqueue.ledger.none import NoLedger
+from workqueue.ledger.none import AbsentLedger, NoLedger
 from workqueue.ops import status
 from workqueue.ops.status import Status
 from workqueue.ops.story import story
@@ -124,7 +124,7 @@ async def test_of_a_ledger_that_is_not_there_no_more_is_told_than_is_known(
     look: Look, consumers: int, why: str
 ) -> None:
     """It may never have been made, or somebody has deleted it."""
-    found = await look(NoLedger(), **{QUEUE: (0, consumers), DEAD: (0, 0)})
+    found = await look(AbsentLedger("sqlite:/there"), **{QUEUE: (0, consumers), DEAD: (0, 0)})
     assert found.notes == (f"there is no ledger at sqlite:/there now: {why}",)
 
 

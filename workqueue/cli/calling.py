@@ -60,9 +60,10 @@ def cancel_tasks(
     try:
         run(act)
     except (WorkQueueError, KeyboardInterrupt):
-        if len(found) < len(wanted):
-            say(f"{len(found)} of {len(wanted)} were called off, see below; ask again for the others")
-        _show(list(found.values()), output)
+        if found:
+            if len(found) < len(wanted):
+                say(f"{len(found)} of {len(wanted)} were called off, see below; ask again for the others")
+            _show(list(found.values()), output)
         raise
     known = _show(list(found.values()), output)
     return 0 if known and all(one.state == "cancelled" for one in found.values()) else 1

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -14,12 +14,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from workqueue.amqp.look import look
+from workqueue.amqp.shared import same_ledger
 from workqueue.cli.output import ReaderGone, say, unwritten
 from workqueue.dev.broker import find as find_broker
 from workqueue.dev.programs import BrokerError
-from workqueue.errors import IdInvalid, UsageInvalid, WorkerFault, WorkQueueError, escaped
+from workqueue.errors import BrokerUnreachable, IdInvalid, UsageInvalid, WorkerFault, WorkQueueError, escaped
 from workqueue.ledger import Ledger, open_ledger
-from workqueue.ledger.none import NoLedger
+from workqueue.ledger.none import AbsentLedger
 from workqueue.ledger.whole import exists
 from workqueue.ops.project import Project, find
 from workqueue.process.loops import new_event_loop
@@ -27,6 +29,7 @@ from workqueue.process.unheard import unheard
 from workqueue.settings import hide_password, misspelt
 
 INTERRUPTED = 130
+ASK_S = 3.0  # the broker, which ledger the workers have: what needs it for nothing else does not wait for longer
 
 T = TypeVar("T")
 
@@ -120,24 +123,29 @@ def project_of(folder: Path) -> Project:
 
 @asynccontextmanager
 async def ledger_of(project: Project, command: str | None = None, *, or_none: bool = False) -> AsyncIterator[Ledger]:
-    """The project's ledger. One that no worker has made yet is none, and is not made.
+    """The project's ledger. One that is not there is not made: an AbsentLedger stands for it.
 
-    Raises UsageInvalid where there is none and this `command` needs one (with `or_none` only if LEDGER_URL names one);
-    LedgerUnreachable."""
+    Raises UsageInvalid where there is none and this `command` needs one (with `or_none` only if LEDGER_URL names one),
+    or LedgerDiffers if workers have another; LedgerUnreachable."""
     url = project.settings.ledger_url
-    if url != "none" and not await exists(url):
-        if command is not None:
-            place = hide_password(url)
-            raise UsageInvalid(f"{command} needs the ledger, and there is none at {place} now: a worker makes it")
-        yield NoLedger()
-        return
     if url == "none" and command is not None and not or_none:
         raise UsageInvalid(f"{command} needs a ledger, and LEDGER_URL is none: name the one that the workers use")
-    ledger = await open_ledger(project.settings)
+    ledger = await open_ledger(project.settings) if await exists(url) else AbsentLedger(url)
     try:
+        if command is not None and isinstance(ledger, AbsentLedger):
+            await _shared(project, ledger, f"{command}-{os.getpid()}")
+            place = hide_password(url)
+            raise UsageInvalid(f"{command} needs the ledger, and there is none at {place} now: a worker makes it")
         yield ledger
     finally:
         await ledger.close()
+
+
+async def _shared(project: Project, ledger: Ledger, name: str) -> None:
+    """Raises LedgerDiffers where the broker answers, and says that workers have another ledger."""
+    with suppress(BrokerUnreachable, TimeoutError):
+        async with asyncio.timeout(ASK_S):
+            await look(project.settings, (), name, *same_ledger(ledger, project.receives, name))
 
 
 @contextmanager

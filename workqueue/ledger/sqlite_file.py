@@ -221,6 +221,15 @@ def _keep_log(path: str) -> None:
         raise FileNotFoundError(f"it is gone, and its log {log} is not: put it back beside that, or move the log away")
 
 
+def is_there(path: str) -> bool:
+    """Whether a database lies at the path. Raises LedgerUnreachable where just its log does, or it can't be told."""
+    try:
+        _keep_log(path)
+        return _size(path) > 0
+    except OSError as error:
+        raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
+
+
 def _size(path: str) -> int:
     """0 where there is no such file."""
     try:

@@ -1,6 +1,5 @@
 """All of a ledger at once, for those who move it to another one: its door, its tasks, and what lies beside them."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -216,4 +215,8 @@ async def exists(url: str) -> bool:
             from workqueue.ledger.postgres_whole import exists as has_tables
 
         return await has_tables(url)
-    return url == "none" or os.path.exists(url.removeprefix("sqlite:"))  # noqa: ASYNC240  # a moment
+    if url == "none":
+        return True
+    from workqueue.ledger.sqlite_file import is_there
+
+    return is_there(url.removeprefix("sqlite:"))

@@ -9,13 +9,14 @@ from functools import partial
 
 from workqueue.amqp.compare import compare
 from workqueue.amqp.held import for_itself, hold
+from workqueue.amqp.shared import same_ledger
 from workqueue.contract import Receive
 from workqueue.errors import LedgerUnreachable, WorkQueueError
 from workqueue.ledger import Ledger
 from workqueue.ops.audit import note
 from workqueue.ops.letters import Filter, Letter, Opened, Reader
 from workqueue.ops.moving import LEAVE_S, Action, Moved, Moving
-from workqueue.ops.project import Project, same_ledger
+from workqueue.ops.project import Project
 
 TELL_EVERY = 100
 MOST_RETURNS = 10  # of one letter: who has died so often dies again
@@ -148,7 +149,7 @@ class Desk:
     def for_itself(self, queue: str) -> AbstractAsyncContextManager[None]:
         """Have a dead-letter queue for this process alone, for the length of the block. Raises as `letters`."""
         tasks = [receive.queue.name for receive in self._project.receives.values() if receive.dead.name == queue]
-        checks = same_ledger(self._project, self.ledger, tasks, self._name)
+        checks = same_ledger(self.ledger, tasks, self._name)
         return for_itself(self._project.settings, queue, self._name, *checks)
 
     def _tell(self, done: int, of: int) -> None:

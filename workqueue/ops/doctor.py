@@ -11,7 +11,7 @@ from workqueue.amqp.topology import BROKERS_LIMIT, LIMIT
 from workqueue.errors import LedgerDiffers
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ledger.board import Overdue
-from workqueue.ledger.none import NoLedger
+from workqueue.ledger.none import AbsentLedger
 from workqueue.ops.plan import Plan, QueuePlan, plan
 from workqueue.ops.project import Project
 from workqueue.ops.spans import span
@@ -214,7 +214,7 @@ def _ledger(project: Project, ledger: Ledger, now: Status, refusal: str) -> Find
     if not project.has_ledger:
         way_out = "LEDGER_URL=sqlite:PATH for one machine, postgresql:// for several"
         return Finding("ledger", "warning", "none: a task that is delivered twice may be done twice", way_out)
-    if ledger.place == NoLedger.place:
+    if isinstance(ledger, AbsentLedger):
         where = f"there is none at {hide_password(project.settings.ledger_url)}"
         if any(queue.consumers for queue in now.queues):
             return Finding("ledger", "fault", f"{where}: the workers have another", "name theirs in LEDGER_URL")

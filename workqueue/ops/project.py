@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workqueue import contract
-from workqueue.amqp.lane import Declaration
-from workqueue.amqp.marker import Marker
 from workqueue.contract import Contract, Receive, Send
 from workqueue.errors import WorkQueueError
-from workqueue.ledger import Ledger
-from workqueue.ledger.none import NoLedger
 from workqueue.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,14 +69,6 @@ class Project:
 
     def _package_of(self, receive: Receive) -> str:
         return next(name for name, each in self.contracts.items() if receive.queue.name in each.receives)
-
-
-def same_ledger(project: Project, ledger: Ledger, queues: Iterable[str], name: str) -> list[Declaration]:
-    """Checks that the workers of these queues have this ledger, for a connection that is opened. None for one that no
-    worker has made yet."""
-    if ledger.identity == NoLedger.identity and project.has_ledger:
-        return []
-    return [Marker(queue, ledger, name, hold=False, make=False).check for queue in queues]
 
 
 def find(folder: Path, environment: Mapping[str, str] = os.environ) -> Project:

@@ -8,6 +8,7 @@ from functools import partial
 from workqueue.amqp.frames import Arrival
 from workqueue.amqp.held import hold
 from workqueue.amqp.look import look
+from workqueue.amqp.shared import same_ledger
 from workqueue.client.asking import asked
 from workqueue.codec import named
 from workqueue.contract import Receive
@@ -15,7 +16,7 @@ from workqueue.errors import LedgerUnreachable, WorkQueueError
 from workqueue.ledger import Ledger
 from workqueue.ledger.none import NoLedger
 from workqueue.ops.audit import as_text, note, operator
-from workqueue.ops.project import Project, same_ledger
+from workqueue.ops.project import Project
 
 TELL_EVERY = 100
 
@@ -36,7 +37,7 @@ class Purged:
 async def waiting(project: Project, ledger: Ledger, receive: Receive, name: str) -> dict[str, int]:
     """How much waits for its next attempt, and for its first one, by queue. Raises BrokerUnreachable, LedgerDiffers."""
     queues = [*(rung.queue.name for rung in receive.rungs), receive.queue.name]
-    depths = await look(project.settings, queues, name, *same_ledger(project, ledger, [receive.queue.name], name))
+    depths = await look(project.settings, queues, name, *same_ledger(ledger, [receive.queue.name], name))
     return {queue: depth.messages for queue, depth in depths.items()}
 
 

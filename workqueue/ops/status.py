@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 
 from workqueue.amqp.lane import Depth
 from workqueue.amqp.look import look
+from workqueue.amqp.shared import same_ledger
 from workqueue.contract import Receive, Send
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Ledger, LedgerBusy
-from workqueue.ledger.none import NoLedger
+from workqueue.ledger.none import AbsentLedger
 from workqueue.ops.deaths import Deaths, by_reason
-from workqueue.ops.project import Project, same_ledger
+from workqueue.ops.project import Project
 from workqueue.ops.spans import span
 from workqueue.ops.workers import Worker, contract_differs, workers
 from workqueue.settings import hide_password
@@ -72,13 +73,13 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
     Raises BrokerUnreachable, and LedgerDiffers where the workers have another ledger.
     """
     settings, more = project.settings, list[str]()
-    depths = await look(settings, _names(project), name, *same_ledger(project, ledger, project.receives, name))
+    depths = await look(settings, _names(project), name, *same_ledger(ledger, project.receives, name))
     try:
         seen, pauses = await workers(ledger), await _pauses(ledger)
     except LedgerUnreachable as error:
         seen, pauses = [], {}
         more.append(str(error))
-    tell = seen if not more and ledger.place != NoLedger.place else None
+    tell = None if more or isinstance(ledger, AbsentLedger) or not project.has_ledger else seen
     queues = [_receiving(receive, depths, tell, pauses) for receive in project.receives.values()]
     only_sent = [send for name, send in project.sends.items() if name not in project.receives]
     queues += [_sending(send, depths) for send in only_sent]
@@ -151,7 +152,7 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
             yield f"nobody takes tasks from {queue.queue}"
     if not project.has_ledger:
         yield "LEDGER_URL=none: nobody tells who works, and no task's story is known"
-    elif ledger.place == NoLedger.place:
+    elif isinstance(ledger, AbsentLedger):
         there = "the workers have another one" if any(queue.consumers for queue in queues) else "a worker makes it"
         yield f"there is no ledger at {hide_password(project.settings.ledger_url)} now: {there}"
     for worker in seen:
