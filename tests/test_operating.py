@@ -6,6 +6,7 @@ import random
 import re
 import shlex
 import signal
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from workqueue.testing.proxy import Proxy
 
 MOODY = str(ROOT / "tests" / "workers" / "moody.py")
 GONE_S = 10.0
+NOBODY = "amqp://guest:secret@127.0.0.1:1/"
 
 
 async def queue_status(site: Site) -> dict[str, Any]:
@@ -359,9 +361,20 @@ async def test_a_folder_that_is_no_project_is_told(fast: Site) -> None:
 
 async def test_a_broker_that_is_out_of_reach_is_one_line_and_exit_3(fast: Site) -> None:
     for command in (["status"], ["dead", "list"]):
-        told = await workqueue(fast, *command, AMQP_URI="amqp://guest:secret@127.0.0.1:1/")
+        told = await workqueue(fast, *command, AMQP_URI=NOBODY)
         assert (told.code, told.out, told.err.count("\n")) == (3, "", 1), told.err
         assert "secret" not in told.err
+
+
+async def test_what_needs_no_broker_goes_on_while_none_answers(fast: Site) -> None:
+    await (await open_ledger(Settings(ledger_url=fast.ledger_url))).close()
+    one = str(uuid4())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        told = await workqueue(fast, "task", one, AMQP_URI=f"amqp://127.0.0.1:{silent.getsockname()[1]}/")
+        assert (told.code, told.err, time.monotonic() - began < 8.0) == (1, "", True), told
+    for command in (["workers"], ["cancel", one], ["resume", fast.queue], ["audit"]):
+        assert (await workqueue(fast, *command, AMQP_URI=NOBODY)).code == 0
 
 
 async def test_letters_that_were_looked_at_and_moved_are_right_after_a_restart_of_the_node(
@@ -703,9 +716,13 @@ async def test_who_looks_with_another_ledger_than_the_workers_is_told(fast: Site
     await fast.worker("one")
     other = fast.folder / "other.db"
     await (await open_ledger(Settings(ledger_url=f"sqlite:{other}"))).close()
-    for command in (["status"], ["dead", "list"]):
+    of_task = [[command, str(uuid4())] for command in ("task", "cancel")]
+    of_queue = [[command, fast.queue] for command in ("pause", "resume")]
+    for command in (["status"], ["dead", "list"], ["workers"], ["audit"], *of_task, *of_queue):
         told = await workqueue(fast, *command, LEDGER_URL=f"sqlite:{other}")
-        assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
+        assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told
+        assert "is worked on with another ledger" in told.err
+    assert (await workqueue(fast, "audit", LEDGER_URL=f"sqlite:{other}", AMQP_URI=NOBODY)).out == "nothing was done\n"
     told = await workqueue(fast, "dead", "redrive", "--all", "--yes", LEDGER_URL="none")
     assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told.err
 

@@ -29,7 +29,7 @@ from workqueue.process.unheard import unheard
 from workqueue.settings import hide_password, misspelt
 
 INTERRUPTED = 130
-ASK_S = 3.0  # the broker, which ledger the workers have: what needs it for nothing else does not wait for longer
+ASK_S = 3.0  # the broker, which ledger the workers have: who needs it for nothing else waits no longer for it
 
 T = TypeVar("T")
 
@@ -125,15 +125,16 @@ def project_of(folder: Path) -> Project:
 async def ledger_of(project: Project, command: str | None = None, *, or_none: bool = False) -> AsyncIterator[Ledger]:
     """The project's ledger. One that is not there is not made: an AbsentLedger stands for it.
 
-    Raises UsageInvalid where there is none and this `command` needs one (with `or_none` only if LEDGER_URL names one),
-    or LedgerDiffers if workers have another; LedgerUnreachable."""
+    Where this `command` needs one (with `or_none` only if LEDGER_URL names one), raises UsageInvalid if there is none,
+    and LedgerDiffers if the workers have another, as far as the broker tells. Raises LedgerUnreachable."""
     url = project.settings.ledger_url
     if url == "none" and command is not None and not or_none:
         raise UsageInvalid(f"{command} needs a ledger, and LEDGER_URL is none: name the one that the workers use")
     ledger = await open_ledger(project.settings) if await exists(url) else AbsentLedger(url)
     try:
+        if command is not None:
+            await _ask(project, ledger, f"{command}-{os.getpid()}")
         if command is not None and isinstance(ledger, AbsentLedger):
-            await _shared(project, ledger, f"{command}-{os.getpid()}")
             place = hide_password(url)
             raise UsageInvalid(f"{command} needs the ledger, and there is none at {place} now: a worker makes it")
         yield ledger
@@ -141,8 +142,9 @@ async def ledger_of(project: Project, command: str | None = None, *, or_none: bo
         await ledger.close()
 
 
-async def _shared(project: Project, ledger: Ledger, name: str) -> None:
-    """Raises LedgerDiffers where the broker answers, and says that workers have another ledger."""
+async def _ask(project: Project, ledger: Ledger, name: str) -> None:
+    """Ask the broker whether the workers have this ledger. Raises LedgerDiffers, and nothing where nobody answers: who
+    needs a broker, for letters for one, asks it again with that."""
     with suppress(BrokerUnreachable, TimeoutError):
         async with asyncio.timeout(ASK_S):
             await look(project.settings, (), name, *same_ledger(ledger, project.receives, name))
