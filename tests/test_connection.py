@@ -250,6 +250,15 @@ async def test_a_connection_is_left_by_who_is_cancelled_in_any_turn_of_its_makin
         assert uri.rpartition("/")[2] not in there
 
 
+async def test_of_a_call_that_is_cut_off_nothing_is_said(node: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """As by Ctrl-C in a command."""
+    link = Link(Settings(amqp_uri=(vhost(node),)), "tested")
+    for ticks in range(1, 8):
+        await cancelled_after(ticks, (await link.open()).look("task-queue"))
+    await link.end()
+    assert caplog.messages == []
+
+
 async def test_who_is_cancelled_in_any_turn_of_a_failing_try_leaves_no_exception_behind() -> None:
     async with nothing_left_over():
         for ticks in range(1, 40):

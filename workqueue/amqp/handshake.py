@@ -54,9 +54,11 @@ def _is_heard(record: logging.LogRecord) -> bool:
 @contextmanager
 def lost() -> Iterator[None]:
     """Makes a ConnectionError of what aiormq raises in what waits on a channel which goes without a reason: a bare
-    Exception, or a CancelledError that nobody asked for. Any other exception passes."""
+    Exception, or a CancelledError that nobody asked for. Any other exception passes. Of a call that is cancelled, and
+    its channel closed for it, aiormq says nothing."""
     try:
-        yield
+        with silent():
+            yield
     except asyncio.CancelledError as error:
         if (task := asyncio.current_task()) is None or task.cancelling():
             raise
