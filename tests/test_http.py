@@ -225,6 +225,22 @@ async def test_a_worker_without_a_broker_is_not_ready_until_it_is_back_and_one_t
     site.stop()
 
 
+async def test_a_worker_that_a_cut_finds_busy_is_ready_again_while_its_task_goes_on(
+    own_node: Node, tmp_path: Path, fast_project: Path
+) -> None:
+    site = Site(tmp_path, vhost(own_node), fast_project)
+    worker = await site.worker("one", WORKQUEUE_HTTP="127.0.0.1:0")
+    address = address_of(worker)
+    await site.send(simulate(1, seconds=60))
+    await until(lambda: len(site.record()) == 1, "it runs")
+    await asyncio.to_thread(own_node.stop)
+    await until_it_says(address, "/readyz", (503, f"{ERRANDS.queue.name} is not consumed"))
+    await asyncio.to_thread(own_node.start)
+    await until_it_says(address, "/readyz", (200, "ready"), 30.0)
+    worker.process.kill()
+    site.stop()
+
+
 async def test_an_address_that_cannot_be_had_is_exit_2_and_one_line(fast: Site) -> None:
     with serving(Health()) as address:
         for value in (address, "9100", "localhost:99999"):

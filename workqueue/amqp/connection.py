@@ -128,6 +128,12 @@ class Link:
         self.failure = _together(failures)
         raise self.failure
 
+    async def open_again(self) -> None:
+        """As `open`, unless it is open, was ended, or is being opened."""
+        if not (self.is_open or self._ended.is_set() or self._opening.locked()):
+            async with self._opening:
+                await self.open()
+
     async def lane(self) -> Lane:
         """The channel that all share, or that of a new connection: waits, with growing delays, for at most
         `reconnect_s`.

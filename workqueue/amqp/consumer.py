@@ -120,11 +120,11 @@ class Consumer:
                     continue
                 arrived = session.delivery(message, self._receive.queue)
                 delivery.current.set(arrived)
-                self._links.in_hand += 1
+                self._links.busy.add(self)
                 try:
                     yield Incoming(arrived)
                 finally:
-                    self._links.in_hand -= 1
+                    self._links.busy.discard(self)
         except WorkQueueError as error:
             self._fatal(error)
 
@@ -267,7 +267,7 @@ class Consumer:
         of no use."""
         why = "idle although messages are ready"
         log.warning("%s  %s; re-subscribing", self._tag, why)
-        if self._links.in_hand:
+        if self._links.busy:
             await session.lane.close()
         else:
             session.lane.abort(why)

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from workqueue.amqp.connection import Link
 from workqueue.amqp.lane import Depth, Lane, NoChannelLeft
+from workqueue.errors import WorkQueueError
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +26,13 @@ class Links:
     that a node which is killed gives a message to one dead channel after the other, each a delivery.
 
     A queue has its own, so that one whose leader can't be reached, and whose consumers therefore move to another node,
-    leaves the others alone. `in_hand` is how many of its messages are handled now.
+    leaves the others alone. `busy` are the consumers that have a message of it in hand.
     """
 
     def __init__(self, name: str, queue: str, make: Callable[[], Link]) -> None:
         self._name, self._queue, self._make = name, queue, make
         self._links = [make()]
-        self.in_hand = 0
+        self.busy = set[object]()
         self.proving, self.proved_s = asyncio.Lock(), -math.inf
         self._looks: dict[Link, tuple[float, asyncio.Future[Depth]]] = {}
         self._said: dict[str, float] = {}
@@ -39,6 +40,15 @@ class Links:
     async def open(self) -> None:
         """Connect. Raises as `Link.open`."""
         await self._links[0].open()
+
+    @property
+    def is_open(self) -> bool:
+        return any(link.is_open for link in self._links)
+
+    async def open_again(self) -> None:
+        """Connect by one try, if the connection was lost. What refuses it the consumers are told, once they want it."""
+        with suppress(WorkQueueError):
+            await self._links[0].open_again()
 
     async def channel(self) -> tuple[Link, Lane]:
         """A channel for one consumer, to be closed by it, and the connection it is on. Raises as `Link.lane`, and what

@@ -126,9 +126,21 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         return Publisher(link, self._name, topology=self._topology, ours=ours)
 
     def not_consumed(self) -> list[str]:
-        """The queues that some consumer of this process should take messages from, or would but for a pause, and is not
-        connected to."""
-        return sorted({consumer.queue for consumer in self._consumers if not consumer.is_consuming})
+        """The queues from which this process takes no messages, nor would but for a pause. One whose consumers all have
+        something in hand, of a session that is over, is taken from after that, if its broker is there."""
+        return sorted(queue for queue, links in self._consuming.items() if not self._is_consumed(queue, links))
+
+    def _is_consumed(self, queue: str, links: Links) -> bool:
+        consumers = [consumer for consumer in self._consumers if consumer.queue == queue]
+        if any(consumer.is_consuming for consumer in consumers):
+            return True
+        return links.is_open and links.busy.issuperset(consumers)
+
+    async def open_again(self) -> None:
+        """Connect where a connection was lost and consumers are busy with what came by it: those that are not see to it
+        themselves. So it is known whether the broker is there, and the queue keeps its marker, however long that is."""
+        lost = [links for queue, links in self._consuming.items() if links.busy and not self._is_consumed(queue, links)]
+        await asyncio.gather(*(links.open_again() for links in lost))
 
     async def pause(self, queue: str) -> None:
         """Take no message from the queue until `resume`; what is in hand goes on."""

@@ -118,6 +118,7 @@ class Serving:
             again(heartbeat.check, BEAT_S),
             again(partial(self._crew.save, heartbeat.ledger), BEAT_S),
             again(orders.look, LOOK_S),
+            again(orders.wire.open_again, BEAT_S),
             again(partial(_prune, heartbeat.ledger, keep_s), min(keep_s, PRUNE_EVERY_S)),
             again(partial(_listen, self._name), TURN_S),
         )
