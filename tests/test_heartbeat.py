@@ -153,14 +153,39 @@ async def test_a_tasks_progress_is_that_of_its_own_attempt_by_a_worker_that_is_t
 
 
 def test_what_a_worker_waits_for_is_told_as_its_state_and_in_words() -> None:
-    worker = beating(NoLedger())
+    worker = beating(NoLedger(), crew := Crew())
     assert (worker.told()["state"], worker.told()["why"]) == ("working", "")
+    cast(Any, crew).late = lambda operation: 2 if operation == ERRANDS.operation else 0
     worker.health.stuck = lambda: ["2 of errands can't be settled: no"]
     worker.health.not_consumed = lambda: ["chores"]
     told = worker.told()
     assert (told["state"], told["why"]) == ("waiting", "chores is not consumed; 2 of errands can't be settled: no")
     worker.health.starting = True
     assert (worker.told()["state"], worker.told()["why"]) == ("starting", f"it starts; {told['why']}")
+
+
+def test_a_worker_that_takes_tasks_works_whatever_keeps_it_from_others() -> None:
+    worker, late = beating(NoLedger(), crew := Crew()), {ERRANDS.operation: 1}
+    cast(Any, crew).late = lambda operation: late.get(operation, 0)
+
+    def state() -> str:
+        told: str = worker.told()["state"]
+        return told
+
+    worker.health.stuck = lambda: ["1 of errands can't be settled: no"]
+    assert (state(), worker.told()["why"]) == ("working", "1 of errands can't be settled: no")
+    worker.health.not_consumed = lambda: [CHORES.queue.name]
+    assert state() == "working"  # its other consumer of errands takes them
+    worker.health.paused.add(ERRANDS.queue.name)
+    assert state() == "waiting"
+    worker.health.paused.add(CHORES.queue.name)
+    worker.health.not_consumed = list
+    assert state() == "paused"
+    worker.health.paused.clear()
+    late[ERRANDS.operation] = 2
+    assert state() == "working"  # it takes chores
+    worker.health.ledger_s = time.monotonic() - 60
+    assert state() == "waiting"
 
 
 class Broken:

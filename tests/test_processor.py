@@ -283,7 +283,7 @@ async def test_what_cannot_be_settled_is_in_hand_and_told_with_the_reason(monkey
     assert (crew.stuck(), crew.running()) == ([], [])  # that may take a moment
     stuck = f"2 of {RECEIVE.queue.name} can't be settled: "
     await until(lambda: crew.stuck() == [f"{stuck}the broker has not confirmed their copies"])
-    assert (crew.settling(RECEIVE.operation), len(crew.held_s())) == (2, 2)
+    assert (crew.settling(RECEIVE.operation), crew.late(RECEIVE.operation), len(crew.held_s())) == (2, 2, 2)
     assert all(operation == RECEIVE.operation and age_s > 0.1 for operation, age_s in crew.held_s())
     bench.publisher.errors = [NotSent("m1", "no right to write") for _ in range(1000)]
     bench.publisher.is_there.set()

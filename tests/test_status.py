@@ -23,6 +23,7 @@ from workqueue.ledger import LedgerBusy, open_ledger
 from workqueue.ledger.board import Deaths, NoBoard, Seen
 from workqueue.ledger.none import AbsentLedger, NoLedger
 from workqueue.ops import status
+from workqueue.ops.doctor import _at_work
 from workqueue.ops.status import Status
 from workqueue.ops.story import story
 from workqueue.settings import Settings
@@ -105,6 +106,17 @@ async def test_a_worker_that_waits_says_what_for_and_what_it_cannot_settle_is_in
     assert (found.queues[0].in_hand, found.workers[0].all_held) == (3, 3)
 
 
+@pytest.mark.parametrize("state", ["working", "paused"])
+async def test_of_a_worker_that_is_held_up_in_part_it_is_not_said_that_it_takes_no_tasks(
+    look: Look, state: str
+) -> None:
+    here = worker(state=state, why="1 of mails can't be settled: no")
+    found = await look(There(Crowd(here)), **{QUEUE: (0, 1), DEAD: (0, 0)})
+    assert found.notes == ("one on a: 1 of mails can't be settled: no",)
+    told = [(one.state, one.said) for one in _at_work(PROJECT, found) if one.about == "worker one"]
+    assert told == [("fault", "on a: 1 of mails can't be settled: no")]
+
+
 @pytest.mark.parametrize(("ago_s", "said"), [(3, ()), (60, ("one on a takes no tasks: it starts",))])
 async def test_a_worker_that_has_not_reached_its_broker_starts_and_is_noted_when_that_takes_long(
     look: Look, ago_s: float, said: tuple[str, ...]
@@ -151,12 +163,15 @@ async def test_a_worker_whose_place_another_has_taken_counts_no_more(look: Look)
     assert both.queues[0].workers == 2
 
 
-async def test_a_task_whose_end_waits_to_be_settled_says_so_and_one_that_runs_does_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["waiting", "working"])
+async def test_a_task_whose_end_waits_to_be_settled_says_so_and_one_that_runs_does_not(
+    tmp_path: Path, state: str
+) -> None:
     ledger, ended, runs = await open_ledger(Settings(ledger_url=f"sqlite:{tmp_path / 'ledger.db'}")), uuid4(), uuid4()
     for task_id in (ended, runs):
         await ledger.claim(task_id, "one", 60.0, kind="nap", digest=b"", alone=False)
     held = {"id": str(runs), "kind": "nap", "operation": "o", "attempt": 1, "since": 0.0}
-    seen = worker(state="waiting", why="1 of errands can't be settled: no", in_hand=[held])
+    seen = worker(state=state, why="1 of errands can't be settled: no", in_hand=[held])
     await ledger.board.put(seen.id, seen.name, seen.told)
     found = await story(ledger, ended)
     assert (found.state, found.why) == ("running", "1 of errands can't be settled: no")
@@ -174,7 +189,7 @@ async def test_a_worker_that_may_not_publish_is_told_to_hold_what_it_cannot_sett
     fast.uri = uri
     await asyncio.to_thread(node.ctl, "set_permissions", "-p", vhost, user, ".*", "^$", ".*")
     await fast.send(simulate(1))
-    said = rf"! one on \S+ takes no tasks: 1 of {fast.queue} can't be settled: .*"
+    said = rf"! one on \S+: 1 of {fast.queue} can't be settled: .*"
 
     async def is_told() -> bool:
         return re.search(said, (await workqueue(fast, "status")).out) is not None

@@ -33,16 +33,20 @@ class Health:
         return [f"the event loop has not turned for {silent_s:.0f} s"] if silent_s > LOOP_S else []
 
     def not_ready(self) -> list[str]:
-        """Why it takes no tasks now; nothing if it does."""
+        """What keeps it from taking tasks now, from one of its queues or from all; nothing if it takes them as it
+        should."""
         if self.stopping:
             return ["it stops"]
         found = ["it starts"] if self.starting else []
         found += [f"{queue} is not consumed" for queue in self.not_consumed()]
         found += self.stuck()
-        silent_s = self.ledger_silent_s()
-        if silent_s > LEDGER_S:
-            found.append(f"the ledger has not answered for {silent_s:.0f} s")
+        if self.ledger_is_silent:
+            found.append(f"the ledger has not answered for {self.ledger_silent_s():.0f} s")
         return found
+
+    @property
+    def ledger_is_silent(self) -> bool:
+        return self.ledger_silent_s() > LEDGER_S
 
     def ledger_silent_s(self) -> float:
         return max(time.monotonic() - self.ledger_s, self.asked_s())

@@ -142,8 +142,8 @@ def _at_work(project: Project, now: Status) -> Iterator[Finding]:
             yield Finding(f"queue {queue.dead_queue}", "warning", f"{queue.dead} dead letters", way_out)
     for worker in now.workers:
         about = f"worker {worker.name}"
-        if worker.is_stuck:
-            yield Finding(about, "fault", f"on {worker.host}, takes no tasks: {worker.why}", "see its log")
+        if worker.amiss:
+            yield Finding(about, "fault", f"on {worker.host}{worker.amiss}", "see its log")
         elif worker.state == "gone":
             held = f", with {len(worker.in_hand)} tasks in hand, which others do" if worker.in_hand else ""
             said = f"on {worker.host}, not heard of for {span(worker.seen_s)}{held}"

@@ -156,8 +156,8 @@ def _notes(project: Project, ledger: Ledger, queues: Iterable[Queue], seen: Iter
         there = "the workers have another one" if any(queue.consumers for queue in queues) else "a worker makes it"
         yield f"there is no ledger at {hide_password(project.settings.ledger_url)} now: {there}"
     for worker in seen:
-        if worker.is_stuck:
-            yield f"{worker.name} on {worker.host} takes no tasks: {worker.why}"
+        if worker.amiss:
+            yield f"{worker.name} on {worker.host}{worker.amiss}"
         for name, work in worker.queues.items():
             if work.waiting and worker.state != "gone":
                 alone = "while one that may be what killed workers runs alone, or waits to"

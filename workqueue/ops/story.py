@@ -14,7 +14,7 @@ from workqueue.client.status import State, status_of, time_of
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Claimed, Entry, Ledger, LedgerBusy
 from workqueue.ops.letters import Letter
-from workqueue.ops.workers import heard_of, in_hand, why_waiting
+from workqueue.ops.workers import heard_of, in_hand, why_held_up
 from workqueue.tasks.copies import now
 from workqueue.tasks.story import TEXT_LIMIT
 
@@ -77,7 +77,7 @@ class Story:
     progress: float | None = None
     text: str = ""
     why: str = ""
-    """Of one whose handler does not run, while its worker waits: what for."""
+    """Of one whose handler does not run, while something is amiss with its worker: what."""
     removals: tuple[Removal, ...] = ()
 
     @property
@@ -112,7 +112,7 @@ async def story(ledger: Ledger, task_id: UUID) -> Story:
         if status.state == "running":
             heard = await heard_of(ledger, status.worker or "")
             held = in_hand(heard, task_id, status.attempt)
-            why = "" if held is not None else why_waiting(heard)
+            why = "" if held is not None else why_held_up(heard)
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
     return Story(

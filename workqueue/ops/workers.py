@@ -50,7 +50,8 @@ class Work:
 class Worker:
     """A worker that was heard of `seen_s` seconds ago. `ahead_s` is its clock's, of this machine's.
 
-    `why` it takes no tasks, where it is `waiting` or `starting`. `paused`: an operator has paused all its queues.
+    `waiting`: it can take tasks from none of its queues; `why` says what for, and also what keeps one that is `working`
+    or `paused` from some tasks. `paused`: an operator has paused all its queues.
     `gone`: it died, or can't reach the ledger, and has in hand what nobody else has taken since.
     """
 
@@ -80,10 +81,13 @@ class Worker:
         return is_namesake and other.started_at.timestamp() > heard_at
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether it takes no tasks, and should: a start takes a moment."""
+    def amiss(self) -> str:
+        """What should not be so with one that is there, in words that follow its host; empty for nothing. A start takes
+        a moment."""
         took_s = (datetime.now(UTC) - self.started_at).total_seconds() + self.ahead_s
-        return self.state == "waiting" or (self.state == "starting" and took_s > STARTING_S)
+        if self.state == "waiting" or (self.state == "starting" and took_s > STARTING_S):
+            return f" takes no tasks: {self.why}"
+        return f": {self.why}" if self.state in ("working", "paused") and self.why else ""
 
     @property
     def all_held(self) -> int:
@@ -113,9 +117,9 @@ def in_hand(heard: Iterable[Worker], task_id: UUID, attempt: int) -> InHand | No
     return next((one for each in heard for one in each.in_hand if (one.id, one.attempt) == asked), None)
 
 
-def why_waiting(heard: Iterable[Worker]) -> str:
-    """Why they take no tasks; empty where they do, or are not there."""
-    return next((one.why for one in heard if one.state == "waiting"), "")
+def why_held_up(heard: Iterable[Worker]) -> str:
+    """What keeps them from tasks; empty where nothing does, or they are not there."""
+    return next((one.why for one in heard if one.state in ("waiting", "working", "paused") and one.why), "")
 
 
 async def _as_left(ledger: Ledger, worker: Worker) -> Worker:
@@ -151,7 +155,7 @@ def _worker(seen: Seen, gone_s: float) -> Worker:
             )
             for one in told["in_hand"]
         ),
-        why=told.get("why", "its broker, or a queue, is not there"),
+        why=told.get("why", "its broker, or a queue, is not there" if told["state"] == "waiting" else ""),
     )  # fmt: skip
 
 

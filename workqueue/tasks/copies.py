@@ -31,11 +31,13 @@ class Copies:
         self._patience: dict[tuple[str, str], Patience] = {}  # by queue, and what copies to it wait for
         self._open, self._why = Pending(), ""
 
+    def late(self) -> int:
+        """How many messages have waited for long for their copies to be confirmed. For any thread."""
+        return sum(age_s > STUCK_S for age_s in self._open.ages_s())
+
     def stuck(self) -> str:
-        """How many messages have waited for long for their copies to be confirmed, and why; empty for none. For any
-        thread."""
-        late = sum(age_s > STUCK_S for age_s in self._open.ages_s())
-        why = self._why or "the broker has not confirmed their copies"
+        """How many are late, and why; empty for none. For any thread."""
+        late, why = self.late(), self._why or "the broker has not confirmed their copies"
         return f"{late} of {self._receive.queue.name} can't be settled: {why}" if late else ""
 
     async def delay(self, arrived: Delivery, rung: Rung, headers: Mapping[str, Any] | None = None) -> None:

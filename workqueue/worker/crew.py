@@ -71,6 +71,11 @@ class Crew:
         guard = self._guards.get(operation)
         return 0 if guard is None else len(guard.in_hand) - guard.waiting - len(guard.execution.running)
 
+    def late(self, operation: str) -> int:
+        """How many messages can't be settled."""
+        guard = self._guards.get(operation)
+        return 0 if guard is None else guard.settling.copies.late()
+
     def stuck(self) -> list[str]:
         """The messages that can't be settled, and why, in words. For any thread."""
         return [said for guard in list(self._guards.values()) if (said := guard.settling.copies.stuck())]

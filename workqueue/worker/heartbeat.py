@@ -131,9 +131,17 @@ class Heartbeat:
             return "stopping"
         if self.health.starting:
             return "starting"
-        if self.health.not_ready():
+        queues = {job.receive.queue.name for job in self.jobs}
+        shut = self._shut()
+        if self.health.ledger_is_silent or (shut and queues <= shut | self.health.paused):
             return "waiting"
-        return "paused" if self.health.paused.issuperset(job.receive.queue.name for job in self.jobs) else "working"
+        return "paused" if queues <= self.health.paused else "working"
+
+    def _shut(self) -> set[str]:
+        """The queues of which it can take no task, whatever operators say: they are not consumed, or each of their
+        consumers holds what it can't settle."""
+        full = {job.receive.queue.name for job in self.jobs if self.crew.late(job.receive.operation) >= job.concurrency}
+        return full.union(self.health.not_consumed())
 
     def _counts(self, operation: str) -> dict[str, int]:
         return {word: self.counting.of[operation, what] for what, word in COUNTED.items()}
