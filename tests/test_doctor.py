@@ -25,7 +25,7 @@ from workqueue.dev.node import Node
 from workqueue.ledger import Sent, open_ledger
 from workqueue.ledger.board import Overdue
 from workqueue.ledger.none import SilentLedger
-from workqueue.ops.doctor import MEND, OVERDUE_S, _at_work, _gone, _ledger, _limits, _refusal
+from workqueue.ops.doctor import MEND, OVERDUE_S, _at_work, _gone, _ledger, _limits
 from workqueue.ops.status import Status
 from workqueue.ops.workers import Worker
 from workqueue.settings import Settings
@@ -224,7 +224,8 @@ async def test_a_ledger_that_the_workers_do_not_share_and_none_at_all_are_found(
 async def test_a_ledger_that_can_be_read_and_lets_nobody_claim_a_task_is_found() -> None:
     ledger = SilentLedger("postgresql://there/", "permission denied for table workqueue_task")
     project: Any = SimpleNamespace(has_ledger=True)
-    found = _ledger(project, ledger, Status(datetime.now(UTC), "b", "l", (), (), ()), await _refusal(ledger))
+    refusal = "permission denied for table workqueue_task"
+    found = _ledger(project, ledger, Status(datetime.now(UTC), "b", "l", (), (), (), refusal=refusal))
     assert (found.state, found.way_out) == ("fault", MEND)
     assert found.said == f"{ledger.place}: no task could be claimed: permission denied for table workqueue_task"
 

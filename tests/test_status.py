@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +19,16 @@ from tests.test_http import address_of, asked, numbers
 from tests.test_operating import MOODY
 from tests.test_refusals import user_of
 from workqueue.amqp.lane import Depth
+from workqueue.amqp.probe import Probe
 from workqueue.cli.task import _state
 from workqueue.ledger import LedgerBusy, open_ledger
 from workqueue.ledger.board import Deaths, NoBoard, Seen
 from workqueue.ledger.none import AbsentLedger, NoLedger
-from workqueue.ops import status
-from workqueue.ops.doctor import _at_work
+from workqueue.ops import doctor, status
+from workqueue.ops.doctor import _at_work, _ledger
 from workqueue.ops.status import Status
 from workqueue.ops.story import story
+from workqueue.ops.workers import InHand
 from workqueue.settings import Settings
 from workqueue.testing import until
 from workqueue.testing.given import Broker
@@ -81,13 +84,13 @@ async def test_what_tasks_died_of_is_told_or_why_it_cannot_be_read(look: Look) -
 
 
 def worker(**told: Any) -> Seen:
-    """One that was heard of a second ago."""
+    """One that was heard of a second ago, unless `seen_s` says otherwise."""
+    seen_s, name, more = told.pop("seen_s", 1.0), told.pop("name", "one"), told.pop("work", {})
     work = {"concurrency": 1, "rate": 2.0, "done": 1, "failed": 0, "dead": 0, "handed_back": 0}
     whole = {
         "host": "a", "pid": 1, "version": "1", "contract": {"version": "1", "digest": "2"}, "state": "working",
-        "at": time.time() - 1, "started_at": time.time() - 60, "in_hand": [], "queues": {QUEUE: work},
+        "at": time.time() - seen_s, "started_at": time.time() - 60, "in_hand": [], "queues": {QUEUE: work},
     }  # fmt: skip
-    seen_s, name, more = told.pop("seen_s", 1.0), told.pop("name", "one"), told.pop("work", {})
     return Seen(uuid4(), name, seen_s, json.dumps(whole | {"queues": {QUEUE: work | more}} | told))
 
 
@@ -129,6 +132,90 @@ async def test_a_worker_that_has_not_reached_its_broker_starts_and_is_noted_when
 async def test_since_when_a_worker_is_gone_is_told_as_the_table_has_it(look: Look) -> None:
     found = await look(There(Crowd(worker(seen_s=353.0))), **{QUEUE: (0, 0), DEAD: (0, 0)})
     assert found.notes == ("one on a was last heard of 5 min 53 s ago",)
+
+
+READ_ONLY = "the server is read-only, as a standby is"
+
+
+class Closed(There):
+    """A ledger that lets nobody write."""
+
+    async def check(self) -> None:
+        raise LedgerBusy(READ_ONLY)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "PATIENCE_S", 0.0)
+
+
+async def test_where_nobody_can_write_to_the_ledger_that_is_said_and_no_worker_is_gone_whose_consumers_are_there(
+    look: Look, impatient: None
+) -> None:
+    crowd = Crowd(worker(name="one", seen_s=16.0), worker(name="two", seen_s=17.0), worker(name="killed", seen_s=900.0))
+    found = await look(Closed(crowd), **{QUEUE: (3, 2), DEAD: (0, 0)})
+    assert [one.state for one in found.workers] == ["silent", "silent", "gone"]
+    assert found.notes == (
+        f"nothing can be claimed or told: {READ_ONLY}; what is said of workers is as of 16 s ago",
+        "killed on a was last heard of 15 min ago",
+    )
+    assert (found.ledger_answers, found.queues[0].workers, found.queues[0].backlog_s) == (False, 2, None)
+    told = _ledger(PROJECT, Closed(crowd), found)
+    assert (told.state, told.said) == ("fault", f"there: no task could be claimed: {READ_ONLY}")
+    assert [one.about for one in _at_work(PROJECT, found) if one.about.startswith("worker")] == ["worker killed"]
+
+
+async def test_where_others_tell_the_ledger_of_themselves_it_is_this_command_that_can_not_write(
+    look: Look, impatient: None
+) -> None:
+    found = await look(Closed(Crowd(worker())), **{QUEUE: (0, 1), DEAD: (0, 0)})
+    assert found.notes == (
+        f"nothing can be claimed or told from here: {READ_ONLY}; what is said of workers is as of 1.0 s ago",
+    )
+    assert (found.ledger_answers, found.workers[0].state) == (True, "working")
+
+
+async def test_workers_that_are_shut_out_of_a_ledger_that_answers_here_are_not_gone(look: Look) -> None:
+    found = await look(There(Crowd(worker(seen_s=16.0))), **{QUEUE: (0, 1), DEAD: (0, 0)})
+    assert found.notes == (
+        "no worker could tell the ledger anything for 16 s, and the broker has their consumers: see their logs",
+    )
+    told = _ledger(PROJECT, There(NoBoard()), found)
+    assert (told.state, "one could tell it nothing for 16 s" in told.said) == ("fault", True)
+    gone = await look(There(Crowd(worker(seen_s=16.0))), **{QUEUE: (0, 0), DEAD: (0, 0)})
+    assert [one.state for one in gone.workers] == ["gone"]
+
+
+async def test_a_ledger_that_is_locked_for_a_moment_is_no_reason(look: Look) -> None:
+    class Locked(There):
+        looks = 0
+
+        async def check(self) -> None:
+            self.looks += 1
+            if self.looks == 1:
+                raise LedgerBusy("database is locked")
+
+    assert (await look(Locked(Crowd(worker())), **{QUEUE: (0, 1), DEAD: (0, 0)})).notes == ()
+
+
+async def test_the_ledger_that_lets_nobody_write_is_told_before_what_follows_from_it(
+    look: Look, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"id": str(uuid4()), "kind": "nap", "operation": "o", "attempt": 1, "since": 0.0}
+    now = await look(Closed(Crowd(worker(seen_s=16.0, in_hand=[held]))), **{QUEUE: (0, 0), DEAD: (0, 0)})
+    now = replace(
+        now, workers=tuple(replace(one, in_hand=(InHand("i", "nap", "o", 1, now.at),)) for one in now.workers)
+    )
+    plain = SimpleNamespace(queues=(), version="RabbitMQ 4.0", broker="b", unseen="")
+    for name, given in (("plan", plain), ("probe", Probe()), ("status", now)):
+
+        async def gives(*_: object, given: object = given) -> object:
+            return given
+
+        monkeypatch.setattr(doctor, name, gives)
+    found = [one for one in await doctor.doctor(PROJECT, Closed(NoBoard()), "me") if one.about.startswith(("l", "w"))]
+    assert [one.about for one in found] == ["ledger", "worker one"]
+    assert found[1].said.endswith("with 1 tasks in hand")
 
 
 @pytest.mark.parametrize(("consumers", "why"), [(0, "a worker makes it"), (1, "the workers have another one")])

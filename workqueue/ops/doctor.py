@@ -62,10 +62,10 @@ async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
     return [
         *_broker(compared, tried),
         *_queues(compared),
+        _ledger(project, ledger, now),
         *_at_work(project, now),
         *_crowded(project, compared, now),
         *_gone(project, now, await _overdue(ledger)),
-        _ledger(project, ledger, now, await _refusal(ledger)),
         *_limits(project),
         Finding("not seen", "unseen", compared.unseen, SEE),
     ]
@@ -145,7 +145,8 @@ def _at_work(project: Project, now: Status) -> Iterator[Finding]:
         if worker.amiss:
             yield Finding(about, "fault", f"on {worker.host}{worker.amiss}", "see its log")
         elif worker.state == "gone":
-            held = f", with {len(worker.in_hand)} tasks in hand, which others do" if worker.in_hand else ""
+            others = "" if now.refusal else ", which others do"
+            held = f", with {len(worker.in_hand)} tasks in hand{others}" if worker.in_hand else ""
             said = f"on {worker.host}, not heard of for {span(worker.seen_s)}{held}"
             yield Finding(about, "warning", said, "start it anew; it is forgotten after an hour")
         elif abs(worker.ahead_s) > CLOCK_S:
@@ -200,16 +201,7 @@ def _gone(project: Project, now: Status, found: Iterable[Overdue]) -> Iterator[F
         yield Finding(f"queue {', '.join(queues)}", "warning", said, STRANDED)
 
 
-async def _refusal(ledger: Ledger) -> str:
-    """Why no task could be claimed; empty if one could."""
-    try:
-        await ledger.check()
-    except LedgerBusy as error:
-        return str(error)
-    return ""
-
-
-def _ledger(project: Project, ledger: Ledger, now: Status, refusal: str) -> Finding:
+def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
     """`status` has found that the workers have it."""
     if not project.has_ledger:
         way_out = "LEDGER_URL=sqlite:PATH for one machine, postgresql:// for several"
@@ -222,8 +214,13 @@ def _ledger(project: Project, ledger: Ledger, now: Status, refusal: str) -> Find
     for note in now.notes:
         if ledger.place in note:
             return Finding("ledger", "fault", note, MEND)
-    if refusal:
-        return Finding("ledger", "fault", f"{ledger.place}: no task could be claimed: {refusal}", MEND)
+    if now.refusal:
+        return Finding("ledger", "fault", f"{ledger.place}: no task could be claimed: {now.refusal}", MEND)
+    silent = [worker for worker in now.workers if worker.state == "silent"]
+    if silent:
+        since, names = span(min(worker.seen_s for worker in silent)), ", ".join(worker.name for worker in silent)
+        said = f"{ledger.place}: a task could be claimed from here, and {names} could tell it nothing for {since}"
+        return Finding("ledger", "fault", f"{said}, while the broker has their consumers", "see their logs")
     return Finding("ledger", "ok", f"{ledger.place}; workers that told it of themselves: {len(now.workers)}")
 
 

@@ -1,6 +1,8 @@
 """What waits, and who works on it."""
 
-from collections.abc import Iterable, Mapping
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,8 +16,11 @@ from workqueue.ledger.none import AbsentLedger
 from workqueue.ops.deaths import Deaths, by_reason
 from workqueue.ops.project import Project
 from workqueue.ops.spans import span
-from workqueue.ops.workers import Worker, contract_differs, workers
+from workqueue.ops.workers import Worker, contract_differs, with_silent, workers
 from workqueue.settings import hide_password
+
+PATIENCE_S = 1.0  # with a ledger that is busy
+AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Queue:
 class Status:
     """How it stands. `notes` are what should not be so, in words; `deaths` are by reason and kind, the
     most first; none where no dead letters lie.
-    `ledger_answers`: where it does not, what it would tell is not all known: deaths, pauses, workers."""
+    `ledger_answers`: where it does not, what it would tell is not all known: deaths, pauses, workers. `refusal`: why no
+    task could be claimed from here, and nothing told; empty if it could."""
 
     at: datetime
     broker: str
@@ -64,6 +70,7 @@ class Status:
     notes: tuple[str, ...]
     deaths: tuple[Deaths, ...] = ()
     ledger_answers: bool = True
+    refusal: str = ""
 
 
 async def status(project: Project, ledger: Ledger, name: str) -> Status:
@@ -75,10 +82,12 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
     settings, more = project.settings, list[str]()
     depths = await look(settings, _names(project), name, *same_ledger(ledger, project.receives, name))
     try:
-        seen, pauses = await workers(ledger), await _pauses(ledger)
+        consumers = {queue: depth.consumers for queue, depth in depths.items()}
+        seen, pauses = with_silent(await workers(ledger), consumers), await _pauses(ledger)
     except LedgerUnreachable as error:
         seen, pauses = [], {}
         more.append(str(error))
+    refusal = "" if more else await _refusal(ledger)
     tell = None if more or isinstance(ledger, AbsentLedger) or not project.has_ledger else seen
     queues = [_receiving(receive, depths, tell, pauses) for receive in project.receives.values()]
     only_sent = [send for name, send in project.sends.items() if name not in project.receives]
@@ -90,8 +99,34 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
         except LedgerBusy as error:
             more.append(f"what tasks died of can't be read: {ledger.place} does not answer: {error}")
     broker = ", ".join(map(hide_password, settings.amqp_uri))
-    notes = (*more, *_notes(project, ledger, queues, seen))
-    return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes, deaths, not more)
+    notes = (*more, *_unheard(refusal, seen), *_notes(project, ledger, queues, seen))
+    answers = not more and (not refusal or any(worker.is_heard for worker in seen))
+    return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes, deaths, answers, refusal)
+
+
+async def _refusal(ledger: Ledger) -> str:
+    """Why no task could be claimed; empty if one could. A lock that somebody has for a moment is no reason."""
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            await ledger.check()
+        except LedgerBusy as error:
+            if time.monotonic() > until_s:
+                return str(error)
+        else:
+            return ""
+        await asyncio.sleep(AGAIN_S)
+
+
+def _unheard(refusal: str, seen: Sequence[Worker]) -> Iterable[str]:
+    """Of a ledger to which nobody can write, or none of those who should. One line, whatever follows from it."""
+    last = span(min((worker.seen_s for worker in seen), default=0.0))
+    if refusal:
+        here = " from here" if any(worker.is_heard for worker in seen) else ""
+        since = f"; what is said of workers is as of {last} ago" if seen else ""
+        yield f"nothing can be claimed or told{here}: {refusal}{since}"
+    elif any(worker.state == "silent" for worker in seen):
+        yield f"no worker could tell the ledger anything for {last}, and the broker has their consumers: see their logs"
 
 
 async def _pauses(ledger: Ledger) -> dict[str, Pause]:
@@ -111,7 +146,7 @@ def _receiving(
     here = [worker for worker in seen or () if name in worker.queues and worker.state != "gone"]
     depth, dead = depths.get(name), depths.get(receive.dead.name)
     delayed = {rung.queue.name: depths.get(rung.queue.name) for rung in receive.rungs}
-    rate = round(sum(worker.queues[name].rate for worker in here), 2)
+    rate = round(sum(worker.queues[name].rate for worker in here if worker.is_heard), 2)
     ready = None if depth is None else depth.messages
     return Queue(
         queue=name,

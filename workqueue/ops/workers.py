@@ -52,13 +52,14 @@ class Worker:
 
     `waiting`: it can take tasks from none of its queues; `why` says what for, and also what keeps one that is `working`
     or `paused` from some tasks. `paused`: an operator has paused all its queues.
-    `gone`: it died, or can't reach the ledger, and has in hand what nobody else has taken since.
+    `gone`: it died, or can't reach the ledger, and has in hand what nobody else has taken since. `silent`: it can't
+    tell the ledger of itself, and the broker has its consumers; what is known of it is as old as its last word.
     """
 
     name: str
     host: str
     pid: int
-    state: Literal["starting", "working", "waiting", "paused", "stopping", "gone"]
+    state: Literal["starting", "working", "waiting", "paused", "stopping", "silent", "gone"]
     seen_s: float
     ahead_s: float
     started_at: datetime
@@ -79,6 +80,11 @@ class Worker:
         heard_at = time.time() - self.seen_s + self.ahead_s
         is_namesake = other is not self and (self.name, self.host) == (other.name, other.host)
         return is_namesake and other.started_at.timestamp() > heard_at
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether it has told of itself of late."""
+        return self.state not in ("silent", "gone")
 
     @property
     def amiss(self) -> str:
@@ -104,6 +110,21 @@ async def workers(ledger: Ledger, gone_s: float = GONE_S) -> list[Worker]:
         return [await _as_left(ledger, worker) if worker.state == "gone" else worker for worker in here]
     except LedgerBusy as error:
         raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+
+
+def with_silent(found: list[Worker], consumers: Mapping[str, int]) -> list[Worker]:
+    """Those that were heard of, where `consumers` are what the broker has on each queue. None that has told of itself
+    of late, and as many consumers as they had: they can't tell, and have not died. Those that were heard of last are
+    counted first."""
+    if any(worker.state != "gone" for worker in found):
+        return found
+    left, silent = dict(consumers), list[Worker]()
+    for worker in sorted(found, key=lambda one: one.seen_s):
+        here = {name: work for name, work in worker.queues.items() if name in left and not work.paused}
+        if here and all(left[name] >= work.concurrency for name, work in here.items()):
+            left |= {name: left[name] - work.concurrency for name, work in here.items()}
+            silent.append(worker)
+    return [replace(worker, state="silent") if worker in silent else worker for worker in found]
 
 
 async def heard_of(ledger: Ledger, name: str) -> list[Worker]:
