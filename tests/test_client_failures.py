@@ -2,22 +2,25 @@
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.generated.producer import Application
 from tests.generated.producer.messages.json import Nap
 from tests.harness import ROOT
+from tests.test_silent_hosts import RECEIVE
 from workqueue import Client, NotAllSent, NotSent, SendUnknown, Settings, SyncClient
-from workqueue.amqp.connection import Connect
+from workqueue.amqp.connection import Connect, Link
+from workqueue.amqp.publisher import Publisher
 from workqueue.client import blocking
-from workqueue.errors import BrokerUnreachable, ContractInvalid, LedgerUnreachable, WorkQueueError
+from workqueue.errors import BrokerUnreachable, LedgerDiffers, LedgerUnreachable, NoBroker, WorkQueueError
 from workqueue.ledger import Ledger
 
 NAP = Nap(kind="nap", seconds=0.0)
@@ -46,13 +49,50 @@ def opened(error: Exception, first: int = 0) -> Client:
     return client  # type: ignore[no-any-return]
 
 
-async def test_what_was_published_is_unknown_when_the_connection_can_not_be_made_anew() -> None:
+class Cut:
+    """A link whose connection can't be made anew, and where one is there `at_first`, a publish loses it."""
+
+    def __init__(self, error: WorkQueueError, at_first: bool) -> None:
+        self._error, self._is_there, self.failure = error, at_first, None
+
+    async def lane(self) -> Any:
+        if not self._is_there:
+            raise self._error
+        self._is_there = False
+
+        async def publish(*_: object, **__: object) -> None:
+            raise ConnectionError("cut")
+
+        return SimpleNamespace(publish=publish)
+
+
+@pytest.mark.parametrize("error", [LedgerDiffers("q", "/l", since=True), BrokerUnreachable("there", "refused")])
+async def test_what_was_published_is_unknown_when_the_connection_can_not_be_made_anew_and_else_not_sent(
+    error: WorkQueueError,
+) -> None:
     """The broker may have confirmed it, and nobody heard: to call it not sent would do it twice under another id."""
-    error = ContractInvalid("other arguments")
-    with pytest.raises(SendUnknown, match=r"task i was not confirmed within 0 s \(.*other arguments"):
+    expected: list[tuple[bool, type[WorkQueueError]]] = [(True, SendUnknown), (False, type(error))]
+    for at_first, kind in expected:
+        publisher: Any = Publisher(cast(Link, Cut(error, at_first)), "tested")
+        with pytest.raises(kind, match=re.escape(str(error))):
+            await publisher.send(
+                RECEIVE.queue, b"", message_id="i", message_type="t", content_type=None, headers={}, deadline_s=60.0
+            )
+
+
+async def test_a_client_whose_ledger_was_replaced_has_not_sent_and_says_what_helps() -> None:
+    error = LedgerDiffers("q", "/l", since=True)
+    with pytest.raises(NoBroker, match="open a new client, or restart the process"):
         await opened(error).send(NAP, record=False)
     with pytest.raises(NotAllSent) as told:
         await opened(error, first=2).send_many([NAP] * 3)
+    assert (len(told.value.sent), len(told.value.refused), len(told.value.unknown)) == (2, 1, 0)
+    assert not told.value.complete
+
+
+async def test_of_many_one_that_is_unknown_ends_the_rest() -> None:
+    with pytest.raises(NotAllSent) as told:
+        await opened(SendUnknown("i", 1.0), first=2).send_many([NAP] * 3)
     assert (len(told.value.sent), len(told.value.refused), len(told.value.unknown)) == (2, 0, 1)
     assert not told.value.complete
 

@@ -136,12 +136,16 @@ class ThreadsMissing(WorkQueueError):
 
 
 class LedgerDiffers(ContractInvalid):
-    """Others work on the same queue with another ledger: each task could be done once by each side."""
+    """Others work on the same queue with another ledger: each task could be done once by each side. `since`: with this
+    process's before."""
 
-    def __init__(self, queue: str, place: str) -> None:
+    def __init__(self, queue: str, place: str, *, since: bool = False) -> None:
+        way_out = "where it was made anew, or is a copy, stop the others and wait for 30 s"
+        if since:  # and whoever has opened it since has the other one
+            way_out = "where that was replaced since it was opened, open a new client, or restart the process"
         super().__init__(
             f"queue {queue!r} is worked on with another ledger than this process's, {place}; give all of them the same "
-            f"LEDGER_URL; where it was made anew, or is a copy, stop the others and wait for 30 s"
+            f"LEDGER_URL; {way_out}"
         )
         self.queue, self.place = queue, place
 
@@ -218,7 +222,8 @@ class IdInvalid(TaskInvalid, ValueError):
 
 
 class NoBroker(NotSent):
-    """There was no connection to a broker for as long as the sending might take: nothing was published."""
+    """There was no connection to a broker for as long as the sending might take, or none of use: nothing was
+    published."""
 
 
 class SendUnknown(WorkQueueError):

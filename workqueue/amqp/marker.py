@@ -82,7 +82,7 @@ class Marker:
             if "x-max-length" not in words(error):
                 self._say(words(error))
                 return
-            raise LedgerDiffers(self._queue, self._ledger.place) from error
+            raise LedgerDiffers(self._queue, self._ledger.place, since=self._answered) from error
         except ChannelNotFoundEntity:  # and it is not to be made
             return
         except (ChannelAccessRefused, ChannelClosed) as error:

@@ -15,7 +15,7 @@ from workqueue.amqp.connection import Link, reconnect_delay_s
 from workqueue.amqp.copies import UNENCODABLE, encodable, fitted
 from workqueue.amqp.frames import Closed
 from workqueue.amqp.handshake import GONE
-from workqueue.amqp.lane import HeaderTooLarge, Nacked, Refused, Unroutable
+from workqueue.amqp.lane import HeaderTooLarge, Lane, Nacked, Refused, Unroutable
 from workqueue.amqp.topology import Topology
 from workqueue.contract import Queue
 from workqueue.delivery import NO_PROPERTIES, Properties
@@ -41,6 +41,7 @@ class Message:
     body: bytes
     mandatory: bool
     foreign: Mapping[str, Any]
+    deadline_s: float
     tries: int = 0
     nacks: int = 0
     restored: int = 0
@@ -48,14 +49,17 @@ class Message:
     def refused(self, reason: str) -> NotSent:
         return NotSent(str(self.properties.message_id), reason)
 
-    def late(self, deadline_s: float, link: Link) -> NotSent | SendUnknown:
+    def unknown(self, why: str = "") -> SendUnknown:
+        return SendUnknown(str(self.properties.message_id), self.deadline_s, why)
+
+    def late(self, link: Link) -> NotSent | SendUnknown:
         """What to raise when its time is over."""
         if not self.tries:
             why = f": {link.failure.tried}: {link.failure.cause}" if link.failure is not None else ""
-            return NoBroker(str(self.properties.message_id), f"no broker within {deadline_s:g} s{why}")
+            return NoBroker(str(self.properties.message_id), f"no broker within {self.deadline_s:g} s{why}")
         if 0 < self.nacks == self.tries:
-            return self.refused(f"queue {self.queue.name!r} did not take it for {deadline_s:g} s; is it full?")
-        return SendUnknown(str(self.properties.message_id), deadline_s)
+            return self.refused(f"queue {self.queue.name!r} did not take it for {self.deadline_s:g} s; is it full?")
+        return self.unknown()
 
     def fit(self, ours: Set[str], most_bytes: int) -> bool:
         """Shorten its headers to this size; whether that changed anything."""
@@ -106,7 +110,9 @@ class Publisher:
         `original` that do not fit in a frame give way.
         Raises NotSent when the broker refuses the message, when there is no such queue, or when `deadline_s` passed
         with nothing but nacks; NoBroker, which is one, when it passed without a connection; SendUnknown when it passed
-        otherwise; BrokerUnreachable when there was no broker for longer than `reconnect_s`, and nothing was published.
+        otherwise, or the connection could not be made anew after it was published. What `Link.lane` raises before that
+        means that nothing was: BrokerUnreachable, when there was no broker for longer than `reconnect_s`, and
+        ContractInvalid.
         """
         properties = Basic.Properties(
             content_type=content_type,
@@ -121,7 +127,7 @@ class Publisher:
             message_type=message_type,
             app_id=self._app_id,
         )
-        message = Message(queue, properties, body, mandatory, original.headers)
+        message = Message(queue, properties, body, mandatory, original.headers, deadline_s)
         try:
             async with asyncio.timeout(deadline_s):
                 try:
@@ -129,11 +135,7 @@ class Publisher:
                 except Refused:
                     await self._by_itself(message)
         except TimeoutError as error:
-            raise message.late(deadline_s, self._link) from error
-        except BrokerUnreachable as error:
-            if not message.tries:
-                raise
-            raise SendUnknown(str(message_id), deadline_s, str(error)) from error
+            raise message.late(self._link) from error
 
     async def _by_itself(self, message: Message) -> None:
         self._suspects += 1
@@ -149,7 +151,7 @@ class Publisher:
     async def _until_confirmed(self, message: Message, *, alone: bool) -> None:
         """Raises Refused if the message may be the one that was refused, and is not `alone`."""
         while True:
-            lane = await self._link.lane()
+            lane = await self._lane(message)
             if self._suspects and not alone:
                 await self._cleared.wait()
                 continue
@@ -179,6 +181,15 @@ class Publisher:
                 message.properties = kept
             except GONE:
                 await asyncio.sleep(RESEND_S)
+
+    async def _lane(self, message: Message) -> Lane:
+        """Raises SendUnknown in place of what `Link.lane` does once the message was published."""
+        try:
+            return await self._link.lane()
+        except (BrokerUnreachable, ContractInvalid) as error:
+            if not message.tries:
+                raise
+            raise message.unknown(str(error)) from error
 
     async def _restore(self, message: Message, began_s: float, error: Unroutable) -> None:
         """Declare the queue that did not exist when the message was published; many may find that at once."""

@@ -32,6 +32,7 @@ from workqueue.client.waiting import CLOSED
 from workqueue.errors import (
     BrokerRefused,
     BrokerUnreachable,
+    ContractInvalid,
     IdInvalid,
     LedgerUnreachable,
     NoBroker,
@@ -277,13 +278,11 @@ class Client:
             raise NoBroker(str(outgoing.id), CLOSED)
         try:
             await sender.send(outgoing, within_s=within_s)
-        except NotSent:
-            raise
         except (WorkQueueError, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and error.args != (CLOSED,):
+            if isinstance(error, NotSent) or (isinstance(error, asyncio.CancelledError) and error.args != (CLOSED,)):
                 raise
             why = str(error) if self._sender is sender else CLOSED
-            if isinstance(error, BrokerUnreachable):
+            if isinstance(error, BrokerUnreachable | ContractInvalid):  # nothing was published
                 raise NoBroker(str(outgoing.id), why) from error
             if isinstance(error, SendUnknown) and why != CLOSED:
                 raise

@@ -151,7 +151,7 @@ class Sender:
             raise TaskInvalid("", f"its key {key!a} is no text that could be written as UTF-8") from error
 
     async def send(self, outgoing: Outgoing, *, within_s: float | None = None) -> None:
-        """Return once the broker has the task. Raises NotSent, SendUnknown, BrokerUnreachable."""
+        """Return once the broker has the task. Raises as `Publisher.send`."""
         operation = self.operations[outgoing.operation]
         if self._tracer is None:
             return await operation.producer.send(outgoing.body, within_s=within_s)

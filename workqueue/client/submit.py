@@ -8,7 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from workqueue.errors import BrokerUnreachable, InputInvalid, NoBroker, NotSent, SendUnknown, WorkQueueError
+from workqueue.errors import (
+    BrokerUnreachable,
+    ContractInvalid,
+    InputInvalid,
+    NoBroker,
+    NotSent,
+    SendUnknown,
+    WorkQueueError,
+)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -132,8 +140,8 @@ async def submit(
     """Send them all, at most `window` unconfirmed at a time, and count into `account`.
 
     Each refused or unreadable one is told to `problem` and stops nothing. The first that stays unconfirmed, or unsent,
-    until its deadline ends the reading of more: the broker takes nothing any more. Raises BrokerUnreachable. Cancelled,
-    it counts what was under way as unknown.
+    until its deadline ends the reading of more: the broker takes nothing any more. Raises as `Publisher.send`.
+    Cancelled, it counts what was under way as unknown.
     """
     submission = Submission(source, send, account, problem)
     try:
@@ -188,7 +196,7 @@ class Submission(Generic[T]):
                 self._account.refused += 1
                 self._problem(error)
                 return
-            if isinstance(error, NoBroker | BrokerUnreachable):
+            if isinstance(error, NoBroker | BrokerUnreachable | ContractInvalid):
                 self._account.unsent += 1
             else:
                 self._account.unknown += 1
