@@ -137,7 +137,7 @@ async def test_what_workers_tell_is_held_against_the_folder_and_the_clock(fast: 
     async with running(fast):
         ledger = await open_ledger(Settings(ledger_url=fast.ledger_url))
         (seen,) = await until(lambda: ledger.board.seen(60.0), "the worker tells of itself")
-        told = json.loads(seen.told) | {"state": "working"}  # it may have told that it starts
+        told = json.loads(seen.told) | {"state": "working", "why": ""}  # it may have told that it starts
         older = told | {"contract": {"version": "0.9.0", "digest": "000000"}}
         await ledger.board.put(uuid4(), "older", json.dumps(older))
         ahead = {"at": time.time() + 60, "started_at": told["started_at"] + 60}

@@ -282,18 +282,14 @@ class TaskUnfinished(WorkQueueError, TimeoutError):
         self.task_id, self.timeout_s, self.state, self.error = task_id, timeout_s, state, error
 
 
+GENERATE = "run `make generate` on the contract that the workers have"
+
+
 class ResultInvalid(WorkQueueError):
     """The task is done, by a worker whose contract allows results that this process's does not; or several operations
     may have sent it, whose results are read differently. `text` is the JSON."""
 
-    def __init__(
-        self,
-        task_id: UUID,
-        problem: str,
-        text: str,
-        *,
-        way_out: str = "run `make generate` on the contract that the workers have",
-    ) -> None:
+    def __init__(self, task_id: UUID, problem: str, text: str, *, way_out: str = GENERATE) -> None:
         super().__init__(f"task {task_id} is done, and its result {problem}; {way_out}")
         self.task_id, self.problem, self.text = task_id, problem, text
 

@@ -56,9 +56,10 @@ def lost() -> Iterator[None]:
     """Makes a ConnectionError of what aiormq raises in what waits on a channel which goes without a reason: a bare
     Exception, or a CancelledError that nobody asked for. Any other exception passes. Of a call that is cancelled, and
     its channel closed for it, aiormq says nothing."""
+    before = _silent.get()
+    _silent.set(True)
     try:
-        with silent():
-            yield
+        yield
     except asyncio.CancelledError as error:
         if (task := asyncio.current_task()) is None or task.cancelling():
             raise
@@ -67,6 +68,8 @@ def lost() -> Iterator[None]:
         if type(error) is not Exception:
             raise
         raise ConnectionError("the channel was lost") from error
+    finally:
+        _silent.set(before)
 
 
 class Socket(TransportFactory):
