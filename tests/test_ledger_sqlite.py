@@ -510,6 +510,7 @@ try:
 except sqlite3.OperationalError as error:
     say(error)
 else:
+    other.execute("ROLLBACK")
     say("none has it locked")
 """
 
