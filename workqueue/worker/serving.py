@@ -72,14 +72,14 @@ class Serving:
             children.keep_from_loop(threading.get_ident())
             closing.callback(children.keep_from_loop, 0)
             self._serve_http(closing, jobs)
+            resources = await self._open(closing, lifespan)
+            if resources is None:
+                return 0
             queues = [job.receive.queue.name for job in jobs]
             ledger = await self._ending.unless(shared_ledger(self._settings, queues, self._name))
             if ledger is None:
                 return 0
             closing.push_async_callback(ledger.close)
-            resources = await self._open(closing, lifespan)
-            if resources is None:
-                return 0
             wire = Wire(self._settings, self._loaded, self._name, self._ending.set, ledger)
             closing.push_async_callback(wire.close)
             self._heartbeat = heartbeat = Heartbeat(
