@@ -16,11 +16,19 @@ A = TypeVar("A")
 
 async def asked(ledger: Ledger, call: Callable[[], Awaitable[A]]) -> A:
     """What it answers within some seconds. Raises LedgerUnreachable, LedgerLost."""
-    until_s = time.monotonic() + PATIENCE_S
+    try:
+        return await patiently(call, PATIENCE_S)
+    except LedgerBusy as error:
+        raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+
+
+async def patiently(call: Callable[[], Awaitable[A]], within_s: float) -> A:
+    """What a ledger answers within this time. Raises LedgerBusy, LedgerLost."""
+    until_s = time.monotonic() + within_s
     while True:
         try:
             return await call()
-        except LedgerBusy as error:
+        except LedgerBusy:
             if time.monotonic() > until_s:
-                raise LedgerUnreachable(ledger.place, f"it does not answer: {error}") from error
+                raise
         await asyncio.sleep(AGAIN_S)

@@ -1,7 +1,5 @@
 """What waits, and who works on it."""
 
-import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,6 +7,7 @@ from datetime import UTC, datetime
 from workqueue.amqp.lane import Depth
 from workqueue.amqp.look import look
 from workqueue.amqp.shared import same_ledger
+from workqueue.client.asking import patiently
 from workqueue.contract import Receive, Send
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger import Ledger, LedgerBusy
@@ -20,7 +19,6 @@ from workqueue.ops.workers import Worker, contract_differs, with_silent, workers
 from workqueue.settings import hide_password
 
 PATIENCE_S = 1.0  # with a ledger that is busy
-AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -106,16 +104,11 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
 
 async def _refusal(ledger: Ledger) -> str:
     """Why no task could be claimed; empty if one could. A lock that somebody has for a moment is no reason."""
-    until_s = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            await ledger.check()
-        except LedgerBusy as error:
-            if time.monotonic() > until_s:
-                return str(error)
-        else:
-            return ""
-        await asyncio.sleep(AGAIN_S)
+    try:
+        await patiently(ledger.check, PATIENCE_S)
+    except LedgerBusy as error:
+        return str(error)
+    return ""
 
 
 def _unheard(refusal: str, seen: Sequence[Worker]) -> Iterable[str]:
