@@ -25,12 +25,13 @@ UNDO_S = 1.0  # for a claim that nobody wants any more: the process ends
 
 
 class Claiming:
-    """For one operation. `is_draining`: whether a silent ledger is given up."""
+    """For one operation, whose messages have these `headers`. `is_draining`: whether a silent ledger is given up."""
 
-    def __init__(self, receive: Receive, runtime: Runtime, ask: Asking, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, receive: Receive, runtime: Runtime, ask: Asking, headers: Schema, is_draining: Callable[[], bool]
+    ) -> None:
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
         self._ask, self._is_draining = ask, is_draining
-        headers = Schema(receive.message.headers_schema)
         self._tells = headers.problem({REQUEST: str(uuid4())}) is None
 
     async def __call__(

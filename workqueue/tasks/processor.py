@@ -64,7 +64,7 @@ class Guard(Generic[T]):
         self.ask = Asking(runtime.worker)
         self.settling: Settling[T] = Settling(receive, runtime, self.ask)
         self.execution = Execution(handler, receive, runtime, self.ask, self.settling)
-        self._claims = Claiming(receive, runtime, self.ask, lambda: self._draining)
+        self._claims = Claiming(receive, runtime, self.ask, self._headers, lambda: self._draining)
         self._refuse = Refusing(receive, self._claims, self.settling, self.execution.held, single=runtime.single)
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False
@@ -188,7 +188,7 @@ class Guard(Generic[T]):
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
                 await attempt.save(self._ledger)
-                await self._ledger.release(received.id, answer.fence)
+                await self._claims.give_back(received.id, answer)
             raise
 
     async def _answer(self, received: Received[T], alone: bool) -> Claimed | Taken | Finished | Conflict:
