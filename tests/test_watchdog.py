@@ -18,7 +18,7 @@ from workqueue.tasks import watchdog as watchdogs
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.received import Received
-from workqueue.tasks.scope import Held, Holder
+from workqueue.tasks.scope import HeldClaim, Holder
 from workqueue.tasks.watchdog import Watchdog
 
 TASK = SimpleNamespace(id=UUID(int=7))
@@ -50,7 +50,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def watched(attempts: Attempts, *unrecorded: Held) -> Iterator[Watchdog]:
+def watched(attempts: Attempts, *unrecorded: HeldClaim) -> Iterator[Watchdog]:
     watchdog = Watchdog("w1", lambda: attempts.running, lambda: unrecorded, lambda _: None)
     watchdog.start()
     try:

@@ -31,7 +31,7 @@ from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Done, What
 from workqueue.tasks.progress import Progress
 from workqueue.tasks.received import Attempt, Received, Runtime, T
-from workqueue.tasks.scope import Cancellation, CutOff, Held, Holder
+from workqueue.tasks.scope import Cancellation, CutOff, HeldClaim, Holder
 from workqueue.tasks.settling import Settling
 from workqueue.tasks.stack import describe
 from workqueue.verdicts import GiveUp
@@ -54,7 +54,7 @@ class Execution(Generic[T]):
         self.holder = Holder(runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell)
         self._attempts = Attempts(handler, self.holder, tell_begin=runtime.settings.tells_begin)
         self.running = self._attempts.running
-        self.unrecorded: dict[str, Held] = {}
+        self.unrecorded: dict[str, HeldClaim] = {}
 
     def end(self) -> None:
         """Stop what runs."""

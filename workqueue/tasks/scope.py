@@ -124,7 +124,7 @@ class Holder:
             self._set_timer(min(self._due.values()), now)
 
 
-Held = tuple[Holder, UUID, int]
+HeldClaim = tuple[Holder, UUID, int]
 """A claim: whose, on which task, and its fence."""
 
 

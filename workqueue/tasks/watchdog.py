@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from uuid import UUID
 
-from workqueue.tasks.scope import Held, Scope, blocking_frames
+from workqueue.tasks.scope import HeldClaim, Scope, blocking_frames
 from workqueue.tasks.stack import describe
 
 LOOK_S = 0.5
@@ -38,7 +38,7 @@ class Watchdog:
         self,
         worker: str,
         running: Callable[[], Iterable[Scope]],
-        unrecorded: Callable[[], Iterable[Held]],
+        unrecorded: Callable[[], Iterable[HeldClaim]],
         release: Callable[[list[Scope]], None],
     ) -> None:
         self._worker, self._running, self._unrecorded, self._release = worker, running, unrecorded, release

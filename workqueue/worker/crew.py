@@ -17,7 +17,7 @@ from workqueue.tasks.attempt import Handler
 from workqueue.tasks.events import Stopped
 from workqueue.tasks.processor import Guard
 from workqueue.tasks.received import Runtime
-from workqueue.tasks.scope import Held, Scope
+from workqueue.tasks.scope import HeldClaim, Scope
 from workqueue.tasks.stack import describe
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Crew:
         """For any thread: a set is copied in one step."""
         return [scope for guard in self._guards.values() for scope in list(guard.execution.running)]
 
-    def claims_unrecorded(self) -> list[Held]:
+    def claims_unrecorded(self) -> list[HeldClaim]:
         """For any thread, as above."""
         return [claim for guard in self._guards.values() for claim in list(guard.execution.unrecorded.values())]
 
