@@ -37,6 +37,15 @@ def recording(told: Told) -> Recording:
     return Recording(cast(Ledger, cast(Any, told)), "client-1")
 
 
+async def recorded_one_after_the_other(here: Recording, sent: list[Sent]) -> list[asyncio.Task[None]]:
+    """The ledger is told of the first, and the others wait for that."""
+    waiting = [asyncio.ensure_future(here.record(sent[0], 60.0))]
+    await asyncio.sleep(0.01)
+    waiting += [asyncio.ensure_future(here.record(one, 60.0)) for one in sent[1:]]
+    await asyncio.sleep(0.01)
+    return waiting
+
+
 async def test_what_is_confirmed_in_one_turn_of_the_loop_is_told_at_once() -> None:
     told, sent = Told(), some(50)
     here = recording(told)
@@ -51,10 +60,7 @@ async def test_what_is_confirmed_while_the_ledger_is_told_is_told_next() -> None
     told, (first, *others) = Told(), some(4)
     told.answers.clear()
     here = recording(told)
-    waiting = [asyncio.ensure_future(here.record(first, 60.0))]
-    await asyncio.sleep(0.01)
-    waiting += [asyncio.ensure_future(here.record(sent, 60.0)) for sent in others]
-    await asyncio.sleep(0.01)
+    waiting = await recorded_one_after_the_other(here, [first, *others])
     assert (told.times, [one.done() for one in waiting]) == ([[first]], [False] * 4)
     told.answers.set()
     await asyncio.gather(*waiting)
@@ -147,10 +153,7 @@ async def test_what_was_to_be_recorded_is_recorded_before_the_close() -> None:
     told, sent = Told(), some(3)
     told.answers.clear()
     here = recording(told)
-    waiting = [asyncio.ensure_future(here.record(sent[0], 60.0))]
-    await asyncio.sleep(0.01)
-    waiting += [asyncio.ensure_future(here.record(one, 60.0)) for one in sent[1:]]
-    await asyncio.sleep(0)
+    waiting = await recorded_one_after_the_other(here, sent)
     closing = asyncio.ensure_future(here.close())
     await asyncio.sleep(0.01)
     told.answers.set()
@@ -175,10 +178,7 @@ async def test_nobody_waits_for_a_ledger_that_is_closed_while_it_is_silent(caplo
     told, sent = Told(), some(3)
     told.answers.clear()
     here = recording(told)
-    waiting = [asyncio.ensure_future(here.record(sent[0], 60.0))]
-    await asyncio.sleep(0.01)
-    waiting += [asyncio.ensure_future(here.record(one, 60.0)) for one in sent[1:]]
-    await asyncio.sleep(0.01)
+    waiting = await recorded_one_after_the_other(here, sent)
     with caplog.at_level(logging.WARNING):
         await here.close()
     await asyncio.wait_for(asyncio.gather(*waiting), 5)
