@@ -307,6 +307,7 @@ async def test_where_the_server_is_gone_one_connection_is_tried_for_all_who_wait
         async def gone() -> None:
             nonlocal tried
             tried += 1
+            await asyncio.sleep(0.01)  # as long as it takes to be refused
             raise psycopg.OperationalError("the server is gone")
 
         ledger._pool._connect = gone  # type: ignore[assignment]

@@ -62,6 +62,10 @@ class Pool:
 
     async def execute(self, statement: str, values: Values, *, is_urgent: bool = True) -> Answer:
         """One that is not urgent is no reason for another connection. Raises LedgerBusy, Locked, LedgerLost."""
+        return await self.ask(statement, values, is_urgent=is_urgent)
+
+    def ask(self, statement: str, values: Values, *, is_urgent: bool = True) -> asyncio.Future[Answer]:
+        """The same, and the future of the answer."""
         loop = asyncio.get_running_loop()
         asked = Asked(statement, values, is_urgent, loop.create_future())
         if self._free:
@@ -70,7 +74,7 @@ class Pool:
             asked.timer = loop.call_later(postgres_server.ANSWER_S, asked.late)
             self._waiting.append(asked)
             self._connect_if_short()
-        return await asked.answer
+        return asked.answer
 
     async def close(self) -> None:
         if self._connecting is not None:
