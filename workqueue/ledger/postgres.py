@@ -1,7 +1,7 @@
 """The ledger in a PostgreSQL database: workers on any number of machines. Leases are measured by its clock alone.
 
-Each statement is its own transaction. Claims and completions, which are most of what is asked, go together: those that
-arrive while one statement is under way are the next one.
+Each statement is its own transaction. Claims and completions, which are most of what is asked, go together in
+statements for many tasks (`postgres_batch`).
 """
 
 from collections.abc import AsyncIterator, Sequence
