@@ -14,8 +14,8 @@ from workqueue.observe.lines import JsonLines, TextLines
 from workqueue.tasks import events
 from workqueue.tasks.events import Event
 from workqueue.testing import Note
-from workqueue.testing.account import account, spans_between
-from workqueue.testing.evidence import Evidence, Letter, Life, Told, parse
+from workqueue.testing.account import account
+from workqueue.testing.evidence import Evidence, Letter, Life, Told, parse, spans_between
 
 
 def test_time_between_moments_is_counted_without_what_is_taken_out() -> None:
@@ -248,6 +248,23 @@ def test_an_operation_of_which_there_was_little_to_get_has_nobody_idle(tmp_path:
         unhealthy=[], left_over=0, stuck=False, own_failures=False,
     )  # fmt: skip
     assert account(seen).kept
+
+
+def test_a_worker_whose_turn_it_is_not_yet_is_not_idle(tmp_path: Path) -> None:
+    """The broker gives to each consumer in turn, and this worker has one of 101."""
+    log = tmp_path / "log"
+    log.touch()
+    ids = uuids(90)
+    many = Life("many", 2, log, 0.0, termed=70.0, code=0, concurrency=100)
+    seen = Evidence(
+        given={id: at * 0.5 for at, id in enumerate(ids)}, receives=dict.fromkeys(ids, ERRANDS), failures={}, poison={},
+        notes=[Note(word, id, "many", 2, at * 0.5) for at, id in enumerate(ids) for word in ("start", "end")],
+        letters=[], lives=[Life("one", 1, log, 0.0, termed=70.0, code=0), many],
+        unhealthy=[], left_over=0, stuck=False, own_failures=False,
+    )  # fmt: skip
+    assert account(seen).kept
+    (told,) = account(replace(seen, lives=[seen.lives[0], replace(many, concurrency=50)])).idle
+    assert told.startswith("one (log) got nothing of do_errand")
 
 
 def test_a_worker_that_was_there_long_before_any_task_is_idle_only_from_then_on(tmp_path: Path) -> None:

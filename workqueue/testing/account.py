@@ -5,13 +5,12 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from workqueue.testing.evidence import Evidence, Life, Span
+from workqueue.testing.evidence import Evidence, Life, spans_between
 from workqueue.testing.processes import Note
 
 IDLE_S = 10.0  # a worker gets something within this, whatever happened before
-BUSY = 20  # tasks that nobody has begun: there is something to get
+BUSY = 20  # tasks that nobody has begun: there is something to get, for all of a few workers with one in hand
 EXTRA_STARTS = 3  # of a task that was cut off where nobody could count it, beyond what its limit says
 
 
@@ -261,10 +260,17 @@ def idle(seen: Evidence) -> Iterator[str]:
             own += [told.at for told in life.settled if seen.operation(told.id) in (operation, "")]
             ends = [at for at in (life.termed, life.killed, life.ended, stopped) if at is not None]
             for since, till in spans_between([life.began, *own, min(ends)], [*seen.unhealthy, *life.frozen]):
-                enough = bisect_left(begun, since) + BUSY - 1  # the first task with which there are so many to get
+                # The first task with which there are so many to get. The broker gives to each consumer in turn.
+                enough = bisect_left(begun, since) + max(BUSY, consumers_beside(life, since, till, seen.lives)) - 1
                 if enough < len(came) and till - (since := max(since, came[enough])) > IDLE_S:
                     told = f"got nothing of {operation} for {till - since:.1f} s, from {since:.3f}"
                     yield f"{life.name} ({life.log.name}) {told}"
+
+
+def consumers_beside(life: Life, since: float, till: float, lives: Iterable[Life]) -> int:
+    """How many the other workers of that time had on a queue."""
+    others = [other for other in lives if other is not life and other.began < till]
+    return sum(other.concurrency for other in others if other.ended is None or other.ended > since)
 
 
 def longest_stall(seen: Evidence, done_at: Mapping[str, float]) -> tuple[float, float]:
@@ -282,18 +288,3 @@ def longest_stall(seen: Evidence, done_at: Mapping[str, float]) -> tuple[float, 
                 began = max(since, min(waiting))
                 longest = till - began
     return longest, began - start
-
-
-def spans_between(moments: Iterable[float], less: Iterable[Span]) -> Iterator[Span]:
-    """The times between one moment and the next, without these spans."""
-    cuts = sorted(less)
-    for since, till in pairwise(sorted(moments)):
-        for begin, end in cuts:
-            if begin >= till:
-                break
-            if end > since:
-                if begin > since:
-                    yield since, begin
-                since = max(since, end)
-        if since < till:
-            yield since, till

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,18 @@ def trail(ids: Iterable[str], seen: Evidence) -> Iterator[str]:
             yield from (f"  {life.log.name}  {line}" for line in life.lines if id in line)
         for letter in (letter for letter in seen.letters if letter.id == id):
             yield f"  dead letter  {letter.operation}  {json.dumps(dict(letter.headers), default=str)}"
+
+
+def spans_between(moments: Iterable[float], less: Iterable[Span]) -> Iterator[Span]:
+    """The times between one moment and the next, without these spans."""
+    cuts = sorted(less)
+    for since, till in pairwise(sorted(moments)):
+        for begin, end in cuts:
+            if begin >= till:
+                break
+            if end > since:
+                if begin > since:
+                    yield since, begin
+                since = max(since, end)
+        if since < till:
+            yield since, till
