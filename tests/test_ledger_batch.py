@@ -162,7 +162,7 @@ async def test_what_one_task_fails_by_fails_nobody_who_waits(batch: Batch, serve
 
 
 @pytest.mark.parametrize("error", OF_ONE_TASK, ids=repr)
-async def test_each_of_a_batch_that_fails_by_one_task_is_asked_for_alone(
+async def test_each_of_a_batch_that_fails_by_one_task_is_asked_for_by_itself(
     batch: Batch, server: Server, error: Exception
 ) -> None:
     tasks = await asking(batch, 3)
@@ -172,6 +172,44 @@ async def test_each_of_a_batch_that_fails_by_one_task_is_asked_for_alone(
     server.answer(3)
     server.fail(2, error)
     server.answer(1)
+    await turns()
+    for place in range(4, len(server.asked)):  # that of one that somebody has locked, which may wait now
+        server.fail(place, error)
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(answers.pop(1), type(error))
     assert [answer[1] for answer in answers] == [0, 2]  # type: ignore[index]
+
+
+async def test_who_was_cancelled_is_not_asked_for_again(batch: Batch, server: Server) -> None:
+    """A claim that is made then nobody would give back."""
+    tasks = await asking(batch, 3)
+    tasks[1].cancel()
+    await turns()
+    server.fail(0, Locked("somebody has it"))
+    await turns()
+    assert server.sizes() == [3, 1, 1]
+
+
+async def test_however_many_are_locked_two_wait_and_the_others_are_told_at_once(batch: Batch, server: Server) -> None:
+    """Each that waits takes a connection, of which there are a few for all."""
+    tasks = await asking(batch, 10)
+    server.fail(0, Locked("somebody has them"))
+    await turns()
+    for place in range(1, 11):
+        assert server.asked[place][0] == "many"
+        server.fail(place, Locked("somebody has it"))
+    await turns()
+    assert [statement for statement, _, _ in server.asked[11:]] == ["one"] * AT_ONCE
+    assert sum(task.done() for task in tasks) == 10 - AT_ONCE
+    (late,) = await asking(batch, 1)
+    statement, _, answer = server.asked[-1]
+    assert statement == "many"
+    answer.set_exception(Locked("somebody has this, too"))
+    with pytest.raises(Locked):
+        await late
+    for place in range(11, 11 + AT_ONCE):
+        server.answer(place)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(one, Locked) for one in answers) == 10 - AT_ONCE
+    await asking(batch, 1)
+    assert server.asked[-1][0] == "one"

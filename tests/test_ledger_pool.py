@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.test_ledger_postgres import ASKED, LONG_S, claimed, end_sessions, port_of, role, run, url
+from workqueue.client.asking import patiently
 from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken, postgres_pool
 from workqueue.ledger.postgres import PostgresLedger
 from workqueue.ledger.postgres_pool import AT_MOST
@@ -215,6 +216,27 @@ async def test_a_row_that_is_locked_for_five_seconds_is_taken_and_the_others_go_
     assert waits[-1] < 1.0
 
 
+async def test_as_many_rows_as_there_are_connections_that_somebody_has_locked_delay_no_other(
+    ledger: PostgresLedger, url: str
+) -> None:
+    """Such as those of a host that died within several completions: their tasks come back, again and again."""
+    ids, waits = [uuid4() for _ in range(2 * AT_MOST)], list[float]()
+
+    async def others() -> None:
+        while time.monotonic() < until_s:
+            waits.append(await timed(claimed(ledger, uuid4())))
+
+    async def comes_back(task_id: UUID) -> None:
+        while time.monotonic() < until_s:
+            assert await ledger.claim(task_id, "w", LONG_S, **ASKED) == Taken(1.0)
+
+    with locked(url, *ids):
+        until_s = time.monotonic() + 3.0
+        await asyncio.gather(*map(comes_back, ids), *(others() for _ in range(10)))
+    waits.sort()
+    assert waits[len(waits) * 99 // 100] < 0.1
+
+
 async def test_a_table_of_the_board_that_somebody_has_locked_delays_no_claim(ledger: PostgresLedger, url: str) -> None:
     await claimed(ledger, uuid4())
     with psycopg.connect(url, application_name="foreign") as foreign:
@@ -259,6 +281,28 @@ async def tell(ledger: PostgresLedger) -> None:
         await ledger.to_cancel([process])
         await ledger.board.pauses()
         await asyncio.sleep(0)
+
+
+async def test_who_asks_after_the_close_opens_nothing_that_nobody_closes(url: str) -> None:
+    ledger = await PostgresLedger(url).set_up()
+    asking = [asyncio.ensure_future(patiently(lambda: ledger.entry(uuid4()), 0.2)) for _ in range(5)]
+    await asyncio.sleep(0)
+    await ledger.close()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert {str(answer) for answer in answers} == {"it was closed"}
+    assert not connections(url)
+
+
+async def test_a_connection_whose_making_is_cancelled_is_made_for_the_next(ledger: PostgresLedger) -> None:
+    """An application that ends cancels all tasks of its loop, also those that it did not begin."""
+    own = asyncio.all_tasks()
+    asking = asyncio.ensure_future(ledger.entry(uuid4()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - own:
+        task.cancel()
+    await asyncio.wait([asking])
+    assert await asyncio.wait_for(ledger.entry(uuid4()), 5.0) is None
 
 
 async def test_a_caller_that_is_cancelled_leaves_its_connection_to_its_own_answer(

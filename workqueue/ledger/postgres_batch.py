@@ -33,12 +33,17 @@ class Asked(NamedTuple):
 
 class Batch:
     """The statement `one` takes a task's values and gives its row, which begins with its id, or none. `many` takes a
-    list for each of the values and gives the rows in any order. It fails where it would wait for a lock for longer than
-    MANY_LOCK_S; each of its tasks is asked for alone then, so that it waits for its own row only."""
+    list for each of the values and gives the rows in any order.
+
+    `many` fails where it would wait for a lock for longer than MANY_LOCK_S; each of its tasks is asked for by itself
+    then, so that it waits for its own row only. `one` waits for longer. AT_ONCE of these do, so that the pool has
+    connections left for the tasks that nobody has locked, however many somebody has; the others are Locked at once.
+    """
 
     def __init__(self, pool: Pool, one: str, many: str) -> None:
         self._pool, self._one, self._many = pool, one, many
         self._under_way: set[asyncio.Future[Answer]] = set()
+        self._patient: set[asyncio.Future[Answer]] = set()  # those that may wait for long
         self._waiting: dict[UUID, Asked] = {}
 
     async def ask(self, task_id: UUID, values: Sequence[Any]) -> Row | None:
@@ -46,7 +51,7 @@ class Batch:
         loop = asyncio.get_running_loop()
         asked = Asked(values, loop.create_future())
         if task_id in self._waiting:  # no statement may change a row twice
-            self._alone(asked)
+            self._together({task_id: asked})
         else:
             self._waiting[task_id] = asked
             if len(self._waiting) == 1:
@@ -58,15 +63,13 @@ class Batch:
             return
         waiting, self._waiting = self._waiting, {}
         batch = {task_id: asked for task_id, asked in waiting.items() if not asked.answer.done()}
-        if len(batch) == 1:
+        if len(batch) == 1 and len(self._patient) < AT_ONCE:
             statement = self._alone(*batch.values())
             # For as long as it may wait for a lock, the others need not wait for it.
             timer = asyncio.get_running_loop().call_later(MANY_LOCK_S, self._over, statement)
             statement.add_done_callback(lambda _: timer.cancel())
         elif batch:
-            columns = [list(column) for column in zip(*(asked.values for asked in batch.values()), strict=True)]
-            statement = self._pool.ask(self._many, columns)
-            statement.add_done_callback(partial(self._answered, batch))
+            statement = self._together(batch)
         else:
             return
         self._under_way.add(statement)
@@ -78,10 +81,12 @@ class Batch:
 
     def _alone(self, asked: Asked) -> asyncio.Future[Answer]:
         statement = self._pool.ask(self._one, asked.values)
+        self._patient.add(statement)
         statement.add_done_callback(partial(self._answered_alone, asked))
         return statement
 
     def _answered_alone(self, asked: Asked, statement: asyncio.Future[Answer]) -> None:
+        self._patient.discard(statement)
         if (error := statement.exception()) is None:
             rows = statement.result()[1]
             settle(asked.answer, rows[0] if rows else None)
@@ -89,17 +94,30 @@ class Batch:
             settle(asked.answer, error)
             self._failed(statement, error)
 
+    def _together(self, batch: dict[UUID, Asked]) -> asyncio.Future[Answer]:
+        columns = [list(column) for column in zip(*(asked.values for asked in batch.values()), strict=True)]
+        statement = self._pool.ask(self._many, columns)
+        statement.add_done_callback(partial(self._answered, batch))
+        return statement
+
     def _answered(self, batch: dict[UUID, Asked], statement: asyncio.Future[Answer]) -> None:
         if (error := statement.exception()) is None:
             found = {row[0]: row for row in statement.result()[1]}
             for task_id, asked in batch.items():
                 settle(asked.answer, found.get(task_id))
-        elif is_of_one_task(error):
-            for asked in batch.values():
-                self._alone(asked)
-        else:
+        elif not is_of_one_task(error):
             fail(batch.values(), error)
             self._failed(statement, error)
+        else:
+            for task_id, asked in batch.items():
+                if asked.answer.done():  # a claim that nobody waits for any more, nobody would give back
+                    continue
+                if len(batch) > 1:
+                    self._together({task_id: asked})
+                elif isinstance(error, Locked) and len(self._patient) < AT_ONCE:
+                    self._alone(asked)
+                else:
+                    settle(asked.answer, error)
 
     def _failed(self, statement: asyncio.Future[Answer], error: BaseException) -> None:
         """Those who wait would find the same."""

@@ -25,6 +25,7 @@ from workqueue.ledger.postgres_session import Answer, Session, Values, settle
 AT_MOST = 8
 Connect = Callable[[], Awaitable[AsyncConnection]]
 ITS_OWN = (errors.LockNotAvailable, psycopg.DataError)  # failures that say nothing of the server
+CLOSED = "it was closed"
 LONG_S = 0.1  # more than it takes where nothing is locked
 MORE_AGAIN_S = 5.0  # after a connection that could not be made, while there are others
 
@@ -59,6 +60,7 @@ class Pool:
         self._waiting: deque[Asked] = deque()
         self._connecting: asyncio.Task[None] | None = None
         self._more_at_s = 0.0
+        self._is_closed = False
 
     async def execute(self, statement: str, values: Values, *, is_urgent: bool = True) -> Answer:
         """One that is not urgent is no reason for another connection. Raises LedgerBusy, Locked, LedgerLost."""
@@ -68,7 +70,9 @@ class Pool:
         """The same, and the future of the answer."""
         loop = asyncio.get_running_loop()
         asked = Asked(statement, values, is_urgent, loop.create_future())
-        if self._free:
+        if self._is_closed:
+            settle(asked.answer, LedgerBusy(CLOSED))
+        elif self._free:
             self._start(self._free.pop(), asked)
         else:
             asked.timer = loop.call_later(postgres_server.ANSWER_S, asked.late)
@@ -77,16 +81,17 @@ class Pool:
         return asked.answer
 
     async def close(self) -> None:
+        """For good: who asks again after that gets LedgerBusy."""
+        self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):
                 await self._connecting
-            self._connecting = None
         for session in self._sessions:
             if (answer := session.close()) is not None:
-                settle(answer, LedgerBusy("it was closed"))
+                settle(answer, LedgerBusy(CLOSED))
         self._sessions, self._free, self._at_work = {}, [], {}
-        self._fail_waiting(lambda: LedgerBusy("it was closed"))
+        self._fail_waiting(lambda: LedgerBusy(CLOSED))
 
     def _start(self, session: Session, asked: Asked) -> None:
         self._at_work[session] = asked
@@ -149,7 +154,7 @@ class Pool:
             self._free.remove(session)
 
     def _connect_if_short(self) -> None:
-        if self._connecting is not None or not self._waiting:
+        if self._connecting is not None or not self._waiting or self._is_closed:
             return
         if not self._sessions or (
             len(self._at_work) == len(self._sessions) < AT_MOST
@@ -166,9 +171,9 @@ class Pool:
             connection = await self._connect()
             session = Session(connection, connection.prepare_threshold is not None, self._ended)
         except Exception as error:  # noqa: BLE001  # whatever it is, somebody waits
-            self._connecting = None
             return self._not_connected(error)
-        self._connecting = None
+        finally:
+            self._connecting = None
         self._sessions[session] = failures
         self._release(session)
         self._connect_if_short()
