@@ -1,8 +1,11 @@
 """The block of `context.completion`, whatever a handler makes of it: it keeps the ledger from nobody."""
 
 import asyncio
+import resource
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +15,7 @@ from tests.test_handlers import attempts, outcome_of
 from tests.test_ledger import Store, claimed, ledger, store
 from workqueue.errors import LedgerLost
 from workqueue.ledger import ClaimLost, Ledger, LedgerBusy, postgres_block, sqlite_block
+from workqueue.ledger.sqlite import SqliteLedger
 from workqueue.settings import Settings
 from workqueue.tasks import scope
 from workqueue.tasks.context import TaskContext
@@ -179,3 +183,38 @@ def test_a_handler_can_not_say_by_itself_that_its_task_is_completed() -> None:
     context: Any = TaskContext("w1", 1, Settings(), None, lambda result: pytest.fail("not asked for"))
     with pytest.raises(AttributeError):
         context.completed = True
+
+
+@pytest.mark.parametrize("place", ["at the commit", "at a statement", "at one that the handler lets pass"])
+async def test_a_disk_that_is_full_is_no_failure_of_the_handlers(tmp_path: Path, place: str) -> None:
+    """Nothing can be written beyond the present end of the log."""
+    ledger, task_id = SqliteLedger(str(tmp_path / "ledger.db")), uuid4()
+    claim = await claimed(ledger, task_id)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log_bytes = (tmp_path / "ledger.db-wal").stat().st_size
+
+    async def complete(text: str) -> None:
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            await db.execute("CREATE TABLE IF NOT EXISTS effect (text TEXT)")
+            if place != "at the commit":
+                await db.execute("PRAGMA cache_size = 1")  # it is written before the commit, too
+                resource.setrlimit(resource.RLIMIT_FSIZE, (log_bytes, limits[1]))
+            try:
+                await db.execute("INSERT INTO effect VALUES (?)", [text])
+            except sqlite3.OperationalError:
+                if place == "at a statement":
+                    raise
+            resource.setrlimit(resource.RLIMIT_FSIZE, (log_bytes, limits[1]))
+
+    try:
+        with pytest.raises(LedgerBusy):
+            await complete("x" * 200_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    place = "at the commit"
+    with pytest.raises(sqlite3.IntegrityError):  # what is the handler's stays so
+        async with ledger.completion(task_id, claim.fence, 1, None) as db:
+            await db.execute("INSERT INTO task (id) VALUES (NULL)")
+    async with ledger.completion(task_id, claim.fence, 1, None) as db:
+        await db.execute("CREATE TABLE effect (text TEXT)")
+    await ledger.close()

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from workqueue.ledger import ClaimLost, LedgerBusy, Rows, Transaction
-from workqueue.ledger.sqlite_file import SqliteFile
+from workqueue.ledger.sqlite_file import PASSING, SqliteFile
 from workqueue.ledger.transaction import Values
 
 R = TypeVar("R")
@@ -33,6 +33,7 @@ class Blocks:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="completion")
         self.open: asyncio.Future[None] | None = None
         self._waiting = 0
+        self._failure: sqlite3.Error | None = None  # of the open block, by the ledger
 
     async def ended(self) -> None:
         """Wait until the open block has ended: nobody else can write before. Raises LedgerBusy if that takes long."""
@@ -49,12 +50,13 @@ class Blocks:
 
     @asynccontextmanager
     async def begin(self, change: str, values: Sequence[Any]) -> AsyncIterator[Transaction]:
-        """A transaction that begins with this change. Raises ClaimLost if it changes nothing, and LedgerBusy."""
+        """A transaction that begins with this change. Raises ClaimLost if it changes nothing, and LedgerBusy, also
+        where the disk was full for a statement of the block or its commit: that is no failure of the handler's."""
         async with self._turn:
             if self._waiting:
                 await asyncio.sleep(BEGIN_AGAIN_S)  # first those who waited for the block before
             db = await self._begin()
-            self.open = asyncio.get_running_loop().create_future()
+            self.open, self._failure = asyncio.get_running_loop().create_future(), None
             try:
                 # First: a claim that was lost must not begin an effect.
                 try:
@@ -65,7 +67,11 @@ class Blocks:
                     raise ClaimLost
                 with Transaction(lambda statement, given: self._run(db, statement, given)) as transaction:
                     yield transaction
-                await self._in_thread(lambda: _commit(db))
+                await self._in_thread(lambda: self._noted(lambda: _commit(db)))
+            except Exception as error:
+                if self._failure is not None:  # whatever came of that in the block
+                    raise self._file.meaning(self._failure) from error
+                raise
             finally:
                 try:
                     await self._in_thread(db.rollback)  # does nothing after the commit
@@ -107,7 +113,16 @@ class Blocks:
             cursor = db.execute(statement, values)
             return Rows(cursor.fetchall(), cursor.rowcount)
 
-        return await self._in_thread(execute)
+        return await self._in_thread(lambda: self._noted(execute))
+
+    def _noted(self, call: Callable[[], R]) -> R:
+        """What fails by the ledger, and not by the statement, is kept for the end of the block."""
+        try:
+            return call()
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+                self._failure = error
+            raise
 
     async def _in_thread(self, call: Callable[[], R]) -> R:
         running = asyncio.get_running_loop().run_in_executor(self._thread, call)
