@@ -47,12 +47,13 @@ async def test_a_message_that_goes_back_without_an_answer_takes_the_number_of_th
     assert copy["headers"] == {"x-burial": 3, REQUEST: str(bench.ledger.requests[0])}
 
 
-async def test_who_gets_it_then_repeats_the_wish_and_no_copy_of_it_does() -> None:
+async def test_who_gets_it_then_adopts_the_wish_and_no_copy_of_it_does() -> None:
     bench, wish = Bench(), uuid4()
     bench.ledger.claim_answer = Taken(3.0)
     await bench.take(headers={REQUEST: str(wish), "traceparent": "00-1"})
     (copy,) = bench.publisher.copies
-    assert bench.ledger.requests == [wish]
+    assert bench.ledger.adopted == [wish]
+    assert bench.ledger.requests[0] not in (wish, None)
     assert copy["headers"] == {"traceparent": "00-1"}
 
 
@@ -60,15 +61,33 @@ async def test_who_gets_it_then_repeats_the_wish_and_no_copy_of_it_does() -> Non
 async def test_what_is_no_number_is_no_wish(told: Any) -> None:
     bench = Bench()
     assert (await bench.take(headers={REQUEST: told}))[-1] == "ack"
+    assert bench.ledger.adopted == [None]
     assert isinstance(bench.ledger.requests[0], UUID)
 
 
-async def test_a_message_that_was_delivered_before_does_not_repeat_a_wish() -> None:
+async def test_a_message_that_was_delivered_before_adopts_no_wish() -> None:
     """Its worker may be at work: both would have the claim."""
     bench, wish = Bench(), uuid4()
     current.set(arrives(bench, {REQUEST: str(wish)}, again=True))
     await bench.guard.take(TASK)
-    assert bench.ledger.requests[0] not in (wish, None)
+    assert bench.ledger.adopted == [None]
+
+
+async def test_whose_wish_it_is_stays_so_where_who_adopts_it_gets_no_answer_either() -> None:
+    bench, wish = Bench(), uuid4()
+    await handed_back(bench, TASK, {REQUEST: str(wish)})
+    assert bench.publisher.copies[0]["headers"] == {REQUEST: str(wish)}
+
+
+@pytest.mark.parametrize("drains", [True, False], ids=["as it is handed back", "as it is delayed"])
+async def test_no_copy_of_what_was_delivered_before_has_the_number(drains: bool) -> None:
+    """It would be a first delivery again, while whoever has adopted the wish is at work."""
+    bench = Bench(single=False)
+    if drains:
+        bench.guard.drain()
+    current.set(replace(arrives(bench, {REQUEST: str(uuid4())}, again=True), delivery_count=1 if drains else 10))
+    await bench.guard.take(TASK)
+    assert bench.publisher.copies[0]["headers"] == {}
 
 
 async def test_where_the_contracts_headers_do_not_allow_the_number_it_is_not_told() -> None:

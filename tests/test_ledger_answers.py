@@ -80,6 +80,27 @@ async def test_a_claim_whose_answer_was_lost_is_its_own_after_its_lease_too(url:
         assert isinstance(await ledger.claim(task_id, "w", LONG_S, **ASKED, request=request), Taken)
 
 
+async def test_a_claim_whose_answer_was_lost_is_adopted_by_one(url: str) -> None:
+    """The message that tells of it may be there twice. Who has adopted it may ask again."""
+    task_id, lost, adopters = uuid4(), uuid4(), [uuid4() for _ in range(5)]
+    ledgers = [await PostgresLedger(url).set_up() for _ in adopters]
+    assert await ledgers[0].claim(task_id, "w", LONG_S, **ASKED, request=lost) == Claimed(fence=1, crashes=())
+
+    async def claims() -> list[object]:
+        pairs = zip(ledgers, adopters, strict=True)
+        return await asyncio.gather(
+            *(ledger.claim(task_id, "w", LONG_S, **ASKED, request=own, adopts=lost) for ledger, own in pairs)
+        )
+
+    first = await claims()
+    assert sorted(type(one).__name__ for one in first) == ["Claimed", *["Taken"] * 4]
+    assert Claimed(fence=1, crashes=()) in first
+    assert [type(one) for one in await claims()] == [type(one) for one in first]
+    assert isinstance(await ledgers[0].claim(task_id, "w", LONG_S, **ASKED, request=lost), Taken)
+    for ledger in ledgers:
+        await ledger.close()
+
+
 async def test_a_claim_that_a_worker_of_the_version_before_has_taken_over_is_not_the_request_s(url: str) -> None:
     """That version knows of no requests, and leaves the last one's number where it was."""
     task_id, request = uuid4(), uuid4()

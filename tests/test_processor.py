@@ -108,6 +108,7 @@ class FakeLedger(NoLedger):
         self.values: list[tuple[Any, ...]] = []
         self.alone: list[bool] = []
         self.requests: list[UUID | None] = []
+        self.adopted: list[UUID | None] = []
 
     def _asked(self, name: str, *values: Any) -> None:
         if self.busy.get(name, 0) > 0:
@@ -119,9 +120,10 @@ class FakeLedger(NoLedger):
 
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
-        request: UUID | None = None,
+        request: UUID | None = None, adopts: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         self.requests.append(request)
+        self.adopted.append(adopts)
         self._asked("claim", task_id, worker, lease_s)
         self.alone.append(alone)
         return self.claim_answer

@@ -34,7 +34,7 @@ class NoLedger:
 
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
-        request: UUID | None = None,
+        request: UUID | None = None, adopts: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         return GRANTED
 

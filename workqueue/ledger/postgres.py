@@ -34,6 +34,7 @@ from workqueue.ledger.postgres_schema import BOARD, IDENTITY, closed, migrate
 from workqueue.ledger.postgres_server import Server, answering
 from workqueue.ledger.postgres_session import PREPARE_AFTER
 from workqueue.ledger.postgres_sql import (
+    ADOPT,
     BURY,
     CANCEL,
     CANCEL_ENDED,
@@ -94,9 +95,11 @@ class PostgresLedger:
 
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
-        request: UUID | None = None,
+        request: UUID | None = None, adopts: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         claim = (task_id, text_of(worker), float(lease_s), text_of(kind), digest or None, alone, request)
+        if adopts is not None:
+            await self._change(ADOPT, (request, task_id, adopts))
         while True:
             try:
                 claimed = await self._claims.ask(task_id, claim)

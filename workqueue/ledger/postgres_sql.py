@@ -43,6 +43,10 @@ CLAIM_MANY = MANY.format(
     "SELECT id, 'running', 1, worker, clock_timestamp() + lease_s * interval '1 second', kind, digest,"
     " CASE WHEN alone THEN 1 END, clock_timestamp(), request, 1 FROM asked"
 )
+# Of two at a time one waits for the other, and finds another number then.
+ADOPT = """
+UPDATE workqueue_task SET request = %s WHERE id = %s AND request = %s AND requested = fence AND state = 'running'
+"""
 STATE = "CASE WHEN error = cancel THEN 'cancelled' ELSE state END"
 SEEK = f"""
 SELECT {STATE}, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest,

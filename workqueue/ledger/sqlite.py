@@ -91,7 +91,7 @@ class SqliteLedger:
 
     async def claim(
         self, task_id: UUID, worker: str, lease_s: float, *, kind: str, digest: bytes, alone: bool,
-        request: UUID | None = None,
+        request: UUID | None = None, adopts: UUID | None = None,
     ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         if not self._holder:
             self._holder = self._holders.hold()

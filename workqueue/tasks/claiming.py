@@ -2,8 +2,8 @@
 
 It may have been granted all the same, and a claim that ends without a word counts as a death of its worker. So the wish
 has a number, by which who repeats it has the claim that was made. A message that is handed back without an answer takes
-the number along in a header, where the contract's headers allow that: the next worker, which repeats the wish, goes on
-with the claim.
+the number along in a header, where the contract's headers allow that: the next worker adopts the wish, and goes on with
+the claim. One does: a message that was handed back may be there twice.
 """
 
 import asyncio
@@ -38,16 +38,16 @@ class Claiming:
         self, arrived: Delivery, task_id: UUID, kind: str, digest: bytes, *, alone: bool
     ) -> Claimed | Taken | Finished | Conflict:
         """Raises LedgerBusy where the worker drains: the message is to be handed back."""
-        request = _request_of(arrived)
+        adopts, request = _wish_of(arrived), uuid4()
         claim = partial(
             self._ledger.claim, task_id, self._worker, self._receive.lease_s, kind=kind, digest=digest, alone=alone,
-            request=request,
+            request=request, adopts=adopts,
         )  # fmt: skip
         try:
             return await self._ask(claim, self._is_draining)
         except LedgerBusy:
             if self._tells:
-                arrived.headers = {**arrived.headers, REQUEST: str(request)}
+                arrived.headers = {**arrived.headers, REQUEST: str(adopts or request)}
             raise
         except asyncio.CancelledError:
             with suppress(LedgerBusy, TimeoutError):
@@ -62,14 +62,17 @@ class Claiming:
             await self._ledger.release(task_id, claim.fence)
 
 
-def _request_of(arrived: Delivery) -> UUID:
-    """The number of the wish that the message brings, at its first delivery: of two who repeat a wish at the same time,
-    both would have the claim. Else a new one."""
+def _wish_of(arrived: Delivery) -> UUID | None:
+    """The number of the wish that the message brings, at its first delivery: later on somebody may be at work with it.
+    No copy of the message has it."""
     told: Any = arrived.headers.get(REQUEST)
-    if told is None:
-        return uuid4()
-    arrived.headers = {name: value for name, value in arrived.headers.items() if name != REQUEST}
+    forget_wish(arrived)
     try:
-        return uuid4() if arrived.again else UUID(told)
+        return None if arrived.again or told is None else UUID(told)
     except (ValueError, AttributeError, TypeError):  # a foreign client may send anything
-        return uuid4()
+        return None
+
+
+def forget_wish(arrived: Delivery) -> None:
+    if REQUEST in arrived.headers:
+        arrived.headers = {name: value for name, value in arrived.headers.items() if name != REQUEST}

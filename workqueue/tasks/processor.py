@@ -37,7 +37,7 @@ from workqueue.ledger import FIRST, Claimed, Conflict, Finished, LedgerBusy, Tak
 from workqueue.tasks import story
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Handler
-from workqueue.tasks.claiming import Claiming
+from workqueue.tasks.claiming import Claiming, forget_wish
 from workqueue.tasks.copies import now
 from workqueue.tasks.events import Event, Skipped, What
 from workqueue.tasks.execution import Execution
@@ -126,6 +126,8 @@ class Guard(Generic[T]):
     async def _take(self, received: Received[T]) -> What:
         """Settle a task."""
         arrived = received.arrived
+        if arrived.again:
+            forget_wish(arrived)  # somebody may be at work with it
         if problem := self._problem(arrived.headers):
             return await self._refuse(arrived, Bury("invalid", f"headers: {problem}"[:ERROR_LIMIT]))
         if arrived.delivery_count >= DELIVERIES:
