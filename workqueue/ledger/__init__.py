@@ -138,8 +138,7 @@ class Ledger(Protocol):
         `digest` is that of the payload, kept from the first claim on; empty where it is not known. `alone` says that
         no other task is in this process, see `Crash`. `request` is the number of the wish: who repeats it after
         LedgerBusy gives the same, so that a claim that was made, and whose answer got lost, is found to be its own.
-        `adopts` is the number of somebody else's wish, who got no answer: a claim that was made for it becomes this
-        wish's, and that of nobody else who adopts it, too."""
+        A claim that was made for the wish `adopts`, whose answer somebody else did not get, becomes this wish's."""
 
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
         """Let the lease end `lease_s` from now; say anew whether the task is alone, unless None. False: the claim is
