@@ -234,7 +234,7 @@ async def test_as_many_rows_as_there_are_connections_that_somebody_has_locked_de
         until_s = time.monotonic() + 3.0
         await asyncio.gather(*map(comes_back, ids), *(others() for _ in range(10)))
     waits.sort()
-    assert waits[len(waits) * 99 // 100] < 0.5  # it was more than a second
+    assert waits[len(waits) * 99 // 100] < 0.8  # it was more than a second
 
 
 async def test_a_table_of_the_board_that_somebody_has_locked_delays_no_claim(ledger: PostgresLedger, url: str) -> None:
