@@ -193,14 +193,14 @@ async def test_a_disk_that_is_full_is_no_failure_of_the_handlers(tmp_path: Path,
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     log_bytes = (tmp_path / "ledger.db-wal").stat().st_size
 
-    async def complete(text: str) -> None:
+    async def complete() -> None:
         async with ledger.completion(task_id, claim.fence, 1, None) as db:
             await db.execute("CREATE TABLE IF NOT EXISTS effect (text TEXT)")
             if place != "at the commit":
                 await db.execute("PRAGMA cache_size = 1")  # it is written before the commit, too
                 resource.setrlimit(resource.RLIMIT_FSIZE, (log_bytes, limits[1]))
             try:
-                await db.execute("INSERT INTO effect VALUES (?)", [text])
+                await db.execute("INSERT INTO effect VALUES (?)", ["x" * 200_000])
             except sqlite3.OperationalError:
                 if place == "at a statement":
                     raise
@@ -208,10 +208,9 @@ async def test_a_disk_that_is_full_is_no_failure_of_the_handlers(tmp_path: Path,
 
     try:
         with pytest.raises(LedgerBusy):
-            await complete("x" * 200_000)
+            await complete()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    place = "at the commit"
     with pytest.raises(sqlite3.IntegrityError):  # what is the handler's stays so
         async with ledger.completion(task_id, claim.fence, 1, None) as db:
             await db.execute("INSERT INTO task (id) VALUES (NULL)")
