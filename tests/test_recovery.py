@@ -22,6 +22,7 @@ from workqueue.amqp.topology import Topology
 from workqueue.contract import load
 from workqueue.dev.node import Node
 from workqueue.errors import WorkQueueError
+from workqueue.ledger.sqlite import LOOK_EVERY_S
 from workqueue.settings import Settings
 from workqueue.testing import WAIT_S, Worker, until, vhost
 from workqueue.testing.given import Broker
@@ -338,6 +339,7 @@ async def test_a_worker_whose_ledger_was_deleted_ends_with_a_line_and_exit_3_and
     await site.send([first])
     await until(lambda: worker.says("done"), "the first one is done")
     shutil.rmtree(site.folder / "deleted")
+    await asyncio.sleep(LOOK_EVERY_S)
     await site.send(others)
     assert await worker.ended() == 3
     (line,) = [line for line in worker.text().splitlines() if "was lost" in line]
