@@ -16,6 +16,7 @@ from tests.test_processor import DEAD, RUNGS, TASK, TASKS, WAIT_S, Bench, claime
 from workqueue.codec import Undecodable
 from workqueue.delivery import Delivery, current
 from workqueue.ledger import Taken
+from workqueue.process.signals import SAME_S
 from workqueue.tasks import claiming
 from workqueue.tasks.story import REQUEST
 from workqueue.testing import until
@@ -119,8 +120,33 @@ async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any) -
     assert bench.ledger.requests[0] == bench.ledger.requests[1]
 
 
+@pytest.mark.parametrize("task", [TASK, REFUSED])
+@pytest.mark.parametrize("ended", ["before the claim", "during it"])
+async def test_a_message_whose_claim_is_not_answered_goes_back_at_the_end_of_the_drain(
+    monkeypatch: pytest.MonkeyPatch, task: Any, ended: str
+) -> None:
+    monkeypatch.setattr(claiming, "END_S", 0.01)
+    bench, asked = Bench(), asyncio.Event()
+
+    async def silent(*_: Any, **more: Any) -> Any:
+        bench.ledger.requests.append(more["request"])
+        asked.set()
+        await asyncio.Event().wait()
+
+    bench.ledger.claim = silent  # type: ignore[method-assign]
+    if ended == "before the claim":
+        bench.guard.end()
+    taking = asyncio.ensure_future(bench.take(task))
+    await asked.wait()
+    bench.guard.drain()
+    bench.guard.end()
+    assert await asyncio.wait_for(taking, WAIT_S) == [TASKS, "ack"]
+    assert bench.publisher.copies[0]["headers"] == {REQUEST: str(bench.ledger.requests[0])}
+    assert bench.guard.settling.handed_back == 1
+
+
 async def test_a_ledger_that_stays_silent_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claiming, "UNDO_S", 0.01)
+    monkeypatch.setattr(claiming, "END_S", 0.01)
     bench, asked = Bench(), asyncio.Event()
 
     async def silent(*_: Any, **__: Any) -> Any:
@@ -185,12 +211,15 @@ async def test_a_body_that_is_too_large_for_the_contract_is_dead_in_the_ledger_t
     assert await bench.take(Undecodable("undecodable", "117 bytes, the limit is 10")) == [DEAD, "ack"]
 
 
-async def test_the_end_of_a_worker_whose_claim_is_not_answered_is_no_death(fast: Site, url: str) -> None:
+@pytest.mark.parametrize("how", ["a drain", "a short drain", "a second signal"])
+async def test_the_end_of_a_worker_whose_claim_is_not_answered_is_no_death(fast: Site, url: str, how: str) -> None:
     """Its answer was on its way when the network fell silent: the claim is made."""
     (one,) = tasks = simulate(1)
     row = f"SELECT state, fence, crashes FROM workqueue_task WHERE id = '{one['id']}'"
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     fast.environment["LEDGER_URL"] = url
+    if how == "a short drain":  # shorter than a silent server is waited for
+        fast.environment["WORKQUEUE_DRAIN_S"] = "1"
     (await fast.worker("first")).process.terminate()
     run(url, f"INSERT INTO workqueue_task (id, state, fence, worker, lease_until, created_at)"
              f" VALUES ('{one['id']}', 'waiting', 0, '', now(), now())")  # fmt: skip
@@ -205,8 +234,13 @@ async def test_the_end_of_a_worker_whose_claim_is_not_answered_is_no_death(fast:
             lock.rollback()
         await until(lambda: run(url, row)[0][0] == "running", "the claim is made")
         worker.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(worker.process.wait, WAIT_S) == 0
-    assert "handed back" in worker.text()
+        if how == "a second signal":
+            await until(lambda: "stops" in worker.text(), "it drains")
+            await asyncio.sleep(2 * SAME_S)  # or it is the same one
+            worker.process.send_signal(signal.SIGTERM)
+        code = 130 if how == "a second signal" else 0
+        assert await asyncio.to_thread(worker.process.wait, WAIT_S) == code
+    assert "handed back 1" in worker.text()
     await fast.worker("third", "--only", fast.receive.operation)
     await until(lambda: run(url, row)[0][0] == "done", "another one goes on with it")
     assert run(url, row) == [("done", 1, "")]

@@ -7,7 +7,7 @@ the claim. One does: a message that was handed back may be there twice.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -21,7 +21,8 @@ from workqueue.tasks.asking import Asking
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.story import REQUEST
 
-UNDO_S = 1.0  # for a claim that nobody wants any more: the process ends
+END_S = 1.0  # for the answer to a claim that nobody wants any more: the process ends
+Answer = Claimed | Taken | Finished | Conflict
 
 
 class Claiming:
@@ -33,28 +34,48 @@ class Claiming:
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
         self._ask, self._is_draining = ask, is_draining
         self._tells = headers.problem({REQUEST: str(uuid4())}) is None
+        self._open: set[asyncio.Timeout] = set()
+        self._ending = False
 
-    async def __call__(
-        self, arrived: Delivery, task_id: UUID, kind: str, digest: bytes, *, alone: bool
-    ) -> Claimed | Taken | Finished | Conflict:
-        """Raises LedgerBusy where the worker drains: the message is to be handed back."""
+    def end(self) -> None:
+        """Wait for no answer any more for longer than END_S."""
+        if self._ending:
+            return
+        self._ending = True
+        until_s = asyncio.get_running_loop().time() + END_S
+        for limit in self._open:
+            limit.reschedule(until_s)
+
+    async def __call__(self, arrived: Delivery, task_id: UUID, kind: str, digest: bytes, *, alone: bool) -> Answer:
+        """Raises LedgerBusy where the worker drains, or ends: the message is to be handed back."""
         adopts, request = _wish_of(arrived), uuid4()
         claim = partial(
             self._ledger.claim, task_id, self._worker, self._receive.lease_s, kind=kind, digest=digest, alone=alone,
             request=request, adopts=adopts,
         )  # fmt: skip
         try:
-            return await self._ask(claim, self._is_draining)
+            return await self._asked(claim)
         except LedgerBusy:
             if self._tells:
                 arrived.headers = {**arrived.headers, REQUEST: str(adopts or request)}
             raise
         except asyncio.CancelledError:
             with suppress(LedgerBusy, TimeoutError):
-                async with asyncio.timeout(UNDO_S):
+                async with asyncio.timeout(END_S):
                     if isinstance(made := await claim(), Claimed):
                         await self.give_back(task_id, made)
             raise
+
+    async def _asked(self, claim: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+        limit = asyncio.timeout(END_S if self._ending else None)
+        self._open.add(limit)
+        try:
+            async with limit:
+                return await self._ask(claim, self._is_draining)
+        except TimeoutError as error:
+            raise LedgerBusy("no answer before the end of the process") from error
+        finally:
+            self._open.discard(limit)
 
     async def give_back(self, task_id: UUID, claim: Claimed) -> None:
         """Without waiting for a ledger that is busy: the claim ends with this process, or with its lease."""

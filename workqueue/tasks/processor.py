@@ -105,8 +105,10 @@ class Guard(Generic[T]):
         return not self.in_hand
 
     def end(self) -> None:
-        """Stop what is in hand: what runs is handed back, and all may be cancelled."""
+        """Stop what is in hand: what runs is handed back, as is what the ledger does not answer, and all may be
+        cancelled."""
         self.execution.end()
+        self._claims.end()
 
     async def _at_sight(self, arrived: Delivery) -> What | None:
         """Settle what need not be looked into. A dead letter that was sent back is a task again, and waits for long
