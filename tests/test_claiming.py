@@ -15,7 +15,7 @@ from tests.test_ledger_postgres import port_of, run, url
 from tests.test_processor import DEAD, RUNGS, TASK, TASKS, WAIT_S, Bench, claimed
 from workqueue.codec import Undecodable
 from workqueue.delivery import Delivery, current
-from workqueue.ledger import Taken
+from workqueue.ledger import Crash, Taken
 from workqueue.process.signals import SAME_S
 from workqueue.tasks import claiming
 from workqueue.tasks.story import REQUEST
@@ -190,10 +190,12 @@ async def test_what_can_not_be_run_waits_for_who_has_its_task_and_is_dead_in_the
     assert await bench.take(REFUSED) == ["claim", DEAD, "bury", "ack"]
 
 
-async def test_a_burial_that_ends_with_its_process_gives_the_claim_back() -> None:
+@pytest.mark.parametrize("task", [TASK, REFUSED], ids=["of a convict", "of what can't be run"])
+async def test_a_burial_that_ends_with_its_process_gives_the_claim_back(task: Any) -> None:
     bench = Bench()
+    bench.ledger.claim_answer = claimed(crashes=(Crash("w0", "2026-11-25T09:30:00Z", alone=True),) * 5)
     bench.publisher.is_there.clear()
-    taking = asyncio.ensure_future(bench.take(REFUSED))
+    taking = asyncio.ensure_future(bench.take(task))
     await until(lambda: bench.log, "it is claimed")
     taking.cancel()
     with suppress(asyncio.CancelledError):

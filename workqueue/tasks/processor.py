@@ -217,7 +217,7 @@ class Guard(Generic[T]):
         if isinstance(answer, Claimed):
             if isinstance(decision, Bury):
                 burying = self.settling.bury_crashed(received, answer, decision)
-                return await self.execution.held(received, answer, burying)
+                return await self._refuse.untried(received, answer, burying)
             assert isinstance(decision, Wait)
             return await self.settling.wait(received, answer, decision, self._deaths(arrived))
         match decision:

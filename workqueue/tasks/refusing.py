@@ -42,15 +42,19 @@ class Refusing(Generic[T]):
             case Claimed():
                 received = Received[Any](None, named.id, arrived, named.kind, str(named.id))
                 attempt = Attempt(received, answer, failed=[])  # what its headers tell may be anything
-                try:
-                    return await self._held(received, answer, self._settling.bury(attempt, why))
-                except asyncio.CancelledError:  # the process ends: nobody died with it
-                    await self._claims.give_back(named.id, answer)
-                    raise
+                return await self.untried(received, answer, self._settling.bury(attempt, why))
             case Taken():
                 rung = rung_of(answer.left_s, self._receive.rungs)
                 return await self._settling.delay(arrived, rung, "early" if answer.waits else "taken")
         return await self._settling.dead_letter(arrived, why)
+
+    async def untried(self, received: Received[Any], claim: Claimed, burying: Coroutine[Any, Any, What]) -> What:
+        """Bury what was claimed for that alone. The claim is given back where the process ends: nobody died with it."""
+        try:
+            return await self._held(received, claim, burying)
+        except asyncio.CancelledError:
+            await self._claims.give_back(received.id, claim)
+            raise
 
     def _most_bytes(self) -> int:
         return max(NAMED_BYTES, self._receive.message.max_bytes)
