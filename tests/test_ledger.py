@@ -167,7 +167,6 @@ async def test_a_claim_that_is_finished_or_released_can_do_nothing_more(ledger: 
     done, released = uuid4(), uuid4()
     fence = (await claimed(ledger, done)).fence
     assert await ledger.complete(done, fence, 1, None)
-    assert not await ledger.complete(done, fence, 1, None)
     assert not await ledger.bury(done, fence, 1, "no")
     assert not await ledger.release(done, fence)
     fence = (await claimed(ledger, released)).fence
@@ -175,6 +174,19 @@ async def test_a_claim_that_is_finished_or_released_can_do_nothing_more(ledger: 
     assert not await ledger.renew(released, fence, LONG_S)
     assert not await ledger.complete(released, fence, 1, None)
     assert not await ledger.complete(uuid4(), 1, 1, None)
+
+
+async def test_a_completion_that_is_asked_for_again_is_true_and_changes_nothing(ledger: Ledger, store: Store) -> None:
+    task_id = uuid4()
+    fence = (await claimed(ledger, task_id)).fence
+    assert await ledger.complete(task_id, fence, 1, '{"a":1}')
+    before = store.rows()
+    assert await ledger.complete(task_id, fence, 2, None)
+    assert not await ledger.complete(task_id, fence + 1, 2, None)
+    with pytest.raises(ClaimLost):
+        async with ledger.completion(task_id, fence, 2, None):
+            pytest.fail("the effect would be written twice")
+    assert store.rows() == before
 
 
 async def test_a_lease_that_ended_may_complete_while_nobody_else_has_claimed(ledger: Ledger) -> None:

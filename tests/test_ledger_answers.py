@@ -38,12 +38,14 @@ async def cut_off(url: str) -> AsyncIterator[tuple[PostgresLedger, Proxy]]:
             await ledger.close()
 
 
-async def lost(proxy: Proxy, url: str, ids: Sequence[UUID], asking: Sequence[Awaitable[object]]) -> None:
-    """Cut the connections once all of these are claimed at the server."""
+async def lost(
+    proxy: Proxy, url: str, ids: Sequence[UUID], asking: Sequence[Awaitable[object]], state: str = "running"
+) -> None:
+    """Cut the connections once all of these are in this state at the server."""
     told = ", ".join(f"'{task_id}'" for task_id in ids)
-    count = f"SELECT count(*) FROM workqueue_task WHERE state = 'running' AND id IN ({told})"
+    count = f"SELECT count(*) FROM workqueue_task WHERE state = '{state}' AND id IN ({told})"
     tasks = [asyncio.ensure_future(one) for one in asking]
-    await until(lambda: run(url, count) == [(len(ids),)], "the server has made the claims")
+    await until(lambda: run(url, count) == [(len(ids),)], "the server has done what was asked")
     for flow in proxy.flows:
         flow.cut()
     assert {type(answer) for answer in await asyncio.gather(*tasks, return_exceptions=True)} == {LedgerBusy}
@@ -128,3 +130,16 @@ async def test_a_request_is_over_with_the_claim_that_it_made(url: str, state: st
     else:
         assert not isinstance(await ledger.claim(task_id, "w", LONG_S, **ASKED, request=request), Claimed)
     await ledger.close()
+
+
+@pytest.mark.parametrize("many", [1, 30], ids=["one", "a batch"])
+async def test_a_completion_whose_answer_was_lost_is_told_as_done_to_who_asks_again(url: str, many: int) -> None:
+    ids = [uuid4() for _ in range(many)]
+    async with cut_off(url) as (ledger, proxy):
+        other = await PostgresLedger(url).set_up()
+        for task_id in ids:
+            assert isinstance(await other.claim(task_id, "w", LONG_S, **ASKED), Claimed)
+        await other.close()
+        await lost(proxy, url, ids, [ledger.complete(task_id, 1, 1, None) for task_id in ids], state="done")
+        assert all(await asyncio.gather(*(ledger.complete(task_id, 1, 1, None) for task_id in ids)))
+        assert not await ledger.complete(ids[0], 2, 1, None)

@@ -116,7 +116,11 @@ async def test_one_of_many_who_claim_the_same_task_at_once_gets_it(ledger: Postg
         )
         assert sorted(type(answer).__name__ for answer in answers[::2]) == ["Claimed"] + ["Taken"] * 19
         assert all(isinstance(answer, Claimed) for answer in answers[1::2])
-        assert sum(await asyncio.gather(*(ledger.complete(task_id, 1, 1, "r") for _ in range(20)))) == 1
+        assert all(await asyncio.gather(*(ledger.complete(task_id, 1, number, str(number)) for number in range(20))))
+        before = await ledger.outcomes([task_id])
+        assert str(before[0].attempts) == before[0].result
+        assert await ledger.complete(task_id, 1, 99, None)
+        assert await ledger.outcomes([task_id]) == before  # it was done once
 
 
 async def test_an_answer_and_a_value_may_be_larger_than_what_a_socket_takes(ledger: PostgresLedger) -> None:

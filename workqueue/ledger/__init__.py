@@ -148,7 +148,8 @@ class Ledger(Protocol):
         """`renew` for any thread, on a connection of its own, while the event loop is blocked."""
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        """The task is done, by its `attempts`th attempt. False: the claim was lost, and nothing was changed."""
+        """The task is done, by its `attempts`th attempt, or was already, by this claim. False: the claim was lost, and
+        nothing was changed."""
 
     def completion(
         self, task_id: UUID, fence: int, attempts: int, result: str | None

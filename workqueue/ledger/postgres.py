@@ -45,6 +45,7 @@ from workqueue.ledger.postgres_sql import (
     COMPLETE_MANY,
     ENTRY,
     ERASE,
+    IS_DONE,
     OUTCOMES,
     PRUNE,
     RECORD,
@@ -132,7 +133,9 @@ class PostgresLedger:
             return connection.execute(RENEW, (lease_s, task_id, fence)).rowcount == 1
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        return await self._completions.ask(task_id, (attempts, result, task_id, fence)) is not None
+        if await self._completions.ask(task_id, (attempts, result, task_id, fence)) is not None:
+            return True
+        return bool(await self._rows(IS_DONE, (task_id, fence)))  # before, and the answer was lost
 
     @asynccontextmanager
     async def completion(

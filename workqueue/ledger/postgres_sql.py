@@ -63,6 +63,7 @@ UPDATE workqueue_task AS task SET {COMPLETED.format("asked.attempts", "asked.res
 WHERE task.id = asked.id AND task.fence = asked.fence AND task.state = 'running' RETURNING task.id
 """
 )
+IS_DONE = "SELECT id FROM workqueue_task WHERE id = %s AND fence = %s AND state = 'done'"
 STORY = f"story = nullif(right(coalesce(story, '') || %s, {STORY_LENGTH}), '')"
 BURY = CHANGE.format(f"state = 'dead', attempts = %s, error = %s, {STORY}, finished_at = clock_timestamp()")
 SAVE = CHANGE.format("checkpoint = %s")

@@ -47,6 +47,7 @@ from workqueue.ledger.sqlite_sql import (
     ENTRY,
     ERASE,
     FORGET,
+    IS_DONE,
     NEW,
     OUTCOMES,
     RECORD,
@@ -138,7 +139,7 @@ class SqliteLedger:
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
         done = (result, attempts, time.time(), task_id.bytes, fence)
-        return (await self._execute(COMPLETE, done))[0] == 1
+        return await self._change(COMPLETE, done) or bool((await self._execute(IS_DONE, done[-2:]))[1])
 
     @asynccontextmanager
     async def completion(

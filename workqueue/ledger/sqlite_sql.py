@@ -34,6 +34,7 @@ CHANGE = "UPDATE task SET {} WHERE id = ? AND fence = ? AND state = 'running'"
 # A row that is done needs no lease, and a shorter row is a quicker one.
 FINISHED = "attempts = ?, finished_at = ?, holder = '', lease_until = 0, ends_at = NULL"
 COMPLETE = CHANGE.format(f"state = 'done', result = ?, checkpoint = NULL, {FINISHED}")
+IS_DONE = "SELECT id FROM task WHERE id = ? AND fence = ? AND state = 'done'"
 STORY = f"story = nullif(substr(coalesce(story, '') || ?, -{STORY_LENGTH}), '')"
 BURY = CHANGE.format(f"state = 'dead', error = ?, {STORY}, {FINISHED}")
 SAVE = CHANGE.format("checkpoint = ?")
