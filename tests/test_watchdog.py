@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from workqueue.settings import Settings
 from workqueue.tasks import watchdog as watchdogs
 from workqueue.tasks.attempt import Attempts
 from workqueue.tasks.context import TaskContext
+from workqueue.tasks.progress import Progress
 from workqueue.tasks.received import Received
 from workqueue.tasks.scope import HeldClaim, Holder
 from workqueue.tasks.watchdog import Watchdog
@@ -47,6 +49,10 @@ class Renewing:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdogs, "LOOK_S", 0.1)
     monkeypatch.setattr(watchdogs, "BLOCKED_S", 0.4)
+
+
+def held(holder: Holder) -> HeldClaim:
+    return HeldClaim(holder, TASK.id, 5, f"resize  {TASK.id}", Progress())
 
 
 @contextmanager
@@ -134,7 +140,7 @@ async def test_the_claim_of_what_has_ended_and_is_not_recorded_is_renewed_too() 
     """What another task's handler blocks is also the record of its end."""
     ledger = Renewing()
     holder = Holder("w1", "resize", cast(Ledger, ledger), 0.6, lambda _: None)
-    with watched(Attempts(cast(Any, None), holder), (holder, TASK.id, 5)):
+    with watched(Attempts(cast(Any, None), holder), held(holder)):
         blocking(2.0)()
     assert len(ledger.renewals) >= 3
 
@@ -187,3 +193,16 @@ async def test_a_process_that_must_end_gives_its_claims_back_says_what_runs_and_
     (line,) = lines(caplog)
     assert f"ends (the drain is over) while it runs  resize  {TASK.id}: " in line
     assert " stay" in line
+
+
+def test_what_has_ended_and_is_not_recorded_is_given_back_and_told_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given_back: list[HeldClaim] = []
+    monkeypatch.setattr("os._exit", lambda _: None)
+    claim = held(cast(Holder, None))
+    watchdog = Watchdog("w1", lambda: (), lambda: (claim,), given_back.extend)
+    watchdog._loop_thread = threading.get_ident()
+    watchdog._end_process(0, "the drain is over")
+    assert given_back == [claim]
+    assert f"w1  ends before the end of  {claim.told}  could be recorded: it will be done again" in lines(caplog)

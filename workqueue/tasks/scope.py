@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from workqueue import delivery
@@ -124,8 +124,14 @@ class Holder:
             self._set_timer(min(self._due.values()), now)
 
 
-HeldClaim = tuple[Holder, UUID, int]
-"""A claim: whose, on which task, and its fence."""
+class HeldClaim(NamedTuple):
+    """A claim: whose, on which task, its fence; and the task as lines of the log have it."""
+
+    holder: Holder
+    task_id: UUID
+    fence: int
+    told: str
+    progress: Progress
 
 
 class Scope:
@@ -177,6 +183,10 @@ class Scope:
     def told(self) -> str:
         """The task as lines of the log have it."""
         return self._received.told
+
+    @property
+    def claim(self) -> HeldClaim:
+        return HeldClaim(self.holder, self.task_id, self.fence, self.told, self.progress)
 
     def tell(self, what: Started | Running, took_s: float = 0.0) -> None:
         self.holder.tell(Event(self.holder.worker, self.holder.operation, self.kind, self._received.name, took_s, what))

@@ -5,7 +5,8 @@
 | the loop stands still                   | says in which task and where; renews the claims within their time limit |
 | the loop goes on                        | says how long it stood still                                            |
 | the process stood still itself          | says so: it was frozen, or C code kept the interpreter's lock           |
-| the time by which the process must end  | says what still runs, gives the claims back, ends the process           |
+| the time by which the process must end  | says what still runs, or has ended and is not recorded; gives the       |
+|                                         | claims back; ends the process                                           |
 
 A task costs nothing: the loop sets a time twice a second, and the thread looks at it as often.
 """
@@ -25,6 +26,7 @@ from workqueue.tasks.stack import describe
 LOOK_S = 0.5
 BLOCKED_S = 2.0  # longer than a slow garbage collection or a full disk's write, shorter than any lease
 FROZEN_S = 5.0  # more than a machine with too much to do
+UNRECORDED = "ends before the end of  %s  could be recorded: it will be done again"
 SAY_S = 1.0  # a line that takes longer to write is not read by anybody
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Watchdog:
         worker: str,
         running: Callable[[], Iterable[Scope]],
         unrecorded: Callable[[], Iterable[HeldClaim]],
-        release: Callable[[list[Scope]], None],
+        release: Callable[[list[HeldClaim]], None],
     ) -> None:
         self._worker, self._running, self._unrecorded, self._release = worker, running, unrecorded, release
         self._stream = sys.stderr  # once: a handler may put another one there
@@ -112,8 +114,8 @@ class Watchdog:
         return f"in  {told}" if at_it else f"with in hand  {told}"
 
     def _renew(self, now: float, beat: float) -> None:
-        held = [(scope.holder, scope.task_id, scope.fence) for scope in self._running() if scope.may_hold()]
-        for holder, task_id, fence in [*held, *self._unrecorded()]:
+        held = [scope.claim for scope in self._running() if scope.may_hold()]
+        for holder, task_id, fence, *_ in [*held, *self._unrecorded()]:
             if now - self._renewed.get((task_id, fence), beat) < holder.renew_every_s:
                 continue
             try:
@@ -123,14 +125,16 @@ class Watchdog:
                 self._say(f"a claim could not be renewed: {describe(error)}")
 
     def _end_process(self, exit_code: int, why: str) -> None:
-        scopes = list(self._running())
+        scopes, unrecorded = list(self._running()), list(self._unrecorded())
         for scope in scopes:
             self._say(f"ends ({why}) while it runs  {scope.told}: {self._where(scope)}")
         if not scopes:
             left = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
             self._say(f"ends ({why}) with threads of a handler's left: {', '.join(left) or self._main()}")
+        for claim in unrecorded:
+            self._say(UNRECORDED % claim.told)
         try:
-            self._release(scopes)
+            self._release([*(scope.claim for scope in scopes), *unrecorded])
         except Exception as error:  # noqa: BLE001  # the leases end by themselves
             self._say(f"the claims could not be given back: {describe(error)}")
         self._within(self._stream.flush)

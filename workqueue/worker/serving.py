@@ -29,9 +29,9 @@ from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
 from workqueue.tasks.events import Listener, Ready, Stopping
 from workqueue.tasks.received import Runtime
-from workqueue.tasks.scope import Scope
+from workqueue.tasks.scope import HeldClaim
 from workqueue.tasks.stack import describe
-from workqueue.tasks.watchdog import Watchdog
+from workqueue.tasks.watchdog import UNRECORDED, Watchdog
 from workqueue.worker.beside import Work, again, begin
 from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
@@ -188,7 +188,7 @@ class Serving:
     def _tell_account(self, more: int = 0) -> None:
         """Say what could not be recorded, and what became of all; `more` are on their way back."""
         for told in self._crew.unrecorded():
-            log.warning("%s  ends before the end of  %s  could be recorded: it will be done again", self._name, told)
+            log.warning("%s  %s", self._name, UNRECORDED % told)
         self._tell(self._crew.account(self._name, more))
 
     async def _abandon(self, heartbeat: Heartbeat, code: int, in_hand: int) -> NoReturn:
@@ -198,12 +198,13 @@ class Serving:
         for scope in scopes:
             log.warning("%s  ends while it runs  %s: %s", self._name, scope.told, scope.where())
         self._tell_account(in_hand)
-        await _release(heartbeat.ledger, scopes)  # from here on another worker may begin them
+        # From here on another worker may begin them.
+        await _release(heartbeat.ledger, [scope.claim for scope in scopes])
         await heartbeat.end()
         logging.shutdown()  # what the handlers of the log hold
         os._exit(code)
 
-    def _release_from_thread(self, scopes: list[Scope]) -> None:
+    def _release_from_thread(self, claims: list[HeldClaim]) -> None:
         """The worker's own ledger belongs to its event loop."""
 
         async def release() -> None:
@@ -211,22 +212,22 @@ class Serving:
                 if not await exists(self._settings.ledger_url):  # it was lost, and the claims with it
                     return
                 ledger = await open_ledger(self._settings)
-            await _release(ledger, scopes)
+            await _release(ledger, claims)
             if self._heartbeat is not None:
                 await replace(self._heartbeat, ledger=ledger).end()
 
-        if scopes:
+        if claims:
             asyncio.run(release())
 
 
-async def _release(ledger: Ledger, scopes: list[Scope]) -> None:
+async def _release(ledger: Ledger, claims: list[HeldClaim]) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(RELEASE_S):
-            for scope in scopes:
+            for claim in claims:
                 with suppress(LedgerBusy):  # the lease ends by itself
-                    if (checkpoint := scope.progress.unsaved) is not None:
-                        await ledger.save(scope.task_id, scope.fence, checkpoint)
-                    await ledger.release(scope.task_id, scope.fence)
+                    if (checkpoint := claim.progress.unsaved) is not None:
+                        await ledger.save(claim.task_id, claim.fence, checkpoint)
+                    await ledger.release(claim.task_id, claim.fence)
 
 
 async def _listen(name: str) -> None:
