@@ -92,10 +92,11 @@ class Execution(Generic[T]):
             return await self._settling.lost(received.arrived)
 
     async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
-        self._keep_unrecorded(attempt.received, attempt.claim, attempt.progress)
+        received, claim, told = attempt.received, attempt.claim, attempt.received.told
+        self.unrecorded[told] = HeldClaim(self.holder, received.id, claim.fence, told, attempt.progress)
         await self._ask(lambda: attempt.save(self._ledger))
-        what = await self.held(attempt.received, attempt.claim, self._settling.failed(attempt, error))
-        self.unrecorded.pop(attempt.received.told, None)
+        what = await self.held(received, claim, self._settling.failed(attempt, error))
+        self.unrecorded.pop(told, None)
         return what
 
     async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
@@ -117,16 +118,12 @@ class Execution(Generic[T]):
             return
         if context.completed:
             return
-        encoded = self._encode(result)
-        self._keep_unrecorded(received, claim, progress)
+        encoded, told = self._encode(result), received.told
+        self.unrecorded[told] = HeldClaim(self.holder, task_id, claim.fence, told, progress)
         recorded = await self._ask(lambda: self._ledger.complete(task_id, claim.fence, number, encoded))
-        self.unrecorded.pop(received.told, None)
+        self.unrecorded.pop(told, None)
         if not recorded:
             raise ClaimLost
-
-    def _keep_unrecorded(self, received: Received[T], claim: Claimed, progress: Progress) -> None:
-        told = received.told
-        self.unrecorded[told] = HeldClaim(self.holder, received.id, claim.fence, told, progress)
 
     def _encode(self, result: BaseModel | None) -> str | None:
         try:

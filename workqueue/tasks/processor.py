@@ -201,8 +201,9 @@ class Guard(Generic[T]):
         claim = partial(self._claims, received.arrived, task_id, received.kind, digest, alone=alone)
         try:
             answer = await claim()
-            if isinstance(answer, Finished) and _is_sent_back(received.arrived, answer):
-                told = json.dumps({"sent_back": now()} | story.sent_back(received.arrived.headers)) + "\n"
+            headers = received.arrived.headers
+            if isinstance(answer, Finished) and answer.state == "dead" and story.is_letter_of(answer.fence, headers):
+                told = json.dumps({"sent_back": now()} | story.sent_back(headers)) + "\n"
                 await self.ask(partial(self._ledger.revive, task_id, answer.fence, told=told))
                 answer = await claim()
         except LedgerBusy as error:
@@ -250,9 +251,3 @@ class Guard(Generic[T]):
 def _is_plain(arrived: Delivery) -> bool:
     """Whether there is nothing to it at sight, as with nearly all."""
     return arrived.readable and arrived.oversized_bytes is None and story.STORIED.isdisjoint(arrived.headers)
-
-
-def _is_sent_back(arrived: Delivery, answer: Finished) -> bool:
-    """Whether the message is the dead letter that the ledger tells of. One of the version before names no burial."""
-    is_letter = answer.state == "dead" and "x-returns" in arrived.headers
-    return is_letter and arrived.headers.get("x-burial", answer.fence) == answer.fence

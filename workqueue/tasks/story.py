@@ -74,6 +74,12 @@ def revived(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "x-returns": count(headers, "x-returns") + 1, "x-story": stories}
 
 
+def is_letter_of(fence: int, headers: Mapping[str, Any]) -> bool:
+    """Whether it is the dead letter that was buried with this claim, sent back. One of the version before names no
+    burial."""
+    return "x-returns" in headers and headers.get("x-burial", fence) == fence
+
+
 def sent_back(headers: Mapping[str, Any]) -> dict[str, str]:
     """By whom and why a dead letter was sent back, as the ledger's story of the task has it."""
     told = headers.get(SENT_BACK)

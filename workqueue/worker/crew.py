@@ -112,9 +112,6 @@ class Crew:
         """Wait until nothing is in hand. False: something still was after this time."""
         return all(await asyncio.gather(*(guard.idle(within_s) for guard in self._guards.values())))
 
-    def unrecorded(self) -> list[str]:
-        return sorted(chain.from_iterable(guard.execution.unrecorded for guard in self._guards.values()))
-
     def account(self, name: str, more: int = 0) -> Stopped:
         """What became of the messages; `more` are on their way back."""
         finished = sum(guard.settling.finished for guard in self._guards.values())

@@ -187,8 +187,8 @@ class Serving:
 
     def _tell_account(self, more: int = 0) -> None:
         """Say what could not be recorded, and what became of all; `more` are on their way back."""
-        for told in self._crew.unrecorded():
-            log.warning("%s  %s", self._name, UNRECORDED % told)
+        for claim in self._crew.claims_unrecorded():
+            log.warning("%s  %s", self._name, UNRECORDED % claim.told)
         self._tell(self._crew.account(self._name, more))
 
     async def _abandon(self, heartbeat: Heartbeat, code: int, in_hand: int) -> NoReturn:
