@@ -329,30 +329,6 @@ async def test_a_ledger_that_is_lost_ends_an_idle_worker_too() -> None:
     assert fatal == [lost]
 
 
-@pytest.mark.parametrize("answers", [False, True])
-async def test_a_worker_is_ready_where_tasks_can_be_claimed_and_not_where_only_its_row_is_written(
-    monkeypatch: pytest.MonkeyPatch, answers: bool
-) -> None:
-    monkeypatch.setattr(heartbeat, "AGAIN_S", 60.0)
-    board = Broken(*([LedgerBusy("permission denied")] if answers else []), answers=answers)
-    worker = beating(board)
-    worker.health.starting, worker.health.ledger_s = False, time.monotonic() - 60
-    await worker.check()
-    task = asyncio.ensure_future(worker.beat())
-    await asyncio.sleep(0.01)
-    assert (board.put_count, worker.health.not_ready() == [], task.done()) == (int(not answers), answers, False)
-    task.cancel()
-
-
-async def test_a_ledger_that_is_lost_to_claims_ends_an_idle_worker() -> None:
-    class Moved(Broken):
-        async def check(self) -> None:
-            raise LedgerLost("/a", "it was moved")
-
-    with pytest.raises(LedgerLost):
-        await beating(Moved()).check()
-
-
 async def test_what_ends_what_a_worker_does_beside_its_tasks_ends_the_worker_and_its_end_does_not() -> None:
     error, fatal = RuntimeError("a fault of ours"), list[BaseException]()
 

@@ -43,10 +43,10 @@ class Wire:
     def __init__(self) -> None:
         self.did: list[str] = []
 
-    async def pause(self, queue: str) -> None:
+    async def pause(self, queue: str, by: str) -> None:
         self.did.append(f"pause {queue}")
 
-    def resume(self, queue: str) -> None:
+    def resume(self, queue: str, by: str) -> None:
         self.did.append(f"resume {queue}")
 
 

@@ -93,14 +93,14 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         self._producing: tuple[Link, Publisher] | None = None
         self._consumers: list[Consumer] = []
         self._consuming: dict[str, Links] = {}
-        self._paused = set[str]()
+        self._paused = set[tuple[str, str]]()  # queues, each with whose wish that is
 
     async def create_consumer(self, **params: Unpack[EndpointParams]) -> Consumer:
         tag = f"{self._name}.{len(self._consumers) + 1}"
         receive = self._contract.receives[_queue_name(params)]
         links, joins = self._links_to(receive.queue.name), bool(self._consumers)
         consumer = Consumer(links, receive, tag, self._settings, self._fatal, joins=joins)
-        if receive.queue.name in self._paused:
+        if self._is_paused(receive.queue.name):
             await consumer.pause()
         self._consumers.append(consumer)
         return consumer
@@ -142,16 +142,19 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         lost = [links for queue, links in self._consuming.items() if links.busy and not self._is_consumed(queue, links)]
         await asyncio.gather(*(links.open_again() for links in lost))
 
-    async def pause(self, queue: str) -> None:
-        """Take no message from the queue until `resume`; what is in hand goes on."""
-        self._paused.add(queue)
+    async def pause(self, queue: str, by: str) -> None:
+        """Take no message from the queue until all who have paused it have it resumed; what is in hand goes on."""
+        self._paused.add((queue, by))
         await asyncio.gather(*(consumer.pause() for consumer in self._consumers if consumer.queue == queue))
 
-    def resume(self, queue: str) -> None:
-        self._paused.discard(queue)
+    def resume(self, queue: str, by: str) -> None:
+        self._paused.discard((queue, by))
         for consumer in self._consumers:
-            if consumer.queue == queue:
+            if consumer.queue == queue and not self._is_paused(queue):
                 consumer.resume()
+
+    def _is_paused(self, queue: str) -> bool:
+        return any(paused == queue for paused, _ in self._paused)
 
     async def drain(self) -> None:
         await asyncio.gather(*(consumer.drain() for consumer in self._consumers))

@@ -148,7 +148,7 @@ def _at_work(project: Project, now: Status) -> Iterator[Finding]:
             others = "" if now.refusal else ", which others do"
             held = f", with {len(worker.in_hand)} tasks in hand{others}" if worker.in_hand else ""
             said = f"on {worker.host}, not heard of for {span(worker.seen_s)}{held}"
-            yield Finding(about, "warning", said, "start it anew; it is forgotten after an hour")
+            yield Finding(about, "warning", said, "start it anew; if it runs, see its log. Forgotten after an hour")
         elif abs(worker.ahead_s) > CLOCK_S:
             word = "ahead of" if worker.ahead_s > 0 else "behind"
             said = f"its clock is {abs(worker.ahead_s):.0f} s {word} this machine's"

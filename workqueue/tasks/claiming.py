@@ -26,7 +26,8 @@ Answer = Claimed | Taken | Finished | Conflict
 
 
 class Claiming:
-    """For one operation, whose messages have these `headers`. `is_draining`: whether a silent ledger is given up."""
+    """For one operation, whose messages have these `headers`. Where the worker drains, or `is_cut_off` from the ledger,
+    an answer that does not come is given up."""
 
     def __init__(
         self, receive: Receive, runtime: Runtime, ask: Asking, headers: Schema, is_draining: Callable[[], bool]
@@ -34,6 +35,7 @@ class Claiming:
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
         self._ask, self._is_draining = ask, is_draining
         self._tells = headers.problem({REQUEST: str(uuid4())}) is None
+        self.is_cut_off = False
         self._open: set[asyncio.Timeout] = set()
         self._ending = False
 
@@ -71,11 +73,14 @@ class Claiming:
         self._open.add(limit)
         try:
             async with limit:
-                return await self._ask(claim, self._is_draining)
+                return await self._ask(claim, self._gives_up)
         except TimeoutError as error:
             raise LedgerBusy("no answer before the end of the process") from error
         finally:
             self._open.discard(limit)
+
+    def _gives_up(self) -> bool:
+        return self._is_draining() or (self.is_cut_off and self._tells)  # untold, only this worker can repeat its wish
 
     async def give_back(self, task_id: UUID, claim: Claimed) -> None:
         """Without waiting for a ledger that is busy: the claim ends with this process, or with its lease."""

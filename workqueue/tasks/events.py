@@ -11,7 +11,7 @@
 | it was done, dead or cancelled before                            | Skipped    |
 | it comes later, and no attempt was counted                       | Delayed    |
 | the claim ran out while the handler ran                          | LostClaim  |
-| it is a task again at once, because the worker ends              | HandedBack |
+| it is a task again at once: the worker ends, or can't claim      | HandedBack |
 
 Each but the first two says that the message was settled: it was acked, after what it says was confirmed or recorded.
 """

@@ -64,8 +64,8 @@ class Guard(Generic[T]):
         self.ask = Asking(runtime.worker)
         self.settling: Settling[T] = Settling(receive, runtime, self.ask)
         self.execution = Execution(handler, receive, runtime, self.ask, self.settling)
-        self._claims = Claiming(receive, runtime, self.ask, self._headers, lambda: self._draining)
-        self._refuse = Refusing(receive, self._claims, self.settling, self.execution.held, single=runtime.single)
+        self.claims = Claiming(receive, runtime, self.ask, self._headers, lambda: self._draining)
+        self._refuse = Refusing(receive, self.claims, self.settling, self.execution.held, single=runtime.single)
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False
         self.in_hand, self.waiting = Pending(), 0
@@ -108,7 +108,7 @@ class Guard(Generic[T]):
         """Stop what is in hand: what runs is handed back, as is what the ledger does not answer, and all may be
         cancelled."""
         self.execution.end()
-        self._claims.end()
+        self.claims.end()
 
     async def _at_sight(self, arrived: Delivery) -> What | None:
         """Settle what need not be looked into. A dead letter that was sent back is a task again, and waits for long
@@ -192,13 +192,13 @@ class Guard(Generic[T]):
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
                 await attempt.save(self._ledger)
-                await self._claims.give_back(received.id, answer)
+                await self.claims.give_back(received.id, answer)
             raise
 
     async def _answer(self, received: Received[T], alone: bool) -> Claimed | Taken | Finished | Conflict:
         """The ledger's answer to a claim. A task that is dead and was sent back is revived, once for each burial."""
         task_id, digest = received.id, codec.digest(received.arrived.body)
-        claim = partial(self._claims, received.arrived, task_id, received.kind, digest, alone=alone)
+        claim = partial(self.claims, received.arrived, task_id, received.kind, digest, alone=alone)
         try:
             answer = await claim()
             headers = received.arrived.headers

@@ -60,12 +60,6 @@ class Heartbeat:
         while True:  # noqa: ASYNC110  # nothing else tells when
             await asyncio.sleep(BEAT_S if await self._put() else AGAIN_S)
 
-    async def check(self) -> None:
-        """See whether a task could be claimed: `beat` writes to a table of its own. Raises LedgerLost."""
-        with suppress(LedgerBusy):
-            await self.ledger.check()
-            self.health.ledger_s = time.monotonic()
-
     async def _take_over(self) -> None:
         """One of this name that died on this host is replaced by this one, also once that has ended."""
         for seen in await self.ledger.board.seen(RECENT_S):

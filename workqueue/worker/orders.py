@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 AGAIN_S = 4.0  # after a failure with the pauses: each costs the ledger its connection where a role lacks the privilege
+OPERATORS = "operators"
 FIRST_S = 2.0  # that a start waits for; a ledger that is silent for longer grants no claims either
 
 
@@ -68,10 +69,10 @@ class Orders:
         for queue in self.queues:
             pause = wanted.get(queue)
             if pause is not None and queue not in self.health.paused:
-                await self.wire.pause(queue)
+                await self.wire.pause(queue, OPERATORS)
                 self.health.paused.add(queue)
                 self.tell(Paused(self.name, queue, pause.who, pause.why))
             elif pause is None and queue in self.health.paused:
                 self.health.paused.discard(queue)
-                self.wire.resume(queue)
+                self.wire.resume(queue, OPERATORS)
                 self.tell(Resumed(self.name, queue))

@@ -33,6 +33,7 @@ from workqueue.tasks.scope import HeldClaim
 from workqueue.tasks.stack import describe
 from workqueue.tasks.watchdog import UNRECORDED, Watchdog
 from workqueue.worker.beside import Work, again, begin
+from workqueue.worker.breaker import Breaker
 from workqueue.worker.crew import Crew, Job, start, stop
 from workqueue.worker.ending import Ending
 from workqueue.worker.heartbeat import BEAT_S, Heartbeat, installed
@@ -96,8 +97,9 @@ class Serving:
             self._health.not_consumed = wire.not_consumed
             self._health.stuck, self._health.asked_s = self._crew.stuck, self._crew.asked_s
             orders = Orders(self._name, ready.queues, ledger, self._crew, wire, self._health, self._tell)
+            breaker = Breaker(self._name, ready.queues, ledger, self._crew, wire, self._health)
             await orders.first()
-            for work in self._beside(heartbeat, orders):
+            for work in self._beside(heartbeat, orders, breaker):
                 begin(work, self._ending.set, closing)
             code, drained = await self._until_told(Within(resources.context, start(crews)), wire, ready)
             if not drained and not await self._crew.idle(CUT_OFF_S):
@@ -110,12 +112,12 @@ class Serving:
         self._tell_account()
         return code
 
-    def _beside(self, heartbeat: Heartbeat, orders: Orders) -> tuple[Work, ...]:
+    def _beside(self, heartbeat: Heartbeat, orders: Orders, breaker: Breaker) -> tuple[Work, ...]:
         """What goes on beside the tasks. Each by itself: what waits for a row that is locked holds up no other."""
         keep_s = self._settings.keep_s
         return (
             heartbeat.beat,
-            again(heartbeat.check, BEAT_S),
+            again(breaker.look, BEAT_S),
             again(partial(self._crew.save, heartbeat.ledger), BEAT_S),
             again(orders.look, LOOK_S),
             again(orders.wire.open_again, BEAT_S),
