@@ -12,6 +12,7 @@ from workqueue.ledger import LedgerBusy
 from workqueue.observe.health import Health
 from workqueue.tasks import asking
 from workqueue.tasks.asking import Asking
+from workqueue.testing import until
 
 
 async def answered() -> str:
@@ -94,7 +95,7 @@ async def test_what_is_answered_to_others_is_no_answer_to_one_that_waits(
     """As to a role that may complete a task and not claim one."""
     monkeypatch.setattr(asking, "SILENT_S", 0.1)
     ask, go, health = Asking("w1"), asyncio.Event(), Health(starting=False, ledger_s=time.monotonic() + 60)
-    health.asked_s = ask.open.oldest_s
+    health.asked_s = ask.silent_s
     waiting = asyncio.ensure_future(ask(busy(go)))
     for _ in range(30):
         await ask(lambda: asyncio.sleep(0.01))
@@ -106,3 +107,51 @@ async def test_what_is_answered_to_others_is_no_answer_to_one_that_waits(
     await waiting
     assert said(caplog)[1:] == ["w1  the ledger answers again"]
     assert health.not_ready() == []
+
+
+async def test_a_row_that_somebody_has_locked_is_no_silence_of_the_ledger(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "SILENT_S", 0.1)
+    monkeypatch.setattr(asking, "STUCK_S", 0.2)
+
+    class Locked(LedgerBusy):
+        of_task = True
+
+    ask, meets = Asking("w1"), list[LedgerBusy | None]([Locked("the row of task 7 is locked")])
+
+    async def row() -> str:
+        if meets[0] is not None:
+            raise meets[0]
+        return "done"
+
+    waiting = asyncio.ensure_future(ask(row))
+    await until(lambda: ask.late() == 1, "it is late")
+    assert (ask.stuck(), ask.silent_s()) == ("1 can't be recorded: the row of task 7 is locked", 0.0)
+    assert said(caplog) == ["w1  waits for the ledger: the row of task 7 is locked"]
+    meets[0] = LedgerBusy("no answer")
+    await until(lambda: ask.late() == 0, "the ledger is silent to all")
+    assert (ask.stuck(), ask.silent_s() > 0.2) == ("", True)
+    meets[0] = None
+    assert await waiting == "done"
+    assert (ask.late(), ask.silent_s()) == (0, 0.0)
+
+
+async def test_a_cause_that_comes_after_the_first_line_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server waits for a lock for as long as a ledger is waited for in silence."""
+    monkeypatch.setattr(asking, "SILENT_S", 0.1)
+    ask, go = Asking("w1"), asyncio.Event()
+
+    async def first_silent() -> str:
+        await go.wait()
+        raise LedgerBusy("the row is locked")
+
+    waiting = asyncio.ensure_future(ask(first_silent))
+    await until(lambda: said(caplog), "it is told")
+    go.set()
+    await until(lambda: len(said(caplog)) > 1, "the cause is told")
+    await asyncio.sleep(0.3)
+    waiting.cancel()
+    assert said(caplog) == ["w1  waits for the ledger: no answer", "w1  waits for the ledger: the row is locked"]

@@ -13,11 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from aio_pika.abc import AbstractChannel
 
 from tests.harness import ERRANDS, ROOT, Site, simulate
 from tests.operators import ask, workqueue
+from tests.test_ledger_postgres import run, url
 from tests.test_refusals import user_of
 from workqueue import contract
 from workqueue.contract import Queue
@@ -29,8 +31,11 @@ from workqueue.ops.doctor import MEND, OVERDUE_S, _at_work, _gone, _ledger, _lim
 from workqueue.ops.status import Status
 from workqueue.ops.workers import Worker
 from workqueue.settings import Settings
+from workqueue.tasks.asking import STUCK_S
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
+
+__all__ = ["url"]
 
 LIMIT = "x-delivery-limit"
 RECEIVE = contract.load("tests.generated.worker").receives[ERRANDS.queue.name]
@@ -179,6 +184,30 @@ async def test_tasks_whose_messages_are_gone_are_found(fast: Site) -> None:
         assert "restart the node of its leader" in found["way_out"]
     await fast.publish(json.dumps(simulate(1)[0]).encode())  # what waits behind others is not gone
     assert not [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
+
+
+async def test_who_has_a_tasks_row_locked_is_named_and_the_worker_does_all_others(site: Site, url: str) -> None:
+    site.environment["LEDGER_URL"] = url
+    worker = await site.worker("one", "--concurrency", "4")
+    (stuck,), others = simulate(1, seconds=0.5), simulate(20)
+    await site.send([stuck])
+    await until(site.record, "it has begun")
+    with closing(psycopg.connect(url, application_name="the night's report")) as foreign:
+        foreign.execute("SELECT 1 FROM workqueue_task WHERE id = %s FOR UPDATE", (stuck["id"],))
+        await site.send(others)
+        held = f"the row of task {stuck['id']} is locked by the night's report (role "
+        await until(lambda: held in worker.text(), "its log says so")
+        await until(lambda: len(site.ended()) == 21, "all others are done")
+        await asyncio.sleep(STUCK_S)
+        now = await ask(site, "status")
+        (one,) = now["workers"]
+        assert (one["state"], one["why"].startswith(f"1 can't be recorded: {held}")) == ("working", True)
+        found = [one for one in await ask(site, "doctor") if "the night's report" in one["said"]]
+        assert [one["about"] for one in found] == ["worker one", "ledger"]
+        assert found[1]["way_out"].endswith(f"SELECT pg_terminate_backend({foreign.info.backend_pid})")
+        run(url, f"SELECT pg_terminate_backend({foreign.info.backend_pid})")
+    await until(lambda: worker.says(f"done  nap  {stuck['id']}"), "it is recorded")
+    assert not [one for one in await ask(site, "doctor") if "locked" in one["said"]]
 
 
 def test_the_page_says_after_how_long_a_task_without_a_message_is_told() -> None:

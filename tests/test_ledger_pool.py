@@ -14,7 +14,7 @@ from tests.test_ledger_postgres import ASKED, LONG_S, claimed, end_sessions, por
 from workqueue.client.asking import patiently
 from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken, postgres_pool
 from workqueue.ledger.postgres import PostgresLedger
-from workqueue.ledger.postgres_pool import AT_MOST
+from workqueue.ledger.postgres_pool import AT_MOST, Locked
 from workqueue.ledger.postgres_session import numbered
 from workqueue.testing import until
 from workqueue.testing.proxy import Proxy
@@ -218,6 +218,27 @@ async def test_a_row_that_is_locked_for_five_seconds_is_taken_and_the_others_go_
     waits.sort()
     assert waits[len(waits) * 99 // 100] < 0.2  # two statements of them
     assert waits[-1] < 1.0
+
+
+async def test_who_has_the_row_of_a_task_is_told_and_nobody_else_is(ledger: PostgresLedger, url: str) -> None:
+    mine, held, other = uuid4(), uuid4(), uuid4()
+    fences = {task_id: (await claimed(ledger, task_id, LONG_S)).fence for task_id in (mine, held, other)}
+    with locked(url, held), psycopg.connect(url, application_name="another") as another:
+        another.execute("SELECT 1 FROM workqueue_task WHERE id = %s FOR UPDATE", (other,))
+        for task_id, name in ((held, "foreign"), (other, "another")):
+            pattern = rf"^the row of task {task_id} is locked by {name} \(role \w+, pid \d+.*, idle in transaction"
+            with pytest.raises(Locked, match=pattern):
+                await ledger.complete(task_id, fences[task_id], 1, None)
+            with pytest.raises(Locked, match=pattern):
+                await ledger.release(task_id, fences[task_id])
+        found = await ledger.board.locks()
+        assert {lock.name for lock in found} == {"foreign", "another"}
+        assert all(lock.pid and lock.open_s is not None for lock in found)
+        assert await ledger.complete(mine, fences[mine], 1, None)
+    assert await ledger.board.locks() == []
+    with psycopg.connect(url) as reader:
+        reader.execute("SELECT count(*) FROM workqueue_task")
+        assert await ledger.board.locks() == []
 
 
 async def test_as_many_rows_as_there_are_connections_that_somebody_has_locked_delay_no_other(

@@ -37,7 +37,10 @@ store of another major version is refused."""
 
 
 class LedgerBusy(Exception):
-    """The store can't answer now (locked, restarting, out of reach). Try again: every method may be repeated."""
+    """The store can't answer now (locked, restarting, out of reach). Try again: every method may be repeated.
+    `of_task`: it answers others, and somebody has this task's row locked."""
+
+    of_task = False
 
 
 class ClaimLost(Exception):
@@ -72,8 +75,7 @@ class Claimed:
     @classmethod
     def read(cls, fence: int, crash_log: str, attempts: int, checkpoint: str | None = None) -> "Claimed":
         """From a store's columns. The log has a line for each crash: `noticed_at worker`, and after a tab the fence of
-        the claim that ended so, and `alone`. The version before this one writes, and expects, no more than the former.
-        """
+        the claim that ended so, and `alone`. The version before this one writes, and expects, just the former."""
         crashes, last_fence = [], ""
         for line in crash_log.splitlines():
             who, _, claim = line.partition("\t")

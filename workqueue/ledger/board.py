@@ -59,6 +59,28 @@ class Overdue(NamedTuple):
     example: str
 
 
+class Lock(NamedTuple):
+    """An open `transaction` of a server that has rows of tasks locked, or their table: of the process `pid` (0: it is
+    prepared), with the name that its client gives itself, its role, address and state, and for how long it has been
+    open. What may not be seen is empty, or None."""
+
+    transaction: str
+    pid: int
+    name: str
+    role: str
+    address: str
+    state: str
+    open_s: float | None
+
+    @property
+    def words(self) -> str:
+        if not self.pid:
+            return "a prepared transaction (pg_prepared_xacts)"
+        of = f"role {self.role}, pid {self.pid}{f', from {self.address}' if self.address else ''}"
+        for_s = "" if self.open_s is None else f", open for {self.open_s:.0f} s"
+        return f"{self.name or 'a client without a name'} ({of}{f', {self.state}' if self.state else ''}{for_s})"
+
+
 class Board(Protocol):
     """Each method is atomic, durable when it returns, and may be repeated. Raises LedgerBusy and LedgerLost, as the
     methods of a ledger do."""
@@ -97,6 +119,9 @@ class Board(Protocol):
     async def overdue(self, older_than_s: float) -> list[Overdue]:
         """Those that have waited, or whose lease has ended, for longer than this. Reads every row."""
 
+    async def locks(self) -> list[Lock]:
+        """Who has tasks locked now, be it for a moment, as workers do; nobody where the store can't tell."""
+
 
 @dataclass(frozen=True)
 class Statements:
@@ -114,6 +139,7 @@ class Statements:
     notes: str
     deaths: str
     overdue: str
+    locks: str
 
 
 Run = Callable[[str, Sequence[Any]], Awaitable[tuple[int, list[Any]]]]
@@ -164,6 +190,10 @@ class SqlBoard:
         _, rows = await self._run(self._sql.overdue, (older_than_s,))
         return [Overdue(kind, tasks, since, str(UUID(example))) for kind, tasks, since, example in rows]
 
+    async def locks(self) -> list[Lock]:
+        _, rows = await self._run(self._sql.locks, ())
+        return [Lock(*row) for row in rows]
+
 
 class NoBoard:
     """See `Board`: where there is no ledger, nothing is known, and nothing kept."""
@@ -199,4 +229,7 @@ class NoBoard:
         return []
 
     async def overdue(self, older_than_s: float) -> list[Overdue]:
+        return []
+
+    async def locks(self) -> list[Lock]:
         return []

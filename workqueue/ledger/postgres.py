@@ -4,10 +4,10 @@ Each statement is its own transaction. Claims and completions, which are most of
 statements for many tasks (`postgres_batch`).
 """
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import psycopg
@@ -21,12 +21,13 @@ from workqueue.ledger import (
     Conflict,
     Entry,
     Finished,
+    LedgerBusy,
     Outcome,
     Sent,
     Taken,
     Transaction,
 )
-from workqueue.ledger.board import SqlBoard
+from workqueue.ledger.board import Lock, SqlBoard
 from workqueue.ledger.postgres_batch import Batch
 from workqueue.ledger.postgres_block import Blocks
 from workqueue.ledger.postgres_pool import Locked, Pool
@@ -46,6 +47,7 @@ from workqueue.ledger.postgres_sql import (
     ENTRY,
     ERASE,
     IS_DONE,
+    LOCKS_OF_ROW,
     OUTCOMES,
     PRUNE,
     RECORD,
@@ -60,6 +62,8 @@ from workqueue.ledger.postgres_sql import (
     TO_CANCEL,
 )
 from workqueue.ledger.texts import text_of
+
+A = TypeVar("A")
 
 LOCK_S = 1.0
 # A host that died inside a task's completion holds the row until the server misses that host: no statement waits for
@@ -100,7 +104,7 @@ class PostgresLedger:
     ) -> Claimed | Taken | Finished | Conflict:  # fmt: skip
         claim = (task_id, text_of(worker), float(lease_s), text_of(kind), digest or None, alone, request)
         if adopts is not None:
-            await self._change(ADOPT, (request, task_id, adopts))
+            await self._change(task_id, ADOPT, (request, task_id, adopts))
         while True:
             try:
                 claimed = await self._claims.ask(task_id, claim)
@@ -115,7 +119,7 @@ class PostgresLedger:
                 if state in ("done", "dead", "cancelled"):
                     return Finished(state, fence)
                 if cancel is not None and (state == "waiting" or left_s <= 0):
-                    await self._change(CANCEL_ENDED, (task_id, fence))
+                    await self._change(task_id, CANCEL_ENDED, (task_id, fence))
                 elif state == "running" or (waits and left_s > 0):
                     return Taken(max(0.0, left_s), attempts, state != "running")
             # It was pruned, or released, in between.
@@ -123,8 +127,8 @@ class PostgresLedger:
     async def renew(self, task_id: UUID, fence: int, lease_s: float, *, alone: bool | None = None) -> bool:
         try:
             if alone is None:
-                return await self._change(RENEW, (lease_s, task_id, fence))
-            return await self._change(RENEW_ALONE, (lease_s, alone, task_id, fence))
+                return await self._change(task_id, RENEW, (lease_s, task_id, fence))
+            return await self._change(task_id, RENEW_ALONE, (lease_s, alone, task_id, fence))
         except Locked:  # by the task's own completion, most likely; while it is, nobody can take the claim
             return True
 
@@ -133,7 +137,8 @@ class PostgresLedger:
             return connection.execute(RENEW, (lease_s, task_id, fence)).rowcount == 1
 
     async def complete(self, task_id: UUID, fence: int, attempts: int, result: str | None) -> bool:
-        if await self._completions.ask(task_id, (attempts, result, task_id, fence)) is not None:
+        complete = self._completions.ask(task_id, (attempts, result, task_id, fence))
+        if await self._of(task_id, complete) is not None:
             return True
         return bool(await self._rows(IS_DONE, (task_id, fence)))  # before, and the answer was lost
 
@@ -145,7 +150,7 @@ class PostgresLedger:
             yield transaction
 
     async def bury(self, task_id: UUID, fence: int, attempts: int, error: str, *, failed: str = "") -> bool:
-        return await self._change(BURY, (attempts, text_of(error), text_of(failed), task_id, fence))
+        return await self._change(task_id, BURY, (attempts, text_of(error), text_of(failed), task_id, fence))
 
     async def release(
         self,
@@ -159,29 +164,29 @@ class PostgresLedger:
     ) -> bool:
         said = (attempts, None if error is None else text_of(error), text_of(failed))
         if next_s <= 0:
-            return await self._change(RELEASE, (*said, task_id, fence))
-        return await self._change(RELEASE_UNTIL, (*said, next_s, next_s, task_id, fence))
+            return await self._change(task_id, RELEASE, (*said, task_id, fence))
+        return await self._change(task_id, RELEASE_UNTIL, (*said, next_s, next_s, task_id, fence))
 
     async def revive(self, task_id: UUID, fence: int, *, told: str = "") -> bool:
-        return await self._change(REVIVE, (text_of(told), task_id, fence))
+        return await self._change(task_id, REVIVE, (text_of(told), task_id, fence))
 
     async def tell(self, task_id: UUID, fence: int, said: str, told: str) -> bool:
-        return await self._change(TELL, (text_of(said), text_of(told), task_id, fence, text_of(said)))
+        return await self._change(task_id, TELL, (text_of(said), text_of(told), task_id, fence, text_of(said)))
 
     async def save(self, task_id: UUID, fence: int, checkpoint: str) -> bool:
-        return await self._change(SAVE, (text_of(checkpoint), task_id, fence))
+        return await self._change(task_id, SAVE, (text_of(checkpoint), task_id, fence))
 
     async def cancel(self, task_id: UUID, told: str) -> Cancelling:
         asked = {"id": task_id, "told": f"{CANCELLED}: {text_of(told)}"}
         while True:
             changed = await self._rows(CANCEL, asked)
-            if changed == [("dead",)] or (not changed and await self._change(CANCEL_UNKNOWN, asked)):
+            if changed == [("dead",)] or (not changed and await self._change(task_id, CANCEL_UNKNOWN, asked)):
                 return "cancelled"
             for state, fence, left_s, *_ in await self._rows(SEEK, (task_id,)):
                 if state in ("done", "dead", "cancelled"):
                     return cast(Cancelling, state)
                 if left_s <= 0:
-                    await self._change(CANCEL_ENDED, (task_id, fence))  # nobody is there to end it
+                    await self._change(task_id, CANCEL_ENDED, (task_id, fence))  # nobody is there to end it
                 elif changed:
                     return "asked"
             # It was pruned, or revived, in between.
@@ -202,7 +207,7 @@ class PostgresLedger:
         return [Outcome(*row) for row in await self._rows(OUTCOMES, (list(ids),))]
 
     async def forget(self, task_id: UUID) -> bool:
-        return await self._change(ERASE, (task_id,))
+        return await self._change(task_id, ERASE, (task_id,))
 
     async def prune(self, older_than_s: float) -> int:
         return (await self._pool.execute(PRUNE, (older_than_s,)))[0]
@@ -214,8 +219,19 @@ class PostgresLedger:
     async def _rows(self, statement: str, values: Any) -> list[tuple[Any, ...]]:
         return (await self._pool.execute(statement, values))[1]
 
-    async def _change(self, statement: str, values: Any) -> bool:
-        return (await self._pool.execute(statement, values))[0] == 1
+    async def _change(self, task_id: UUID, statement: str, values: Any) -> bool:
+        return (await self._of(task_id, self._pool.ask(statement, values)))[0] == 1
+
+    async def _of(self, task_id: UUID, asked: Awaitable[A]) -> A:
+        """Raises Locked with who has the task's row, as far as that can be told."""
+        try:
+            return await asked
+        except Locked as error:
+            found: list[Any] = []
+            with suppress(LedgerBusy):
+                found = (await self._pool.execute(LOCKS_OF_ROW, (task_id,), is_urgent=False))[1]
+            by = "".join(f" by {Lock(*row).words}" for row in found[:1])
+            raise Locked(f"the row of task {task_id} is locked{by}") from error
 
     async def _connect_for_statements(self) -> AsyncConnection:
         connection = await self._connect()

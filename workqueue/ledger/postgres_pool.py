@@ -33,6 +33,8 @@ MORE_AGAIN_S = 5.0  # after a connection that could not be made, while there are
 class Locked(LedgerBusy):
     """Another transaction has the row, and does not end."""
 
+    of_task = True
+
 
 class Asked:
     """A statement and the future of its answer."""

@@ -8,6 +8,7 @@ from workqueue.errors import LedgerClosed
 from workqueue.ledger import SCHEMA_VERSION
 from workqueue.ledger.board import Statements
 from workqueue.ledger.door import CLOSED, Door
+from workqueue.ledger.postgres_sql import LOCKS
 
 SET_UP_LOCK = 0x776F726B  # "work": two processes that create the same table at once collide
 
@@ -79,6 +80,7 @@ BOARD = Statements(
         FROM workqueue_task WHERE state IN ('waiting', 'running') AND cancel IS NULL
             AND lease_until < clock_timestamp() - %s * interval '1 second' GROUP BY 1
     """,
+    locks=LOCKS,
 )
 
 META = """

@@ -126,3 +126,21 @@ PRUNE = """
 DELETE FROM workqueue_task WHERE coalesce(finished_at, lease_until) < clock_timestamp() - %s * interval '1 second'
 """
 ERASE = "DELETE FROM workqueue_task WHERE id = %s AND finished_at IS NOT NULL"
+# Who has changed or locked rows, or locked the table; who just reads has not. What the role may not see is null, and a
+# prepared transaction has no process.
+LOCKS = """
+SELECT DISTINCT lock.virtualtransaction, coalesce(lock.pid, 0), coalesce(activity.application_name, ''),
+    coalesce(activity.usename, ''), coalesce(host(activity.client_addr), ''), coalesce(activity.state, ''),
+    extract(epoch FROM clock_timestamp() - activity.xact_start)::float8
+FROM pg_locks AS lock LEFT JOIN pg_stat_activity AS activity USING (pid)
+WHERE lock.relation = 'workqueue_task'::regclass AND lock.granted AND lock.pid IS DISTINCT FROM pg_backend_pid()
+    AND lock.mode IN ('RowShareLock', 'RowExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+        'AccessExclusiveLock')
+"""
+# A row that several have locked has a number there that is no transaction's, and nobody is found.
+LOCKS_OF_ROW = f"""{LOCKS} AND lock.virtualtransaction = (
+    SELECT holder.virtualtransaction FROM workqueue_task AS task JOIN pg_locks AS holder
+    ON holder.locktype = 'transactionid' AND holder.transactionid = task.xmax AND holder.mode = 'ExclusiveLock'
+        AND holder.granted
+    WHERE task.id = %s LIMIT 1)
+"""

@@ -77,6 +77,7 @@ BOARD = Statements(
         SELECT coalesce(kind, ''), count(*), min(lease_until), min(hex(id))
         FROM task WHERE state IN ('waiting', 'running') AND cancel IS NULL AND lease_until < {NOW} - ? GROUP BY 1
     """,
+    locks="SELECT 0 WHERE 0",  # it has no rows' locks, and no way to tell who has the file's
 )
 
 META = "CREATE TABLE IF NOT EXISTS workqueue_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)"

@@ -1,5 +1,6 @@
 """What is wrong with an installation, each with the way out. It looks, and tries the broker in queues of its own."""
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from workqueue.amqp.probe import Probe, probe
 from workqueue.amqp.topology import BROKERS_LIMIT, LIMIT
 from workqueue.errors import LedgerDiffers
 from workqueue.ledger import Ledger, LedgerBusy
-from workqueue.ledger.board import Overdue
+from workqueue.ledger.board import Lock, Overdue
 from workqueue.ledger.none import AbsentLedger
 from workqueue.ops.plan import Plan, QueuePlan, plan
 from workqueue.ops.project import Project
@@ -23,6 +24,7 @@ from workqueue.tasks.processor import DELIVERIES
 CONSUMER_TIMEOUT_S = 1800.0  # RabbitMQ's default, https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 CLOCK_S = 5.0
 LOG = "look into the broker's log"
+LOCKED_S = 2.0  # a completion of a handler's takes less
 OVERDUE_S = 300.0  # a message is on its way for less, or waits in a queue
 STRANDED = (
     "rabbitmqctl list_queues name messages messages_ready: a delay that has more messages than are ready is stuck "
@@ -66,6 +68,7 @@ async def doctor(project: Project, ledger: Ledger, name: str) -> list[Finding]:
         *_at_work(project, now),
         *_crowded(project, compared, now),
         *_gone(project, now, await _overdue(ledger)),
+        *_locked(ledger, await _locks(ledger)),
         *_limits(project),
         Finding("not seen", "unseen", compared.unseen, SEE),
     ]
@@ -161,6 +164,23 @@ async def _overdue(ledger: Ledger) -> list[Overdue]:
     with suppress(LedgerBusy):  # which is a finding of its own
         return await ledger.board.overdue(OVERDUE_S)
     return []
+
+
+async def _locks(ledger: Ledger) -> list[Lock]:
+    """Those that are there for LOCKED_S: each statement of a worker's has one for a moment."""
+    with suppress(LedgerBusy):
+        before = {lock.transaction for lock in await ledger.board.locks()}
+        if before:
+            await asyncio.sleep(LOCKED_S)
+            return [lock for lock in await ledger.board.locks() if lock.transaction in before]
+    return []
+
+
+def _locked(ledger: Ledger, found: Iterable[Lock]) -> Iterator[Finding]:
+    for lock in found:
+        said = f"{ledger.place}: {lock.words} has tasks locked, which can't be claimed or completed until it ends"
+        end = f"SELECT pg_terminate_backend({lock.pid})" if lock.pid else "ROLLBACK PREPARED"
+        yield Finding("ledger", "warning", said, f"end it there, or: {end}")
 
 
 def _crowded(project: Project, compared: Plan, now: Status) -> Iterator[Finding]:

@@ -13,7 +13,9 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.005  # between two tries at a busy ledger, doubling up to the cap
 RETRY_CAP_S = 1.0
 SILENT_S = 1.0  # a lock of another process's transaction is not worth a line; a wait of this length is
+STUCK_S = 5.0  # of a transaction that has a row; one of a handler's takes less
 AGAIN_S = 60.0  # between two lines about the same wait
+UNTOLD = "no answer"  # not yet: a lock is waited for for a second before that is said
 
 A = TypeVar("A")
 
@@ -30,9 +32,26 @@ class Asking:
     def __init__(self, worker: str) -> None:
         self._worker, self._loop = worker, asyncio.get_running_loop()
         self.open = Pending()
+        self._locked: dict[object, str] = {}  # those of them that wait for a row which somebody has locked, and who
         self._looking: asyncio.TimerHandle | None = None
         self._told_s: float | None = None
-        self._cause = "no answer"
+        self._cause = self._told = UNTOLD
+
+    def silent_s(self) -> float:
+        """How long the ledger has owed an answer; 0 where it owes none. For any thread."""
+        return self.open.oldest_s(but=self._locked)
+
+    def late(self) -> int:
+        """How many have waited for long for their row. For any thread."""
+        return len(self._late())
+
+    def stuck(self) -> str:
+        """The same, and why; empty for none. For any thread."""
+        late = self._late()
+        return f"{len(late)} can't be recorded: {late[0]}" if late else ""
+
+    def _late(self) -> list[str]:
+        return [why for mine, why in list(self._locked.items()) if self.open.age_s(mine) > STUCK_S]
 
     async def __call__(self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None = None) -> A:
         """What the ledger answers, however long that takes. Raises LedgerBusy only where `until` is true meanwhile."""
@@ -43,20 +62,28 @@ class Asking:
             try:
                 answer = await call()
             except LedgerBusy as error:
-                answer = await self._again(call, until, error)
+                answer = await self._again(mine, call, until, error)
         finally:
             self.open.end(mine)
+            self._locked.pop(mine, None)
         if self._told_s is not None and self.open.oldest_s() < SILENT_S:
             self._told_s = None
             log.warning("%s  the ledger answers again", self._worker)
         return answer
 
     async def _again(
-        self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None, busy: LedgerBusy
+        self,
+        mine: object,
+        call: Callable[[], Coroutine[Any, Any, A]],
+        until: Callable[[], bool] | None,
+        busy: LedgerBusy,
     ) -> A:
         delay_s = RETRY_S
         while True:
             self._cause = str(busy)
+            self._locked.pop(mine, None)
+            if busy.of_task:
+                self._locked[mine] = self._cause
             if until is not None and until():
                 raise busy
             await asyncio.sleep(delay_s)
@@ -69,8 +96,8 @@ class Asking:
     def _look(self) -> None:
         now_s = self._loop.time()
         if self.open.oldest_s() < SILENT_S:
-            self._cause = "no answer"
-        elif self._told_s is None or now_s - self._told_s > AGAIN_S:
-            self._told_s = now_s
+            self._cause = UNTOLD
+        elif self._told_s is None or now_s - self._told_s > AGAIN_S or self._told == UNTOLD != self._cause:
+            self._told_s, self._told = now_s, self._cause
             log.warning("%s  waits for the ledger: %s", self._worker, self._cause)
         self._looking = self._loop.call_later(SILENT_S / 2, self._look) if self.open else None

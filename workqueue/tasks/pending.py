@@ -1,6 +1,7 @@
 """What is under way, and since when: for whoever tells of what takes long."""
 
 import time
+from collections.abc import Container
 
 
 class Pending:
@@ -26,6 +27,11 @@ class Pending:
         now_s = time.monotonic()
         return [now_s - since for since in list(self._since.values())]
 
-    def oldest_s(self) -> float:
+    def oldest_s(self, but: Container[object] = ()) -> float:
         """0 for none."""
-        return next(iter(self.ages_s()), 0.0)
+        now_s = time.monotonic()
+        return next((now_s - since for mine, since in list(self._since.items()) if mine not in but), 0.0)
+
+    def age_s(self, mine: object) -> float:
+        """0 for one that has ended."""
+        return time.monotonic() - self._since.get(mine, time.monotonic())

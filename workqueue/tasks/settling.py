@@ -124,8 +124,7 @@ class Settling(Generic[T]):
             said += f"\n{tail}"
         await self.copies.bury(received.arrived, why, attempt.failed, more)
         failed = max(len(attempt.failed), claim.attempts)
-        bury = partial(self._ledger.bury, received.id, claim.fence, failed, said, failed=line)
-        await self._ask(bury)
+        await self._ask(partial(self._ledger.bury, received.id, claim.fence, failed, said, failed=line))
         self.ack(received.arrived)
         return self._dead(why)
 

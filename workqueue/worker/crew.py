@@ -74,11 +74,12 @@ class Crew:
     def late(self, operation: str) -> int:
         """How many messages can't be settled."""
         guard = self._guards.get(operation)
-        return 0 if guard is None else guard.settling.copies.late()
+        return 0 if guard is None else guard.settling.copies.late() + guard.ask.late()
 
     def stuck(self) -> list[str]:
         """The messages that can't be settled, and why, in words. For any thread."""
-        return [said for guard in list(self._guards.values()) if (said := guard.settling.copies.stuck())]
+        guards = list(self._guards.values())
+        return [said for guard in guards for said in (guard.settling.copies.stuck(), guard.ask.stuck()) if said]
 
     async def save(self, ledger: Ledger) -> None:
         """Save the latest checkpoints of what runs. One whose row is locked is no reason to miss the others."""
@@ -92,8 +93,8 @@ class Crew:
         return [(operation, age_s) for operation, guard in guards for age_s in guard.in_hand.ages_s()]
 
     def asked_s(self) -> float:
-        """How long the oldest question to the ledger has waited for its answer; 0 for none. For any thread."""
-        return max((guard.ask.open.oldest_s() for guard in list(self._guards.values())), default=0.0)
+        """How long the ledger has owed an answer; 0 for none. For any thread."""
+        return max((guard.ask.silent_s() for guard in list(self._guards.values())), default=0.0)
 
     @property
     def in_hand(self) -> int:
