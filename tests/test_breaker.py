@@ -100,7 +100,7 @@ async def test_what_is_not_claimed_goes_back_once_the_worker_is_cut_off(tells: b
     bench.ledger.busy["claim"] = 1000
     taking = asyncio.ensure_future(bench.take(TASK))
     await until(lambda: len(bench.ledger.requests) > 1, "it is asked for again")
-    bench.guard.claims.is_cut_off = True
+    bench.guard.claims.cut_off(True)
     if tells:
         assert (await taking)[-2:] == [TASKS, "ack"]
         assert bench.publisher.copies[0]["headers"] == {REQUEST: str(bench.ledger.requests[0])}

@@ -99,7 +99,8 @@ async def test_where_the_contracts_headers_do_not_allow_the_number_it_is_not_tol
 
 
 @pytest.mark.parametrize("task", [TASK, REFUSED])
-async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any) -> None:
+@pytest.mark.parametrize("given_up", ["never", "just before", "just after"])
+async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any, given_up: str) -> None:
     bench, asked = Bench(), asyncio.Event()
     claim = bench.ledger.claim
 
@@ -113,8 +114,12 @@ async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any) -
     bench.ledger.claim = silent  # type: ignore[method-assign]
     taking = asyncio.ensure_future(bench.take(task))
     await asked.wait()
+    if given_up == "just before":
+        bench.guard._claims._give_up()
     taking.cancel()
-    with suppress(asyncio.CancelledError):
+    if given_up == "just after":
+        bench.guard._claims._give_up()
+    with pytest.raises(asyncio.CancelledError):
         await taking
     assert bench.log == ["claim", "release"]
     assert bench.ledger.requests[0] == bench.ledger.requests[1]
@@ -143,6 +148,15 @@ async def test_a_message_whose_claim_is_not_answered_goes_back_at_the_end_of_the
     assert await asyncio.wait_for(taking, WAIT_S) == [TASKS, "ack"]
     assert bench.publisher.copies[0]["headers"] == {REQUEST: str(bench.ledger.requests[0])}
     assert bench.guard.settling.handed_back == 1
+
+
+async def test_once_answers_are_given_up_no_claim_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claiming, "END_S", 0.0)
+    bench = Bench()
+    bench.guard.end()
+    await until(lambda: bench.guard._claims._gave_up, "it is over")
+    assert await bench.take() == [TASKS, "ack"]
+    assert bench.ledger.requests == []
 
 
 async def test_a_ledger_that_stays_silent_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:

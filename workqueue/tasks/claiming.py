@@ -21,13 +21,14 @@ from workqueue.tasks.asking import Asking
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.story import REQUEST
 
-END_S = 1.0  # for the answer to a claim that nobody wants any more: the process ends
+END_S = 1.0  # for the answer to a claim that is given up
+UNANSWERED = "no answer, and it is given up"
 Answer = Claimed | Taken | Finished | Conflict
 
 
 class Claiming:
-    """For one operation, whose messages have these `headers`. Where the worker drains, or `is_cut_off` from the ledger,
-    an answer that does not come is given up."""
+    """For one operation, whose messages have these `headers`. A ledger that is busy while the worker drains, or is cut
+    off from it, is not waited for."""
 
     def __init__(
         self, receive: Receive, runtime: Runtime, ask: Asking, headers: Schema, is_draining: Callable[[], bool]
@@ -35,21 +36,31 @@ class Claiming:
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
         self._ask, self._is_draining = ask, is_draining
         self._tells = headers.problem({REQUEST: str(uuid4())}) is None
-        self.is_cut_off = False
-        self._open: set[asyncio.Timeout] = set()
-        self._ending = False
+        self._loop = asyncio.get_running_loop()
+        self._open, self._ends, self._is_cut_off, self._gave_up = set[asyncio.Task[Any]](), False, False, False
 
     def end(self) -> None:
         """Wait for no answer any more for longer than END_S."""
-        if self._ending:
-            return
-        self._ending = True
-        until_s = asyncio.get_running_loop().time() + END_S
-        for limit in self._open:
-            limit.reschedule(until_s)
+        self._ends = True
+        self._loop.call_later(END_S, self._give_up)
+
+    def cut_off(self, is_cut_off: bool) -> None:
+        """The same until the worker is cut off no more. Where the message can't tell of the wish, it waits on: only
+        this worker can repeat it."""
+        self._is_cut_off = is_cut_off and self._tells
+        self._gave_up &= self._ends
+        if self._is_cut_off:
+            self._loop.call_later(END_S, self._give_up)
+
+    def _give_up(self) -> None:
+        self._gave_up = self._ends or self._is_cut_off
+        if self._gave_up:
+            for task in self._open:
+                task.cancel()
+            self._open.clear()
 
     async def __call__(self, arrived: Delivery, task_id: UUID, kind: str, digest: bytes, *, alone: bool) -> Answer:
-        """Raises LedgerBusy where the worker drains, or ends: the message is to be handed back."""
+        """Raises LedgerBusy where it is given up: the message is to be handed back."""
         adopts, request = _wish_of(arrived), uuid4()
         claim = partial(
             self._ledger.claim, task_id, self._worker, self._receive.lease_s, kind=kind, digest=digest, alone=alone,
@@ -69,18 +80,20 @@ class Claiming:
             raise
 
     async def _asked(self, claim: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
-        limit = asyncio.timeout(END_S if self._ending else None)
-        self._open.add(limit)
+        """A claim has no timer of its own: nearly all are answered in microseconds."""
+        if self._gave_up:
+            raise LedgerBusy(UNANSWERED)
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._open.add(task)
         try:
-            async with limit:
-                return await self._ask(claim, self._gives_up)
-        except TimeoutError as error:
-            raise LedgerBusy("no answer before the end of the process") from error
+            return await self._ask(claim, lambda: self._is_cut_off or self._is_draining())
+        except asyncio.CancelledError:
+            if task in self._open or task.uncancel():  # by others, too
+                raise
+            raise LedgerBusy(UNANSWERED) from None
         finally:
-            self._open.discard(limit)
-
-    def _gives_up(self) -> bool:
-        return self._is_draining() or (self.is_cut_off and self._tells)  # untold, only this worker can repeat its wish
+            self._open.discard(task)
 
     async def give_back(self, task_id: UUID, claim: Claimed) -> None:
         """Without waiting for a ledger that is busy: the claim ends with this process, or with its lease."""

@@ -108,7 +108,7 @@ class Crew:
     def cut_off(self, is_cut_off: bool) -> None:
         """Whether the ledger is out of reach: what is not claimed goes back then."""
         for guard in self._guards.values():
-            guard.claims.is_cut_off = is_cut_off
+            guard.claims.cut_off(is_cut_off)
 
     def end(self) -> None:
         for guard in self._guards.values():
