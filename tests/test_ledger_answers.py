@@ -113,12 +113,14 @@ async def test_a_claim_that_a_worker_of_the_version_before_has_taken_over_is_not
     await ledger.close()
 
 
-@pytest.mark.parametrize("state", ["released", "completed", "buried", "revived"])
+@pytest.mark.parametrize("state", ["given back", "released", "completed", "buried", "revived"])
 async def test_a_request_is_over_with_the_claim_that_it_made(url: str, state: str) -> None:
     task_id, request = uuid4(), uuid4()
     ledger = await PostgresLedger(url).set_up()
     assert await ledger.claim(task_id, "w", LONG_S, **ASKED, request=request) == Claimed(fence=1, crashes=())
-    if state == "released":
+    if state == "given back":
+        assert await ledger.release(task_id, 1)
+    elif state == "released":
         assert await ledger.release(task_id, 1, next_s=LONG_S)
     elif state == "completed":
         assert await ledger.complete(task_id, 1, 1, None)

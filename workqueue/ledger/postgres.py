@@ -113,14 +113,14 @@ class PostgresLedger:
                 return Taken(LOCK_S)
             if claimed is not None:
                 return Claimed.read(*claimed[1:])
-            for state, fence, left_s, waits, known, attempts, cancel in await self._rows(SEEK, (task_id,)):
+            for state, fence, left_s, waits, known, attempts, cancel, made in await self._rows(SEEK, (task_id,)):
                 if known is not None and digest and known != digest:
                     return Conflict()
                 if state in ("done", "dead", "cancelled"):
                     return Finished(state, fence)
                 if cancel is not None and (state == "waiting" or left_s <= 0):
                     await self._change(task_id, CANCEL_ENDED, (task_id, fence))
-                elif state == "running" or (waits and left_s > 0):
+                elif state == "running" or (waits and left_s > 0) or (made is not None and made == request):
                     return Taken(max(0.0, left_s), attempts, state != "running")
             # It was pruned, or released, in between.
 

@@ -9,8 +9,10 @@ MANY = f"""
 WITH impatient AS MATERIALIZED (SELECT set_config('lock_timeout', '{MANY_LOCK_S * 1000:.0f}ms', true)),
 asked AS MATERIALIZED (SELECT asked.* FROM impatient, unnest({{}}) AS asked ({{}}) ORDER BY id)
 """
-# Made already, for this request: its answer was lost, and nobody else has the task.
-OWN = "task.state = 'running' AND task.request = excluded.request AND task.requested = task.fence"
+# Made already, for this request, and nobody has claimed the task since: where it runs, the answer was lost. Where it is
+# given back, the wish is over: this statement is one that nobody waits for, and those that undid it came first.
+MADE = "task.request = excluded.request AND task.requested = task.fence"
+OWN = f"task.state = 'running' AND {MADE}"
 NEXT = f"task.fence + CASE WHEN {OWN} THEN 0 ELSE 1 END"
 CLAIMING = f"""
 INSERT INTO workqueue_task AS task
@@ -28,7 +30,8 @@ WHERE task.cancel IS NULL
     AND (task.digest IS NULL OR excluded.digest IS NULL OR task.digest = excluded.digest)
     AND CASE task.state
     WHEN 'running' THEN task.lease_until < clock_timestamp() OR {OWN}
-    WHEN 'waiting' THEN task.next_at IS DISTINCT FROM task.lease_until OR task.lease_until < clock_timestamp()
+    WHEN 'waiting' THEN ({MADE}) IS NOT TRUE
+        AND (task.next_at IS DISTINCT FROM task.lease_until OR task.lease_until < clock_timestamp())
 END
 RETURNING id, fence, crashes, attempts, checkpoint
 """
@@ -50,7 +53,7 @@ UPDATE workqueue_task SET request = %s WHERE id = %s AND request = %s AND reques
 STATE = "CASE WHEN error = cancel THEN 'cancelled' ELSE state END"
 SEEK = f"""
 SELECT {STATE}, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest,
-    attempts, cancel
+    attempts, cancel, CASE WHEN requested = fence THEN request END
 FROM workqueue_task WHERE id = %s
 """
 CHANGE = "UPDATE workqueue_task SET {} WHERE id = %s AND fence = %s AND state = 'running'"
