@@ -761,6 +761,24 @@ async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_els
     assert str(TASK.id) in told
 
 
+@pytest.mark.parametrize(
+    "why", [CutOff(), Cancellation("by ops"), ValueError("no")], ids=["cut off", "called off", "failed"]
+)
+async def test_a_claim_is_known_until_the_end_of_its_handler_is_recorded_whichever_it_was(why: Exception) -> None:
+    """Another handler may block the loop meanwhile: then only what is known is given back."""
+    bench = Bench(never)
+    taking = asyncio.ensure_future(bench.take())
+    await until(lambda: bench.guard.execution.running)
+    (scope,) = bench.guard.execution.running
+    bench.ledger.busy = dict.fromkeys(["release", "bury"], 1_000_000)
+    scope.stop(why)
+    await until(lambda: bench.log[-1].endswith("busy"))
+    assert list(bench.guard.execution.unrecorded.values()) == [scope.claim]
+    bench.ledger.busy.clear()
+    await taking
+    assert bench.guard.execution.unrecorded == {}
+
+
 async def test_what_keeps_copies_waiting_is_told_once_for_each_queue_and_reason_and_not_for_each_task(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

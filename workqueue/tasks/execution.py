@@ -29,9 +29,8 @@ from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Attempts, Handler
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.events import Done, What
-from workqueue.tasks.progress import Progress
 from workqueue.tasks.received import Attempt, Received, Runtime, T
-from workqueue.tasks.scope import Cancellation, CutOff, HeldClaim, Holder
+from workqueue.tasks.scope import A, Cancellation, CutOff, HeldClaim, Holder
 from workqueue.tasks.settling import Settling
 from workqueue.tasks.stack import describe
 from workqueue.verdicts import GiveUp
@@ -64,23 +63,21 @@ class Execution(Generic[T]):
         """Raises CancelledError where the process ends, with the claim still held, and errors of our own."""
         received, number = attempt.received, attempt.number
         try:
-            await self._complete(received, attempt.claim, number, attempt.progress)
+            await self._complete(attempt)
         except CutOff:
-            await self._ask(lambda: attempt.save(self._ledger))
-            await self._settling.release(received, attempt.claim)
+            await self._recorded(attempt, self._ask(lambda: attempt.give_back(self._ledger)))
             return await self._settling.hand_back(received.arrived)
         except ClaimLost:
             return await self._settling.lost(received.arrived)
         except LedgerBusy:  # of a completion of the handler's own: that is no failed attempt
-            await self._ask(lambda: attempt.save(self._ledger))
-            await self._settling.release(received, attempt.claim)
+            await self._recorded(attempt, self._ask(lambda: attempt.give_back(self._ledger)))
             return await self._settling.lost(received.arrived)
         except Cancellation as why:
-            return await self._settling.cancelled(attempt, str(why))
+            return await self._recorded(attempt, self._settling.cancelled(attempt, str(why)))
         except LedgerLost:  # from a completion of the handler's own: that is no failed attempt
             raise
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
-            return await self._failed(attempt, error)
+            return await self._recorded(attempt, self._failed(attempt, error))
         self._settling.ack(received.arrived)
         return DONE if number == 1 else Done(number)
 
@@ -91,26 +88,31 @@ class Execution(Generic[T]):
         except ClaimLost:
             return await self._settling.lost(received.arrived)
 
-    async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
-        received, claim, told = attempt.received, attempt.claim, attempt.received.told
-        self.unrecorded[told] = HeldClaim(self.holder, received.id, claim.fence, told, attempt.progress)
-        await self._ask(lambda: attempt.save(self._ledger))
-        what = await self.held(received, claim, self._settling.failed(attempt, error))
+    async def _recorded(self, attempt: Attempt[T], recording: Coroutine[Any, Any, A]) -> A:
+        """Record the end of a handler: what ends the process before gives the claim back, and says so."""
+        received, told = attempt.received, attempt.received.told
+        self.unrecorded[told] = HeldClaim(self.holder, received.id, attempt.claim.fence, told, attempt.progress)
+        answer = await recording
         self.unrecorded.pop(told, None)
-        return what
+        return answer
 
-    async def _complete(self, received: Received[T], claim: Claimed, number: int, progress: Progress) -> None:
+    async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
+        await self._ask(lambda: attempt.save(self._ledger))
+        return await self.held(attempt.received, attempt.claim, self._settling.failed(attempt, error))
+
+    async def _complete(self, attempt: Attempt[T]) -> None:
         """Run the handler and record its result. Raises what the handler raises; TimeoutError at the contract's time
         limit; GiveUp for a result that breaks the contract; CutOff; ClaimLost; LedgerBusy."""
+        received, number, fence = attempt.received, attempt.number, attempt.claim.fence
         task_id = received.id
 
         def complete(result: BaseModel | None) -> AbstractAsyncContextManager[Transaction]:
-            return self._ledger.completion(task_id, claim.fence, number, self._encode(result))
+            return self._ledger.completion(task_id, fence, number, self._encode(result))
 
-        context = TaskContext(self._worker, number, self._settings, self._resources, complete, progress)
+        context = TaskContext(self._worker, number, self._settings, self._resources, complete, attempt.progress)
         limit_s = self._receive.time_limit_s(received.kind)
         try:
-            result = await self._attempts.run(received, context, claim.fence, limit_s)
+            result = await self._attempts.run(received, context, fence, limit_s)
         except Exception as error:
             if not context.completed:
                 raise
@@ -118,11 +120,9 @@ class Execution(Generic[T]):
             return
         if context.completed:
             return
-        encoded, told = self._encode(result), received.told
-        self.unrecorded[told] = HeldClaim(self.holder, task_id, claim.fence, told, progress)
-        recorded = await self._ask(lambda: self._ledger.complete(task_id, claim.fence, number, encoded))
-        self.unrecorded.pop(told, None)
-        if not recorded:
+        encoded = self._encode(result)
+        completing = self._ask(lambda: self._ledger.complete(task_id, fence, number, encoded))
+        if not await self._recorded(attempt, completing):
             raise ClaimLost
 
     def _encode(self, result: BaseModel | None) -> str | None:

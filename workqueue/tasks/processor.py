@@ -191,8 +191,7 @@ class Guard(Generic[T]):
             return await self.execution.run(attempt)
         except asyncio.CancelledError:  # the process ends: that is no failed attempt, and no crash
             with suppress(LedgerBusy):  # no time to wait: the claim ends with this process, or with its lease
-                await attempt.save(self._ledger)
-                await self.claims.give_back(received.id, answer)
+                await attempt.give_back(self._ledger)
             raise
 
     async def _answer(self, received: Received[T], alone: bool) -> Claimed | Taken | Finished | Conflict:

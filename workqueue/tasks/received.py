@@ -82,3 +82,8 @@ class Attempt(Generic[T]):
     async def save(self, ledger: Ledger) -> None:
         """Save its latest checkpoint, before the claim is given back. Raises LedgerBusy."""
         await self.progress.save(ledger, self.received.id, self.claim.fence)
+
+    async def give_back(self, ledger: Ledger) -> None:
+        """Raises LedgerBusy."""
+        await self.save(ledger)
+        await ledger.release(self.received.id, self.claim.fence)
