@@ -115,10 +115,10 @@ async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any, g
     taking = asyncio.ensure_future(bench.take(task))
     await asked.wait()
     if given_up == "just before":
-        bench.guard._claims._give_up()
+        bench.guard.claims._give_up()
     taking.cancel()
     if given_up == "just after":
-        bench.guard._claims._give_up()
+        bench.guard.claims._give_up()
     with pytest.raises(asyncio.CancelledError):
         await taking
     assert bench.log == ["claim", "release"]
@@ -154,7 +154,7 @@ async def test_once_answers_are_given_up_no_claim_is_asked_for(monkeypatch: pyte
     monkeypatch.setattr(claiming, "END_S", 0.0)
     bench = Bench()
     bench.guard.end()
-    await until(lambda: bench.guard._claims._gave_up, "it is over")
+    await until(lambda: bench.guard.claims._gave_up, "it is over")
     assert await bench.take() == [TASKS, "ack"]
     assert bench.ledger.requests == []
 
