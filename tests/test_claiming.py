@@ -114,6 +114,7 @@ async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any, g
     bench.ledger.claim = silent  # type: ignore[method-assign]
     taking = asyncio.ensure_future(bench.take(task))
     await asked.wait()
+    bench.guard.claims.end()
     if given_up == "just before":
         bench.guard.claims._give_up()
     taking.cancel()
