@@ -33,7 +33,7 @@ HOSTS = {
     "poison sent": Kind(),
     "publishers blocked": Kind((2.0, 4.0)),
     "ledger out of reach": Kind((1.0, 4.0)),
-    "ledger silent": Kind((1.0, 5.0), server=True),
+    "ledger silent": Kind((1.0, 14.0), server=True),
     "ledger read-only": Kind((1.0, 4.0), server=True),
 }
 """What happens to processes, networks and servers."""
