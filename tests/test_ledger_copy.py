@@ -274,7 +274,7 @@ async def test_one_that_was_done_under_a_lower_fence_gives_no_claim_of_the_other
         assert await target.release(task_id, fence)
         assert (await pair.copy()).replaced == 1
         assert not await target.complete(task_id, fence, 1, None)
-        assert await target.claim(task_id, "x", LONG_S, **ASKED) == Finished("done", fence)
+        assert await target.claim(task_id, "x", LONG_S, **ASKED) == Finished("done", fence + 1)
 
 
 # --- the door -----------------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ TAKEN = {
 }
 NEW = {name: TAKEN.get(name, f"new.{name}") for name in TYPES}
 GIVEN = f"unnest({', '.join(f'%s::{kind}[]' for kind in TYPES.values())}) AS new ({', '.join(TYPES)})"
-KNOWN = {name: new for name, new in NEW.items() if name != "id"} | {"fence": "greatest(task.fence, new.fence)"}
+PAST = "greatest(task.fence + least(task.fence, 1), new.fence)"  # that of no claim which was made here
+KNOWN = {name: new for name, new in NEW.items() if name != "id"} | {"fence": PAST}
 
 
 def epoch(column: str) -> str:

@@ -22,8 +22,9 @@ LOCK = "hhqqi"  # struct flock: type, whence, start, length, pid
 
 BOLT = "CREATE TRIGGER workqueue_moved_{} BEFORE {} ON task BEGIN SELECT RAISE(ABORT, '{{}}'); END"
 CHANGES = ("insert", "update", "delete")
-KNOWN = """
-state = ?2, fence = max(fence, ?3), crashes = ?4, worker = ?5, attempts = ?6, result = ?7, error = ?8, finished_at = ?9,
+PAST = "max(fence + min(fence, 1), ?3)"  # that of no claim which was made here
+KNOWN = f"""
+state = ?2, fence = {PAST}, crashes = ?4, worker = ?5, attempts = ?6, result = ?7, error = ?8, finished_at = ?9,
 kind = ?10, digest = ?11, alone = ?12, created_at = CAST(?13 AS INTEGER), claimed_at = CAST(?14 AS INTEGER),
 last_error = ?15, story = ?16, checkpoint = ?17, cancel = ?18, holder = '', ends_at = NULL
 """
