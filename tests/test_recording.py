@@ -90,6 +90,24 @@ async def test_a_ledger_that_can_not_be_told_is_a_line_and_fails_no_send(
     assert told.times == [sent[:2], [sent[2]], [sent[0]]]
 
 
+async def test_once_the_ledger_can_be_told_again_a_line_says_so_and_each_time(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workqueue.client.recording.PATIENCE_S", 0.0)
+    told, sent = Told(), some(2)
+    here = recording(told)
+    away, back = "client-1  tasks are sent, and not recorded: no answer", "client-1  what is sent is recorded again"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            told.error = LedgerBusy("no answer")
+            for one in sent:
+                await here.record(one, 60.0)
+            told.error = None
+            for one in sent:
+                await here.record(one, 60.0)
+    assert caplog.messages == [away, back] * 2
+
+
 async def test_a_ledger_that_is_locked_for_a_moment_is_told_and_nobody_is_bothered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

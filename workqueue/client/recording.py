@@ -22,7 +22,8 @@ class Recording:
         self._ledger, self._name = ledger, name
         self._sent: list[tuple[Sent, asyncio.Future[bool]]] = []
         self._writing: asyncio.Task[None] | None = None
-        self._failing, self._busy, self._closed = Patience(), False, False
+        self._failing: Patience | None = None
+        self._busy, self._closed = False, False
 
     async def record(self, sent: Sent, within_s: float) -> None:
         """Return once the ledger knows that the task waits, or can't be told, or has not answered in time: it was sent,
@@ -81,13 +82,19 @@ class Recording:
                     raise
             else:
                 self._busy = False
-                return
+                return self._say_again()
             await asyncio.sleep(AGAIN_S)
 
     def _say(self, why: Exception | str) -> None:
+        self._failing = self._failing or Patience()
         if self._failing.due():
             trace = None if isinstance(why, LedgerBusy | LedgerLost | str) else why
             log.warning("%s  tasks are sent, and not recorded: %s", self._name, why, exc_info=trace)
+
+    def _say_again(self) -> None:
+        if self._failing is not None and not self._closed:
+            log.warning("%s  what is sent is recorded again", self._name)
+            self._failing = None
 
 
 def _end(waiting: "asyncio.Future[bool]", in_time: bool) -> None:
