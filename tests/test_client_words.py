@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 from uuid import uuid4
 
@@ -71,24 +71,27 @@ async def test_a_client_in_another_event_loop_is_told_so_at_once_by_each_of_its_
         assert len(said) == len(calls)
 
 
+@pytest.mark.parametrize("given", [0, 0.0, float("nan"), -1.0, "3", True + 1j])
+async def test_no_task_is_sent_in_no_time_and_that_is_refused_in_one_line_before_anything_is_published(
+    given: Any,
+) -> None:
+    async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
+        sends: list[Awaitable[Any]] = [
+            queue.client.send(NAP, to="send_errand", within_s=given),
+            queue.client.send_many([NAP], to="send_errand", within_s=given),
+        ]
+        for sending in sends:
+            with pytest.raises(SettingInvalid, match=r"^within_s='.*': use a number of seconds above 0$"):
+                await sending
+
+
 @pytest.mark.parametrize("given", [float("nan"), -1.0, "3", True + 1j])
 async def test_a_time_that_is_none_is_refused_in_one_line_wherever_it_is_given(given: Any) -> None:
     async with MemoryQueue(Application, HANDLERS, Client(Producer)) as queue:
         handle = await queue.client.send(NAP, to="send_errand")
-        calls: dict[str, list[Callable[[], Awaitable[Any]]]] = {
-            "within_s": [
-                lambda: queue.client.send(NAP, to="send_errand", within_s=given),
-                lambda: queue.client.send_many([NAP], to="send_errand", within_s=given),
-            ],
-            "timeout_s": [
-                lambda: queue.client.result(handle.id, timeout_s=given),
-                lambda: handle.result(timeout_s=given),
-            ],
-        }
-        for name, each in calls.items():
-            for call in each:
-                with pytest.raises(SettingInvalid, match=rf"^{name}='.*': use a number of seconds from 0 up$"):
-                    await call()
+        for waited in (queue.client.result(handle.id, timeout_s=given), handle.result(timeout_s=given)):
+            with pytest.raises(SettingInvalid, match=r"^timeout_s='.*': use a number of seconds from 0 up$"):
+                await waited
     for kind in (AnyClient, SyncClient):
         with pytest.raises(SettingInvalid, match=r"^wait_s="):
             kind(Producer, wait_s=given)

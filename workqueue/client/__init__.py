@@ -24,7 +24,7 @@ from workqueue.amqp.wire import Wire
 from workqueue.application import package_of, project_folder
 from workqueue.client.instead import Place, taken
 from workqueue.client.recording import Recording
-from workqueue.client.results import Handle, Results, check_loop, check_seconds, with_ledger
+from workqueue.client.results import Handle, Results, check_loop, check_seconds, check_time_to_send, with_ledger
 from workqueue.client.sending import Outgoing, Sender
 from workqueue.client.status import Status
 from workqueue.client.submit import Account, Given, submit
@@ -136,9 +136,9 @@ class Client:
 
         Raises TaskInvalid when the task breaks the contract (IdInvalid when its id is none); NotSent when the broker
         refused it, or NoBroker when there was none; SendUnknown when it may have it: sending it again is safe, under
-        the same id. SettingInvalid for a `within_s` that is no time.
+        the same id. SettingInvalid for a `within_s` that is not above 0.
         """
-        check_seconds("within_s", within_s)
+        check_time_to_send(within_s)
         outgoing = self._prepare(task, to, id, key)
         check_loop(self._loop)
         began_s = self._loop.time()
@@ -159,7 +159,7 @@ class Client:
         """
         sender = self.sender
         check_loop(self._loop)
-        check_seconds("within_s", within_s)
+        check_time_to_send(within_s)
         sent: dict[int, Handle[Any]] = {}
         refused, unknown, account = list[NotSent](), list[SendUnknown](), Account()
 

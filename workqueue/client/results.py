@@ -157,6 +157,12 @@ def check_seconds(name: str, given: object) -> None:
         raise SettingInvalid(name, str(given), "use a number of seconds from 0 up")
 
 
+def check_time_to_send(within_s: object) -> None:
+    """Raises SettingInvalid for what is no time in which a broker could confirm a task, nor None."""
+    if within_s is not None and not (isinstance(within_s, int | float) and within_s > 0):
+        raise SettingInvalid("within_s", str(within_s), "use a number of seconds above 0")
+
+
 def _refuse_conflict(status: Status | None) -> None:
     if status is not None and status.reason == CONFLICT.reason:
         raise _conflict(status.id)
