@@ -135,6 +135,31 @@ async def test_a_worker_is_on_the_board_while_it_works_and_not_when_it_has_ended
     await ledger.close()
 
 
+async def test_one_that_died_does_not_come_back_once_the_one_that_was_started_anew_at_once_has_ended(
+    tmp_path: Path,
+) -> None:
+    ledger = SqliteLedger(str(tmp_path / "ledger.db"))
+    died, lives = beating(ledger), beating(ledger)
+    for one in (died, lives):
+        assert await one._put()
+    await asyncio.sleep(0.05)
+    anew = beating(ledger)
+    beat = asyncio.ensure_future(anew.beat())
+    try:
+        await until(lambda: on_board(ledger, anew), "it tells of itself")
+        assert await lives._put()
+        assert await on_board(ledger, died)
+    finally:
+        beat.cancel()
+    await anew.end()
+    assert [seen.id for seen in await ledger.board.seen(60.0)] == [lives.id]
+    await ledger.close()
+
+
+async def on_board(ledger: SqliteLedger, one: Heartbeat) -> bool:
+    return one.id in [seen.id for seen in await ledger.board.seen(60.0)]
+
+
 async def test_a_tasks_progress_is_that_of_its_own_attempt_by_a_worker_that_is_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

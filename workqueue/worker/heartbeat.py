@@ -56,16 +56,16 @@ class Heartbeat:
     async def beat(self) -> None:
         """Until it is cancelled. Raises LedgerLost."""
         with suppress(LedgerBusy):
-            await self._take_over()
+            await self._take_over(GONE_S)
         while True:  # noqa: ASYNC110  # nothing else tells when
             await asyncio.sleep(BEAT_S if await self._put() else AGAIN_S)
 
-    async def _take_over(self) -> None:
-        """One of this name that died on this host is replaced by this one, also once that has ended."""
+    async def _take_over(self, silent_s: float) -> None:
+        """One of this name that died on this host, silent for longer than this, is replaced by this one."""
         for seen in await self.ledger.board.seen(RECENT_S):
             if (
                 seen.name == self.name
-                and seen.seen_s > GONE_S
+                and seen.seen_s > silent_s
                 and json.loads(seen.told)["host"] == socket.gethostname()
             ):
                 await self.ledger.board.remove(seen.id)
@@ -82,11 +82,12 @@ class Heartbeat:
         return True
 
     async def end(self) -> None:
-        """What ends well leaves nothing behind; what dies is seen as long gone. A ledger that is silent holds up no
-        end."""
+        """What ends well leaves nothing behind, nor what it has replaced: one that was started anew at once could not
+        be told from one that lives. What dies is seen as long gone. A ledger that is silent holds up no end."""
         with suppress(LedgerBusy, LedgerLost, TimeoutError):
             async with asyncio.timeout(END_S):
                 await self.ledger.board.remove(self.id)
+                await self._take_over(time.time() - self._began)
 
     def told(self) -> dict[str, Any]:
         now, rates = time.time(), self._rates()
