@@ -1,6 +1,7 @@
 """A consumer that has something in hand is busy, and not deaf."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ async def test_a_queue_is_consumed_while_a_task_from_before_a_cut_still_runs_and
         await place.send(1)
         place.cut()
         await until(lambda: len(place.held) == 2, "another takes what went back")
-        assert wire.not_consumed() == []
+        assert wire.not_consumed() == {}
 
 
 async def test_a_queue_whose_consumers_are_all_busy_since_before_a_cut_is_not_consumed_until_its_broker_is_back() -> (
@@ -88,11 +89,13 @@ async def test_a_queue_whose_consumers_are_all_busy_since_before_a_cut_is_not_co
         await place.send(2)
         place.is_away = True
         place.cut()
+        assert wire.not_consumed() == {QUEUE: ""}  # nobody has tried yet
         await wire.open_again()
-        assert wire.not_consumed() == [QUEUE]
+        (why,) = wire.not_consumed().values()
+        assert re.fullmatch(r"the broker is out of reach: amqp://\S+: refused", why)
         place.is_away = False
         await wire.open_again()
-        assert (wire.not_consumed(), len(place.opened)) == ([], 2)
+        assert (wire.not_consumed(), len(place.opened)) == ({}, 2)
         await wire.open_again()
         assert len(place.opened) == 2
         place.ended[0].set()
@@ -111,6 +114,6 @@ async def test_a_queue_is_not_consumed_where_the_one_consumer_that_is_free_can_n
         monkeypatch.setattr(Consumer, "_subscribe", refused)
         place.cut()
         await until(lambda: len(place.opened) > 1, "it tries")
-        assert wire.not_consumed() == [QUEUE]
+        assert wire.not_consumed() == {QUEUE: ""}
         monkeypatch.undo()
-        await until(lambda: wire.not_consumed() == [], "it consumes again")
+        await until(lambda: wire.not_consumed() == {}, "it consumes again")

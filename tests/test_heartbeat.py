@@ -182,7 +182,7 @@ def test_what_a_worker_waits_for_is_told_as_its_state_and_in_words() -> None:
     assert (worker.told()["state"], worker.told()["why"]) == ("working", "")
     cast(Any, crew).late = lambda operation: 2 if operation == ERRANDS.operation else 0
     worker.health.stuck = lambda: ["2 of errands can't be settled: no"]
-    worker.health.not_consumed = lambda: ["chores"]
+    worker.health.not_consumed = lambda: {"chores": ""}
     told = worker.told()
     assert (told["state"], told["why"]) == ("waiting", "chores is not consumed; 2 of errands can't be settled: no")
     worker.health.starting = True
@@ -199,12 +199,12 @@ def test_a_worker_that_takes_tasks_works_whatever_keeps_it_from_others() -> None
 
     worker.health.stuck = lambda: ["1 of errands can't be settled: no"]
     assert (state(), worker.told()["why"]) == ("working", "1 of errands can't be settled: no")
-    worker.health.not_consumed = lambda: [CHORES.queue.name]
+    worker.health.not_consumed = lambda: {CHORES.queue.name: ""}
     assert state() == "working"  # its other consumer of errands takes them
     worker.health.paused.add(ERRANDS.queue.name)
     assert state() == "waiting"
     worker.health.paused.add(CHORES.queue.name)
-    worker.health.not_consumed = list
+    worker.health.not_consumed = dict
     assert state() == "paused"
     worker.health.paused.clear()
     late[ERRANDS.operation] = 2

@@ -98,17 +98,17 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 
 
 def test_a_worker_is_not_ready_for_as_long_as_something_is_amiss() -> None:
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     health = Health(lambda: missing, stuck=lambda: [f"2 of {queue} can't be settled: no" for queue in missing])
     with serving(health) as address:
         assert get(address, "/readyz") == (503, "it starts\n")
         health.starting = False
         assert get(address, "/readyz") == (200, "ready\n")
-        missing.append("mails")
+        missing["mails"] = "no broker"
         health.ledger_s = time.monotonic() - LEDGER_S - 3
         assert get(address, "/readyz") == (
             503,
-            "mails is not consumed\n2 of mails can't be settled: no\nthe ledger has not answered for 8 s\n",
+            "mails is not consumed: no broker\n2 of mails can't be settled: no\nthe ledger has not answered for 8 s\n",
         )
         missing.clear()
         health.ledger_s = time.monotonic()
@@ -213,7 +213,7 @@ async def test_a_worker_without_a_broker_is_not_ready_until_it_is_back_and_one_t
     address = address_of(worker)
     await until_it_says(address, "/readyz", (200, "ready"))
     await asyncio.to_thread(own_node.stop)
-    await until_it_says(address, "/readyz", (503, f"{ERRANDS.queue.name} is not consumed"))
+    await until_it_says(address, "/readyz", (503, f"{ERRANDS.queue.name} is not consumed: the broker is out of reach"))
     assert await asked(address, "/livez") == (200, "alive\n")
     await asyncio.to_thread(own_node.start)
     await until_it_says(address, "/readyz", (200, "ready"), 30.0)
@@ -234,7 +234,7 @@ async def test_a_worker_that_a_cut_finds_busy_is_ready_again_while_its_task_goes
     await site.send(simulate(1, seconds=60))
     await until(lambda: len(site.record()) == 1, "it runs")
     await asyncio.to_thread(own_node.stop)
-    await until_it_says(address, "/readyz", (503, f"{ERRANDS.queue.name} is not consumed"))
+    await until_it_says(address, "/readyz", (503, f"{ERRANDS.queue.name} is not consumed: the broker is out of reach"))
     await asyncio.to_thread(own_node.start)
     await until_it_says(address, "/readyz", (200, "ready"), 30.0)
     worker.process.kill()

@@ -92,7 +92,7 @@ class Link:
 
     Whatever ended a connection, the next is to another one of AMQP_URI, a node may answer and still be of no use; and
     to any of the others, or all who were at one node would go to the same next one. `failure` is why the last try to
-    open one failed.
+    open one failed, and None if it did not.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class Link:
             except BrokerUnreachable as error:
                 failures.append(error)
             else:
+                self.failure = None
                 return self._connection.first
         self.failure = _together(failures)
         raise self.failure

@@ -45,6 +45,14 @@ class Links:
     def is_open(self) -> bool:
         return any(link.is_open for link in self._links)
 
+    @property
+    def away(self) -> str:
+        """That no broker could be reached, and why; empty where one is there, or was not tried since it was lost."""
+        failure = self._links[0].failure
+        if self.is_open or failure is None:
+            return ""
+        return f"the broker is out of reach: {failure.tried}: {failure.cause}"
+
     async def open_again(self) -> None:
         """Connect by one try, if the connection was lost. What refuses it the consumers are told, once they want it."""
         with suppress(WorkQueueError):

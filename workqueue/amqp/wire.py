@@ -125,10 +125,13 @@ class Wire(AbstractWireFactory[WireMessage, Incoming]):
         link = self._link(f"{self._name} publishes", self._topology.declare)
         return Publisher(link, self._name, topology=self._topology, ours=ours)
 
-    def not_consumed(self) -> list[str]:
-        """The queues from which this process takes no messages, nor would but for a pause. One whose consumers all have
-        something in hand, of a session that is over, is taken from after that, if its broker is there."""
-        return sorted(queue for queue, links in self._consuming.items() if not self._is_consumed(queue, links))
+    def not_consumed(self) -> dict[str, str]:
+        """The queues from which this process takes no messages, nor would but for a pause, and why, empty where the
+        broker is there. One whose consumers all have something in hand, of a session that is over, is taken from after
+        that, if its broker is there."""
+        return {
+            queue: links.away for queue, links in sorted(self._consuming.items()) if not self._is_consumed(queue, links)
+        }
 
     def _is_consumed(self, queue: str, links: Links) -> bool:
         consumers = [consumer for consumer in self._consumers if consumer.queue == queue]

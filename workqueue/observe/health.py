@@ -1,7 +1,7 @@
 """Whether a worker works, truthfully: for `/livez` and `/readyz`, and for whoever else asks, from any thread."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 LEDGER_S = 5.0  # a ledger that has not answered for so long can't be relied on: it is asked every two seconds
@@ -11,14 +11,14 @@ LOOP_S = 30.0  # an event loop that has not turned for so long takes no task, an
 @dataclass
 class Health:
     """What the parts of a worker say. `not_consumed` names the queues of which no messages come, though they should,
-    `stuck` says which messages can't be settled, `paused` names the queues that an operator has paused. `loop_s` and
-    `ledger_s` are when the event loop turned, and the ledger could be written to, last (monotonic); `asked_s` tells how
-    long the oldest question to it has waited for its answer.
+    and why as far as it is known; `stuck` says which messages can't be settled, `paused` names the queues that an
+    operator has paused. `loop_s` and `ledger_s` are when the event loop turned, and the ledger could be written to,
+    last (monotonic); `asked_s` tells how long the oldest question to it has waited for its answer.
 
     `starting` until it is ready for the first time, `stopping` from its drain on.
     """
 
-    not_consumed: Callable[[], list[str]] = list
+    not_consumed: Callable[[], Mapping[str, str]] = dict
     stuck: Callable[[], list[str]] = list
     asked_s: Callable[[], float] = float
     paused: set[str] = field(default_factory=set)
@@ -38,7 +38,7 @@ class Health:
         if self.stopping:
             return ["it stops"]
         found = ["it starts"] if self.starting else []
-        found += [f"{queue} is not consumed" for queue in self.not_consumed()]
+        found += [f"{queue} is not consumed{why and f': {why}'}" for queue, why in self.not_consumed().items()]
         found += self.stuck()
         if self.ledger_is_silent:
             found.append(f"the ledger has not answered for {self.ledger_silent_s():.0f} s")
