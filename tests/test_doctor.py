@@ -10,12 +10,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from aio_pika.abc import AbstractChannel
+from psycopg import errors
 
 from tests.harness import ERRANDS, ROOT, Site, simulate
 from tests.operators import ask, workqueue
@@ -27,7 +28,8 @@ from workqueue.dev.node import Node
 from workqueue.ledger import Sent, open_ledger
 from workqueue.ledger.board import Overdue
 from workqueue.ledger.none import SilentLedger
-from workqueue.ops.doctor import MEND, OVERDUE_S, _at_work, _gone, _ledger, _limits
+from workqueue.ledger.postgres_server import Server
+from workqueue.ops.doctor import MEND, OVERDUE_S, ROOM, _at_work, _gone, _ledger, _limits
 from workqueue.ops.status import Status
 from workqueue.ops.workers import Worker
 from workqueue.settings import Settings
@@ -248,6 +250,16 @@ async def test_a_ledger_that_the_workers_do_not_share_and_none_at_all_are_found(
         assert "is worked on with another ledger" in told.out
         told = await workqueue(fast, "doctor", LEDGER_URL="none")
         assert "!!  ledger: queue" in told.out
+
+
+@pytest.mark.parametrize("notes", [(), ("no ledger: postgresql://there/: {}",)], ids=["read-only", "away"])
+async def test_of_a_full_disk_the_way_out_is_room(notes: tuple[str, ...]) -> None:
+    refusal = Server("postgresql://there/").words(errors.DiskFull("could not extend file"))
+    assert refusal == "the server's disk is full, make room there: could not extend file"
+    ledger, project = SilentLedger("postgresql://there/", refusal), cast(Any, SimpleNamespace(has_ledger=True))
+    now = Status(datetime.now(UTC), "b", "l", (), (), tuple(n.format(refusal) for n in notes), refusal=refusal)
+    found = _ledger(project, ledger, now)
+    assert (found.state, found.way_out, refusal in found.said) == ("fault", ROOM, True)
 
 
 async def test_a_ledger_that_can_be_read_and_lets_nobody_claim_a_task_is_found() -> None:

@@ -1,6 +1,7 @@
 """The ledger in a SQLite file: processes that die (really killed), locks, and what happens to the file."""
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -21,7 +22,7 @@ import pytest
 
 from tests.harness import ROOT
 from workqueue.errors import LedgerLost, LedgerUnreachable
-from workqueue.ledger import Claimed, Finished, LedgerBusy, Outcome, Taken, clock, open_ledger, sqlite_file
+from workqueue.ledger import Claimed, Finished, LedgerBusy, Outcome, Sent, Taken, clock, open_ledger, sqlite_file
 from workqueue.ledger import sqlite as store
 from workqueue.ledger.clock import LastLook
 from workqueue.ledger.sqlite import SqliteLedger
@@ -313,6 +314,30 @@ async def test_on_a_full_disk_no_claim_can_be_written(ledger: SqliteLedger, path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     await ledger.check()
+
+
+async def test_a_full_disk_is_told_with_its_file_and_the_way_out(ledger: SqliteLedger, path: str) -> None:
+    """As the limit of its pages stands for it."""
+    ((pages,),) = ledger._file.db.execute("PRAGMA page_count").fetchall()
+    ledger._file.db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(LedgerBusy) as caught:
+        await ledger.record([Sent(uuid4(), "nap", b"") for _ in range(1000)])
+    assert str(caught.value) == f"the disk of {path} is full, make room there: database or disk is full"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")]
+)
+async def test_a_ledger_that_can_not_be_made_on_a_full_disk_names_no_other_way_out(
+    monkeypatch: pytest.MonkeyPatch, path: str, error: OSError
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SqliteFile, "_set_up", full)
+    with pytest.raises(LedgerUnreachable) as caught:
+        await open_ledger(Settings(ledger_url=f"sqlite:{path}"))
+    assert str(caught.value) == f"no ledger: sqlite:{path}: the disk of {path} is full, make room there: {error}"
 
 
 @pytest.mark.parametrize("name", ["", "a-file/ledger.db", "a-folder"])

@@ -172,12 +172,13 @@ class BrokerRefused(BrokerUnreachable):
 
 
 class LedgerUnreachable(WorkQueueError):
-    """The ledger could not be opened."""
+    """The ledger could not be opened. A cause with DISK_FULL has its way out, and no other one helps."""
 
     exit_code = 3
+    DISK_FULL: ClassVar = "is full, make room there"
 
     def __init__(self, url: str, cause: str) -> None:
-        super().__init__(f"no ledger: {url}: {cause}; check LEDGER_URL")
+        super().__init__(f"no ledger: {url}: {cause}{'' if self.DISK_FULL in cause else '; check LEDGER_URL'}")
         self.url, self.cause = url, cause
 
 
@@ -222,8 +223,7 @@ class IdInvalid(TaskInvalid, ValueError):
 
 
 class NoBroker(NotSent):
-    """There was no connection to a broker for as long as the sending might take, or none of use: nothing was
-    published."""
+    """No connection to a broker, or none of use, for as long as the sending might take: nothing was published."""
 
 
 class SendUnknown(WorkQueueError):

@@ -33,6 +33,7 @@ WORDS: tuple[tuple[type[psycopg.Error], str], ...] = (
     (errors.UndefinedColumn, "its table is another version's; a worker of this version that starts anew changes it"),
     (errors.InsufficientPrivilege, "its role lacks a privilege, or the owner of the tables must start a worker first"),
     (errors.TooManyConnections, "the server has no connection left"),
+    (errors.DiskFull, f"the server's disk {LedgerUnreachable.DISK_FULL}"),
 )
 
 

@@ -103,7 +103,7 @@ class Blocks:
                 if waited_s > BEGIN_S or not isinstance(meaning, LedgerBusy):
                     raise meaning from error
                 if waited_s > SILENT_S and not told:
-                    log.warning("a completion waits for the ledger: %s", error)
+                    log.warning("a completion waits for the ledger: %s", meaning)
                     told = True
             await asyncio.sleep(BEGIN_AGAIN_S)
 

@@ -1,5 +1,6 @@
 """The file of a SQLite ledger: made, migrated, and watched, so that it stays the same one while the process lives."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -120,7 +121,7 @@ class SqliteFile:
                         opened.close()
             if isinstance(error, LedgerClosed):
                 raise
-            raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
+            raise LedgerUnreachable(f"sqlite:{path}", words(path, error)) from error
 
     @property
     def identity(self) -> int:
@@ -156,7 +157,7 @@ class SqliteFile:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LedgerLost(self.path, f"{error.filename} was deleted") from error
         except OSError as error:
-            raise LedgerBusy(str(error)) from error
+            raise LedgerBusy(words(self.path, error)) from error
         written = int.from_bytes(head[IDENTITY_AT:], "big")
         if not head.startswith(MAGIC) or written not in (0, self._number):  # 0: it is in the log still
             raise LedgerLost(self.path, "it was overwritten")
@@ -174,7 +175,7 @@ class SqliteFile:
         if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_TRIGGER:  # that of a ledger which was moved
             return LedgerLost(self.path, *str(error).rsplit("; ", 1))
         if error.sqlite_errorcode & 0xFF in PASSING and error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
-            return LedgerBusy(str(error))
+            return LedgerBusy(words(self.path, error))
         return LedgerLost(self.path, str(error))
 
     def close(self) -> None:
@@ -208,6 +209,15 @@ class SqliteFile:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
+def words(path: str, error: sqlite3.Error | OSError) -> str:
+    """What went wrong with the database at the path, in one line."""
+    if isinstance(error, OSError):
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    else:  # one of the library's own, such as of a connection that is closed, has no code
+        is_full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return f"the disk of {path} {LedgerUnreachable.DISK_FULL}: {error}" if is_full else str(error)
+
+
 def identity_of(path: str, number: int) -> int:
     """A copy of the file is another ledger from then on: its number is the same, its place on the disk is not."""
     place = f"{number} {inode(path)}".encode()
@@ -228,7 +238,7 @@ def is_there(path: str) -> bool:
         _keep_log(path)
         return _size(path) > 0
     except OSError as error:
-        raise LedgerUnreachable(f"sqlite:{path}", str(error)) from error
+        raise LedgerUnreachable(f"sqlite:{path}", words(path, error)) from error
 
 
 def _size(path: str) -> int:

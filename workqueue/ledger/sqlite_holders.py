@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workqueue.ledger import LedgerBusy
 from workqueue.ledger.clock import boot, steady_s
-from workqueue.ledger.sqlite_file import SqliteFile
+from workqueue.ledger.sqlite_file import SqliteFile, words
 from workqueue.process.children import forget, keep_from_children
 
 
@@ -53,7 +53,7 @@ class Holders:
             self._file.holders.mkdir(mode=0o700, exist_ok=True)
             lock = os.open(self._file.holders / holder, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            raise LedgerBusy(str(error)) from error
+            raise LedgerBusy(words(self._file.path, error)) from error
         keep_from_children(lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
         self._own, self._lock = holder, lock

@@ -12,7 +12,7 @@ from typing import Any
 from workqueue.errors import LedgerUnreachable
 from workqueue.ledger.board import SqlBoard
 from workqueue.ledger.clock import boot
-from workqueue.ledger.sqlite_file import BOARD, NOW, identity_of
+from workqueue.ledger.sqlite_file import BOARD, NOW, identity_of, words
 from workqueue.ledger.sqlite_guard import SHARED_BYTES
 from workqueue.ledger.sqlite_holders import left_s, lives
 from workqueue.ledger.whole import Row, Statements, Whole
@@ -91,13 +91,13 @@ class SqliteWhole(Whole):
         try:
             return sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None)
         except sqlite3.Error as error:
-            raise LedgerUnreachable(self.place, str(error)) from error
+            raise LedgerUnreachable(self.place, words(self._path, error)) from error
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
-            raise LedgerUnreachable(self.place, str(error)) from error
+            raise LedgerUnreachable(self.place, words(self._path, error)) from error
 
     async def run(self, statement: str, values: Sequence[Any] = ()) -> tuple[int, list[Any]]:
         cursor = self._execute(statement, values)
@@ -107,7 +107,7 @@ class SqliteWhole(Whole):
         try:
             return self._db.executemany(statement, rows).rowcount
         except sqlite3.Error as error:
-            raise LedgerUnreachable(self.place, str(error)) from error
+            raise LedgerUnreachable(self.place, words(self._path, error)) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:

@@ -9,7 +9,7 @@ from typing import Literal
 from workqueue import kinds
 from workqueue.amqp.probe import Probe, probe
 from workqueue.amqp.topology import BROKERS_LIMIT, LIMIT
-from workqueue.errors import LedgerDiffers
+from workqueue.errors import LedgerDiffers, LedgerUnreachable
 from workqueue.ledger import Ledger, LedgerBusy
 from workqueue.ledger.board import Lock, Overdue
 from workqueue.ledger.none import AbsentLedger
@@ -30,6 +30,7 @@ STRANDED = (
     "rabbitmqctl list_queues name messages messages_ready: a delay that has more messages than are ready is stuck "
     "(rabbitmq-server #16652), restart the node of its leader; what is gone, send again under its id, or cancel it"
 )
+ROOM = "free or enlarge that disk; workers go on by themselves"
 MEND = "start it, or see its log; a role needs all rights on the workqueue_ tables"
 SEE = (
     "rabbitmqctl list_policies, and list_queues name messages_unacknowledged members; where a queue has fewer members "
@@ -233,15 +234,20 @@ def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
         return Finding("ledger", "warning", f"{where} now", "start a worker")
     for note in now.notes:
         if ledger.place in note:
-            return Finding("ledger", "fault", note, MEND)
+            return Finding("ledger", "fault", note, _mend(note))
     if now.refusal:
-        return Finding("ledger", "fault", f"{ledger.place}: no task could be claimed: {now.refusal}", MEND)
+        said = f"{ledger.place}: no task could be claimed: {now.refusal}"
+        return Finding("ledger", "fault", said, _mend(now.refusal))
     silent = [worker for worker in now.workers if worker.state == "silent"]
     if silent:
         since, names = span(min(worker.seen_s for worker in silent)), ", ".join(worker.name for worker in silent)
         said = f"{ledger.place}: a task could be claimed from here, and {names} could tell it nothing for {since}"
         return Finding("ledger", "fault", f"{said}, while the broker has their consumers", "see their logs")
     return Finding("ledger", "ok", f"{ledger.place}; workers that told it of themselves: {len(now.workers)}")
+
+
+def _mend(said: str) -> str:
+    return ROOM if LedgerUnreachable.DISK_FULL in said else MEND
 
 
 def _limits(project: Project) -> Iterable[Finding]:
