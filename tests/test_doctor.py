@@ -288,12 +288,16 @@ def alarmed(own_node: Node, tmp_path: Path, fast_project: Path) -> Iterator[Site
     here.stop()
 
 
-async def test_an_alarm_is_found(alarmed: Site, own_node: Node) -> None:
+async def test_an_alarm_is_found_and_told_by_status_too(alarmed: Site, own_node: Node) -> None:
     async with running(alarmed):
+        assert (await ask(alarmed, "status"))["notes"] == []
         await asyncio.to_thread(own_node.ctl, "set_vm_memory_high_watermark", "0.0000001")
         found = await findings(alarmed)
+        told = await workqueue(alarmed, "status")
     assert found["alarm"]["state"] == "fault"
     assert "low on memory" in found["alarm"]["said"]
+    assert f"! {found['alarm']['said']}; free memory" in told.out, told.out
+    assert told.code == 0
 
 
 async def test_exported_definitions_make_a_fresh_vhost_the_same(fast: Site, own_node: Node) -> None:

@@ -59,7 +59,11 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Look:
         async def seen(*_: object) -> dict[str, Depth]:
             return {name: Depth(*depth) for name, depth in depths.items()}
 
+        async def takes_all(*_: object) -> None:
+            pass
+
         monkeypatch.setattr(status, "look", seen)
+        monkeypatch.setattr(status, "blocked", takes_all)
         return await status.status(PROJECT, ledger, "me")
 
     return status_of
@@ -290,3 +294,9 @@ async def test_a_worker_that_may_not_publish_is_told_to_hold_what_it_cannot_sett
     found = numbers((await asked(address, "/metrics"))[1])
     assert found[f'workqueue_in_hand{{queue="{fast.queue}"}}'] == 1
     assert found[f'workqueue_oldest_in_hand_seconds{{queue="{fast.queue}"}}'] > 5
+
+
+async def test_status_needs_no_right_to_publish(fast: Site, node: Broker) -> None:
+    await fast.worker("one")
+    told = await workqueue(fast, "status", AMQP_URI=user_of(node, fast.uri, ".*", "^$", ".*"))
+    assert (told.code, told.err, "!" in told.out) == (0, "", False), told

@@ -20,6 +20,7 @@ from workqueue.settings import Settings
 
 ANSWER_S = 5.0
 EXPIRES_MS = 50
+BLOCKED_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,26 @@ async def probe(settings: Settings, name: str) -> Probe:
         lane = await link.open()
         assert isinstance(lane, DirectLane)
         return await _probe(lane, f"{name}.{secrets.token_hex(4)}")
+    finally:
+        await link.end()
+
+
+async def blocked(settings: Settings, name: str) -> str | None:
+    """Why the broker takes no messages now, in its words; None: it does, or this user may send none. It says so to a
+    connection that publishes, and only there: what is published has nowhere to go. Raises BrokerUnreachable."""
+    link = Link(settings, name)
+    try:
+        lane = await link.open()
+        assert isinstance(lane, DirectLane)
+        nowhere = f"{name}.{secrets.token_hex(4)}.nowhere"
+        publishing = asyncio.ensure_future(lane.publish(nowhere, Basic.Properties(), b"", mandatory=False))
+        publishing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                while not publishing.done() and lane.socket.tap.blocked is None:  # noqa: ASYNC110  # either may come
+                    await asyncio.sleep(BLOCKED_S)
+        publishing.cancel()
+        return lane.socket.tap.blocked
     finally:
         await link.end()
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from workqueue.amqp.lane import Depth
 from workqueue.amqp.look import look
+from workqueue.amqp.probe import blocked
 from workqueue.amqp.shared import same_ledger
 from workqueue.client.asking import patiently
 from workqueue.contract import Receive, Send
@@ -79,6 +80,7 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
     """
     settings, more = project.settings, list[str]()
     depths = await look(settings, _names(project), name, *same_ledger(ledger, project.receives, name))
+    alarm = await blocked(settings, name)
     try:
         consumers = {queue: depth.consumers for queue, depth in depths.items()}
         seen, pauses = with_silent(await workers(ledger), consumers), await _pauses(ledger)
@@ -97,7 +99,7 @@ async def status(project: Project, ledger: Ledger, name: str) -> Status:
         except LedgerBusy as error:
             more.append(f"what tasks died of can't be read: {ledger.place} does not answer: {error}")
     broker = ", ".join(map(hide_password, settings.amqp_uri))
-    notes = (*more, *_unheard(refusal, seen), *_notes(project, ledger, queues, seen))
+    notes = (*_alarmed(alarm), *more, *_unheard(refusal, seen), *_notes(project, ledger, queues, seen))
     answers = not more and (not refusal or any(worker.is_heard for worker in seen))
     return Status(datetime.now(UTC), broker, ledger.place, tuple(queues), tuple(seen), notes, deaths, answers, refusal)
 
@@ -109,6 +111,11 @@ async def _refusal(ledger: Ledger) -> str:
     except LedgerBusy as error:
         return str(error)
     return ""
+
+
+def _alarmed(alarm: str | None) -> Iterable[str]:
+    if alarm is not None:
+        yield f"the broker takes no messages: {alarm}; free memory or disk there (rabbitmq-diagnostics alarms)"
 
 
 def _unheard(refusal: str, seen: Sequence[Worker]) -> Iterable[str]:
