@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -261,3 +262,22 @@ async def test_the_end_of_a_worker_whose_claim_is_not_answered_is_no_death(fast:
     await fast.worker("third", "--only", fast.receive.operation)
     await until(lambda: run(url, row)[0][0] == "done", "another one goes on with it")
     assert run(url, row) == [("done", 1, "")]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["its own still", "another one's by now"])
+async def test_a_claim_whose_answer_comes_late_is_renewed_before_it_is_run(kept: bool) -> None:
+    """The process stood still, or a handler blocked its loop: by now the lease may have ended."""
+    bench = Bench(receive=replace(RECEIVE, lease_s=0.02))
+    claim, bench.ledger.kept = bench.ledger.claim, kept
+
+    async def late(*values: Any, **more: Any) -> Any:
+        answer = await claim(*values, **more)
+        time.sleep(0.03)  # noqa: ASYNC251  # as the loop is
+        return answer
+
+    bench.ledger.claim = late  # type: ignore[method-assign]
+    log = await bench.take()
+    assert log[:2] == ["claim", "renew"]
+    assert ("run" in log) is kept
+    assert log[-1] == "ack"
+    assert kept or log[2:-1] == [RUNGS[0]]

@@ -17,6 +17,7 @@ from workqueue.codec import Schema
 from workqueue.contract import Receive
 from workqueue.delivery import Delivery
 from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Taken
+from workqueue.ledger.clock import steady_s
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.story import REQUEST
@@ -66,8 +67,12 @@ class Claiming:
             self._ledger.claim, task_id, self._worker, self._receive.lease_s, kind=kind, digest=digest, alone=alone,
             request=request, adopts=adopts,
         )  # fmt: skip
+        began_s = steady_s()
         try:
-            return await self._asked(claim)
+            answer = await self._asked(claim)
+            if isinstance(answer, Claimed) and steady_s() - began_s > self._receive.lease_s / 2:
+                return await self._still(task_id, answer)
+            return answer
         except LedgerBusy:
             if self._tells:
                 arrived.headers = {**arrived.headers, REQUEST: str(adopts or request)}
@@ -78,6 +83,11 @@ class Claiming:
                     if isinstance(made := await claim(), Claimed):
                         await self.give_back(task_id, made)
             raise
+
+    async def _still(self, task_id: UUID, claim: Claimed) -> Answer:
+        """What became of a claim while its answer was on its way, or the process stood still."""
+        renew = partial(self._ledger.renew, task_id, claim.fence, self._receive.lease_s)
+        return claim if await self._ask(renew, self._is_draining) else Taken(0.0, claim.attempts)
 
     async def _asked(self, claim: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
         """A claim has no timer of its own: nearly all are answered in microseconds."""
