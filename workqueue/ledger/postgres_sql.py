@@ -136,7 +136,8 @@ SELECT DISTINCT lock.virtualtransaction, coalesce(lock.pid, 0), coalesce(activit
     coalesce(activity.usename, ''), coalesce(host(activity.client_addr), ''), coalesce(activity.state, ''),
     extract(epoch FROM clock_timestamp() - activity.xact_start)::float8
 FROM pg_locks AS lock LEFT JOIN pg_stat_activity AS activity USING (pid)
-WHERE lock.relation = 'workqueue_task'::regclass AND lock.granted AND lock.pid IS DISTINCT FROM pg_backend_pid()
+WHERE lock.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND lock.relation = 'workqueue_task'::regclass AND lock.granted AND lock.pid IS DISTINCT FROM pg_backend_pid()
     AND lock.mode IN ('RowShareLock', 'RowExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
         'AccessExclusiveLock')
 """
