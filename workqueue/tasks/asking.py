@@ -32,14 +32,14 @@ class Asking:
     def __init__(self, worker: str) -> None:
         self._worker, self._loop = worker, asyncio.get_running_loop()
         self.open = Pending()
-        self._locked: dict[object, str] = {}  # those of them that wait for a row which somebody has locked, and who
+        self._met: dict[object, LedgerBusy] = {}  # what the latest try of each of these met
         self._looking: asyncio.TimerHandle | None = None
         self._told_s: float | None = None
-        self._cause = self._told = UNTOLD
+        self._told = UNTOLD
 
     def silent_s(self) -> float:
         """How long the ledger has owed an answer; 0 where it owes none. For any thread."""
-        return self.open.oldest_s(but=self._locked)
+        return self.open.oldest_s(but=self._locked())
 
     def late(self) -> int:
         """How many have waited for long for their row. For any thread."""
@@ -50,8 +50,12 @@ class Asking:
         late = self._late()
         return f"{len(late)} can't be recorded: {late[0]}" if late else ""
 
-    def _late(self) -> list[str]:
-        return [why for mine, why in list(self._locked.items()) if self.open.age_s(mine) > STUCK_S]
+    def _late(self) -> list[LedgerBusy]:
+        return [why for mine, why in self._locked().items() if self.open.age_s(mine) > STUCK_S]
+
+    def _locked(self) -> dict[object, LedgerBusy]:
+        """Those that wait for a row which somebody has locked."""
+        return {mine: met for mine, met in list(self._met.items()) if met.of_task}
 
     async def __call__(self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None = None) -> A:
         """What the ledger answers, however long that takes. Raises LedgerBusy only where `until` is true meanwhile."""
@@ -65,7 +69,7 @@ class Asking:
                 answer = await self._again(mine, call, until, error)
         finally:
             self.open.end(mine)
-            self._locked.pop(mine, None)
+            self._met.pop(mine, None)
         if self._told_s is not None and self.open.oldest_s() < SILENT_S:
             self._told_s = None
             log.warning("%s  the ledger answers again", self._worker)
@@ -80,10 +84,7 @@ class Asking:
     ) -> A:
         delay_s = RETRY_S
         while True:
-            self._cause = str(busy)
-            self._locked.pop(mine, None)
-            if busy.of_task:
-                self._locked[mine] = self._cause
+            self._met[mine] = busy
             if until is not None and until():
                 raise busy
             await asyncio.sleep(delay_s)
@@ -94,10 +95,10 @@ class Asking:
                 busy = error
 
     def _look(self) -> None:
-        now_s = self._loop.time()
-        if self.open.oldest_s() < SILENT_S:
-            self._cause = UNTOLD
-        elif self._told_s is None or now_s - self._told_s > AGAIN_S or self._told == UNTOLD != self._cause:
-            self._told_s, self._told = now_s, self._cause
-            log.warning("%s  waits for the ledger: %s", self._worker, self._cause)
+        now_s, cause = self._loop.time(), str(self._met.get(self.open.oldest(), UNTOLD))
+        if self.open.oldest_s() >= SILENT_S and (
+            self._told_s is None or now_s - self._told_s > AGAIN_S or self._told == UNTOLD != cause
+        ):
+            self._told_s, self._told = now_s, cause
+            log.warning("%s  waits for the ledger: %s", self._worker, cause)
         self._looking = self._loop.call_later(SILENT_S / 2, self._look) if self.open else None

@@ -32,6 +32,9 @@ class Pending:
         now_s = time.monotonic()
         return next((now_s - since for mine, since in list(self._since.items()) if mine not in but), 0.0)
 
+    def oldest(self) -> object | None:
+        return next(iter(list(self._since)), None)
+
     def age_s(self, mine: object) -> float:
         """0 for one that has ended."""
         return time.monotonic() - self._since.get(mine, time.monotonic())
