@@ -166,9 +166,20 @@ async def test_tasks_that_nobody_has_for_long_are_counted_by_kind(ledger: Ledger
         assert isinstance(await ledger.claim(task_id, "w", 30, kind="mail", digest=b"", alone=True), Claimed)
     assert await ledger.complete(ids[3], 1, 0, None)
     assert await ledger.board.overdue(300) == []
-    past = "lease_until - 7200" if store.mark == "?" else "lease_until - interval '2 hours'"
+    past = "lease_until - 7200, ends_at = 0" if store.mark == "?" else "lease_until - interval '2 hours'"
     store.run(f"UPDATE {store.table} SET lease_until = {past}")
     found = {one.kind: one for one in await ledger.board.overdue(300)}
     assert {kind: one.tasks for kind, one in found.items()} == {"nap": 2, "mail": 1}
     assert {UUID(found["nap"].example), UUID(found["mail"].example)} <= set(ids[:3])
     assert abs(time.time() - 7200 - found["nap"].since) < 60
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+async def test_a_task_that_runs_is_not_overdue_though_the_wall_clock_was_set_ahead(
+    ledger: Ledger, store: Store
+) -> None:
+    assert isinstance(await ledger.claim(uuid4(), "w", LONG_S, **ASKED), Claimed)
+    store.run("UPDATE task SET lease_until = lease_until - 7200")
+    assert await ledger.board.overdue(300) == []
+    store.run("UPDATE task SET holder = 'of a process that was killed'")
+    assert [one.tasks for one in await ledger.board.overdue(300)] == [1]

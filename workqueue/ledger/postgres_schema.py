@@ -8,7 +8,7 @@ from workqueue.errors import LedgerClosed
 from workqueue.ledger import SCHEMA_VERSION
 from workqueue.ledger.board import Statements
 from workqueue.ledger.door import CLOSED, Door
-from workqueue.ledger.postgres_sql import LOCKS
+from workqueue.ledger.postgres_sql import LOCKS, SHOWN
 
 SET_UP_LOCK = 0x776F726B  # "work": two processes that create the same table at once collide
 
@@ -75,10 +75,10 @@ BOARD = Statements(
             extract(epoch FROM max(finished_at))::float8
         FROM workqueue_task WHERE state = 'dead' AND error IS DISTINCT FROM cancel GROUP BY 1, 2
     """,
-    overdue="""
+    overdue=f"""
         SELECT coalesce(kind, ''), count(*), extract(epoch FROM min(lease_until))::float8, min(id::text)
-        FROM workqueue_task WHERE state IN ('waiting', 'running') AND cancel IS NULL
-            AND lease_until < clock_timestamp() - %s * interval '1 second' GROUP BY 1
+        FROM workqueue_task
+        WHERE {SHOWN} = 'waiting' AND lease_until < clock_timestamp() - %s * interval '1 second' GROUP BY 1
     """,
     locks=LOCKS,
 )

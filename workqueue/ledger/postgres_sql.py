@@ -51,6 +51,12 @@ ADOPT = """
 UPDATE workqueue_task SET request = %s WHERE id = %s AND request = %s AND requested = fence AND state = 'running'
 """
 STATE = "CASE WHEN error = cancel THEN 'cancelled' ELSE state END"
+# As `client.Status` has it: whose lease has ended, nobody has.
+SHOWN = """
+CASE WHEN error = cancel THEN 'cancelled' WHEN state IN ('done', 'dead') THEN state
+    WHEN state = 'running' AND lease_until > clock_timestamp() THEN 'running'
+    WHEN cancel IS NULL THEN 'waiting' ELSE 'cancelled' END
+"""
 SEEK = f"""
 SELECT {STATE}, fence, extract(epoch FROM lease_until - clock_timestamp())::float8, next_at = lease_until, digest,
     attempts, cancel, CASE WHEN requested = fence THEN request END

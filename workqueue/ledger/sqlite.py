@@ -184,7 +184,7 @@ class SqliteLedger:
                 if state in ("done", "dead", "cancelled"):
                     return cast(Cancelling, state)
                 holder, lease_until, ends_at = claim[:3]
-                if not self._holders.alive(holder) or self._holders.left_s(holder, lease_until, ends_at) <= 0:
+                if not self._holders.held(holder, lease_until, ends_at):
                     await self._execute(CANCEL_ENDED, (now, task_id.bytes, fence))  # nobody is there to end it
                 elif changed:
                     return "asked"
@@ -207,10 +207,7 @@ class SqliteLedger:
     async def entry(self, task_id: UUID) -> Entry | None:
         for row in (await self._execute(ENTRY, (task_id.bytes,)))[1]:
             state, kind, digest, worker, holder, lease_until, ends_at, *rest = row
-            held = (
-                state == "running" and self._holders.left_s(holder, lease_until, ends_at) > 0
-                and self._holders.alive(holder)
-            )  # fmt: skip
+            held = state == "running" and self._holders.held(holder, lease_until, ends_at)
             return Entry(task_id, state, kind, digest, worker, held, *rest)
         return None
 

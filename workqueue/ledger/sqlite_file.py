@@ -15,6 +15,7 @@ from workqueue.ledger.board import Statements
 from workqueue.ledger.clock import LastLook, boot, steady_s
 from workqueue.ledger.door import CLOSED, Door
 from workqueue.ledger.sqlite_guard import Guard, guard_of, inode
+from workqueue.ledger.sqlite_sql import SHOWN
 
 SET_UP_S = 10.0
 PAGE_BYTES = 1024  # each change writes its whole page, of rows of some 250 bytes: 4096 takes a third longer
@@ -76,7 +77,7 @@ BOARD = Statements(
     """,
     overdue=f"""
         SELECT coalesce(kind, ''), count(*), min(lease_until), min(hex(id))
-        FROM task WHERE state IN ('waiting', 'running') AND cancel IS NULL AND lease_until < {NOW} - ? GROUP BY 1
+        FROM task WHERE {SHOWN} = 'waiting' AND lease_until < {NOW} - ? GROUP BY 1
     """,
     locks="SELECT 0 WHERE 0",  # it has no rows' locks, and no way to tell who has the file's
 )

@@ -45,6 +45,7 @@ class Holders:
     def __init__(self, file: SqliteFile) -> None:
         self._file, self.boot = file, f"{boot()}-"
         self._own, self._lock = "", -1
+        file.db.create_function("held", 3, self.held)
 
     def hold(self) -> str:
         """Be one from now on; the name. A producer, which claims nothing, is none. Raises LedgerBusy."""
@@ -65,6 +66,10 @@ class Holders:
 
     def left_s(self, holder: str, lease_until: float, ends_at: float | None) -> float:
         return left_s(self.boot, holder, lease_until, ends_at)
+
+    def held(self, holder: str, lease_until: float, ends_at: float | None) -> bool:
+        """Whether a claim is alive."""
+        return self.left_s(holder, lease_until, ends_at) > 0 and self.alive(holder)
 
     def close(self) -> None:
         """Hold nothing any more."""

@@ -27,6 +27,12 @@ END
 RETURNING fence, crashes, attempts, checkpoint
 """
 STATE = "iif(error = cancel, 'cancelled', state)"
+# As `client.Status` has it: whose claim is not alive, which `Holders.held` says, nobody has.
+SHOWN = """
+CASE WHEN error = cancel THEN 'cancelled' WHEN state IN ('done', 'dead') THEN state
+    WHEN state = 'running' AND held(holder, lease_until, ends_at) THEN 'running'
+    WHEN cancel IS NULL THEN 'waiting' ELSE 'cancelled' END
+"""
 SEEK = f"""
 SELECT {STATE}, fence, holder, lease_until, ends_at, next_at, digest, attempts, cancel FROM task WHERE id = ?
 """
