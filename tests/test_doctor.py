@@ -184,6 +184,9 @@ async def test_tasks_whose_messages_are_gone_are_found(fast: Site) -> None:
         assert found["state"] == "warning"
         assert f"tasks of kind nap wait in the ledger, for up to 2.0 h, such as {lost['id']} (1 in" in found["said"]
         assert "restart the node of its leader" in found["way_out"]
+        command, _, _ = found["way_out"].partition(" lists them; ")
+        assert command == "workqueue tasks --kind nap --older-than 300"
+        assert [one["id"] for one in await ask(fast, *command.split()[1:])] == [lost["id"]]
     await fast.publish(json.dumps(simulate(1)[0]).encode())  # what waits behind others is not gone
     assert not [one for one in await ask(fast, "doctor") if "wait in the ledger" in one["said"]]
 

@@ -7,7 +7,9 @@ import re
 import shlex
 import signal
 import socket
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,7 @@ from workqueue.cli.send import _operation
 from workqueue.dev.node import Node
 from workqueue.dev.postgres import Postgres
 from workqueue.errors import UsageInvalid
-from workqueue.ledger import Claimed, open_ledger
+from workqueue.ledger import Claimed, Sent, open_ledger
 from workqueue.ops.project import Project
 from workqueue.ops.workers import workers
 from workqueue.settings import Settings, hide_password
@@ -373,7 +375,7 @@ async def test_what_needs_no_broker_goes_on_while_none_answers(fast: Site) -> No
         began = time.monotonic()
         told = await workqueue(fast, "task", one, AMQP_URI=f"amqp://127.0.0.1:{silent.getsockname()[1]}/")
         assert (told.code, told.err, time.monotonic() - began < 8.0) == (1, "", True), told
-    for command in (["workers"], ["cancel", one], ["resume", fast.queue], ["audit"]):
+    for command in (["workers"], ["tasks"], ["cancel", one], ["resume", fast.queue], ["audit"]):
         assert (await workqueue(fast, *command, AMQP_URI=NOBODY)).code == 0
 
 
@@ -447,9 +449,19 @@ def looks(text: str, command: list[str]) -> object:
     return columns(first)[0] if {"show", "task", "doctor"} & set(command) else columns(first)
 
 
+async def stranded(site: Site) -> None:
+    """A task that has waited for two hours, without a message."""
+    ledger = await open_ledger(Settings(ledger_url=site.ledger_url))
+    await ledger.record([Sent(uuid4(), "nap", b"")])
+    await ledger.close()
+    with closing(sqlite3.connect(site.ledger_url.removeprefix("sqlite:"))) as file, file:
+        file.execute("UPDATE task SET lease_until = lease_until - 7200 WHERE state = 'waiting'")
+
+
 async def test_every_command_of_the_page_answers_as_it_is_printed(fast: Site, broken: Path) -> None:
     await fast.worker("one", script=MOODY)
     (one,) = await buried(fast, 1)
+    await stranded(fast)
     assert len(PRINTED) > 10
     for printed, answer in PRINTED:
         command = shlex.split(printed)
@@ -718,7 +730,7 @@ async def test_who_looks_with_another_ledger_than_the_workers_is_told(fast: Site
     await (await open_ledger(Settings(ledger_url=f"sqlite:{other}"))).close()
     of_task = [[command, str(uuid4())] for command in ("task", "cancel")]
     of_queue = [[command, fast.queue] for command in ("pause", "resume")]
-    for command in (["status"], ["dead", "list"], ["workers"], ["audit"], *of_task, *of_queue):
+    for command in (["status"], ["dead", "list"], ["workers"], ["tasks"], ["audit"], *of_task, *of_queue):
         told = await workqueue(fast, *command, LEDGER_URL=f"sqlite:{other}")
         assert (told.code, told.out, told.err.count("\n")) == (2, "", 1), told
         assert "is worked on with another ledger" in told.err

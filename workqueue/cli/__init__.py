@@ -21,6 +21,7 @@ COMMANDS = {
     "status": ("workqueue.cli.status", "what waits in each queue, who works, and when it will be done"),
     "workers": ("workqueue.cli.status:main_workers", "the workers, and what each has in hand"),
     "task": ("workqueue.cli.task", "one task's whole way: attempts, errors, state, result"),
+    "tasks": ("workqueue.cli.tasks", "the tasks that wait, run, or are done, dead or cancelled"),
     "dead": ("workqueue.cli.dead", "dead letters: group, list, show, send back, throw away"),
     "cancel": ("workqueue.cli.calling:main_cancel", "call tasks off, whether they wait or run"),
     "pause": ("workqueue.cli.calling:main_pause", "let no worker take a task from a queue"),

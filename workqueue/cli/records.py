@@ -17,12 +17,14 @@ from workqueue.ops.pausing import Paused
 from workqueue.ops.plan import Plan
 from workqueue.ops.status import Status
 from workqueue.ops.story import Story
+from workqueue.ops.tasks import Task
 from workqueue.ops.workers import Worker
 
 RECORDS: dict[str, Any] = {
     "status": Status,
     "workers": list[Worker],
     "task": Story,
+    "tasks": list[Task],
     "dead groups": list[Group],
     "dead list": list[Letter],
     "dead show": list[Opened],

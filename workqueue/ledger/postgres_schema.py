@@ -80,6 +80,20 @@ BOARD = Statements(
         FROM workqueue_task
         WHERE {SHOWN} = 'waiting' AND lease_until < clock_timestamp() - %s * interval '1 second' GROUP BY 1
     """,
+    tasks=f"""
+        SELECT id::text, kind, attempts, CASE WHEN at < clock_timestamp() THEN extract(epoch FROM at)::float8 END,
+            worker, CASE WHEN shown = 'waiting' AND next_at = lease_until AND next_at > clock_timestamp()
+                THEN extract(epoch FROM next_at)::float8 END,
+            split_part(coalesce(error, cancel), chr(10), 1)
+        FROM (
+            SELECT *, coalesce(finished_at, CASE WHEN shown = 'running' THEN coalesce(claimed_at, created_at) END,
+                lease_until) AS at
+            FROM (SELECT *, {SHOWN} AS shown FROM workqueue_task) AS known
+        ) AS dated
+        WHERE shown = %s AND coalesce(kind, '') = coalesce(%s, kind, '')
+            AND extract(epoch FROM clock_timestamp() - at)::float8 > %s
+        ORDER BY at, id LIMIT %s
+    """,
     locks=LOCKS,
 )
 

@@ -79,6 +79,18 @@ BOARD = Statements(
         SELECT coalesce(kind, ''), count(*), min(lease_until), min(hex(id))
         FROM task WHERE {SHOWN} = 'waiting' AND lease_until < {NOW} - ? GROUP BY 1
     """,
+    tasks=f"""
+        SELECT hex(id), kind, attempts, iif(at < {NOW}, at, NULL), worker,
+            iif(shown = 'waiting' AND next_at = lease_until AND next_at > {NOW}, next_at, NULL),
+            substr(said, 1, instr(said || char(10), char(10)) - 1)
+        FROM (
+            SELECT *, coalesce(error, cancel) AS said, coalesce(
+                finished_at, iif(shown = 'running', coalesce(claimed_at, created_at), NULL), lease_until
+            ) AS at
+            FROM (SELECT *, {SHOWN} AS shown FROM task)
+        )
+        WHERE shown = ? AND coalesce(kind, '') = coalesce(?, kind, '') AND {NOW} - at > ? ORDER BY at, id LIMIT ?
+    """,
     locks="SELECT 0 WHERE 0",  # it has no rows' locks, and no way to tell who has the file's
 )
 

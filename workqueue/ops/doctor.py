@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from shlex import quote
 from typing import Literal
 
 from workqueue import kinds
@@ -219,7 +220,8 @@ def _gone(project: Project, now: Status, found: Iterable[Overdue]) -> Iterator[F
             f"tasks{of} wait in the ledger, for up to {hours:.1f} h, such as {one.example} ({one.tasks} in all), and "
             "no message waits for a worker: theirs were thrown away, or lie in a delay that the broker forwards no more"
         )
-        yield Finding(f"queue {', '.join(queues)}", "warning", said, STRANDED)
+        which = f"workqueue tasks --kind {quote(one.kind)} --older-than {OVERDUE_S:.0f} lists them; "
+        yield Finding(f"queue {', '.join(queues)}", "warning", said, which + STRANDED)
 
 
 def _ledger(project: Project, ledger: Ledger, now: Status) -> Finding:
