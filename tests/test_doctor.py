@@ -207,7 +207,8 @@ async def test_who_has_a_tasks_row_locked_is_named_and_the_worker_does_all_other
         now = await ask(site, "status")
         (one,) = now["workers"]
         assert (one["state"], one["why"].startswith(f"1 can't be recorded: {held}")) == ("working", True)
-        found = [one for one in await ask(site, "doctor") if "the night's report" in one["said"]]
+        found = [one for one in await ask(site, "doctor") if "locked" in one["said"]]
+        assert all("the night's report" in one["said"] for one in found)  # and not the worker, which waits
         assert [one["about"] for one in found] == ["worker one", "ledger"]
         assert found[1]["way_out"].endswith(f"SELECT pg_terminate_backend({foreign.info.backend_pid})")
         run(url, f"SELECT pg_terminate_backend({foreign.info.backend_pid})")

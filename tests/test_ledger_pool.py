@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_ledger_postgres import ASKED, LONG_S, claimed, end_sessions, port_of, role, run, url
 from workqueue.client.asking import patiently
-from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken, postgres_pool
+from workqueue.ledger import Claimed, Finished, LedgerBusy, Taken, postgres, postgres_pool
 from workqueue.ledger.postgres import PostgresLedger
 from workqueue.ledger.postgres_pool import AT_MOST, Locked
 from workqueue.ledger.postgres_session import numbered
@@ -231,14 +231,51 @@ async def test_who_has_the_row_of_a_task_is_told_and_nobody_else_is(ledger: Post
                 await ledger.complete(task_id, fences[task_id], 1, None)
             with pytest.raises(Locked, match=pattern):
                 await ledger.release(task_id, fences[task_id])
+        waiting = asyncio.ensure_future(ledger.complete(held, fences[held], 1, None))
+        await until(lambda: run(url, "SELECT count(*) FROM pg_locks WHERE NOT granted")[0][0], "it waits")
         found = await ledger.board.locks()
-        assert {lock.name for lock in found} == {"foreign", "another"}
+        assert sorted(lock.name for lock in found) == ["another", "foreign"]  # who waits itself has nothing locked
         assert all(lock.pid and lock.open_s is not None for lock in found)
+        with pytest.raises(Locked):
+            await waiting
         assert await ledger.complete(mine, fences[mine], 1, None)
     assert await ledger.board.locks() == []
     with psycopg.connect(url) as reader:
         reader.execute("SELECT count(*) FROM workqueue_task")
         assert await ledger.board.locks() == []
+
+
+async def test_two_who_share_a_row_are_both_named(ledger: PostgresLedger, url: str) -> None:
+    task_id = uuid4()
+    fence = (await claimed(ledger, task_id, LONG_S)).fence
+    with psycopg.connect(url, application_name="a") as one, psycopg.connect(url, application_name="b") as other:
+        for sharer in (one, other):
+            sharer.execute("SELECT 1 FROM workqueue_task WHERE id = %s FOR SHARE", (task_id,))
+        with pytest.raises(Locked, match=r"is locked by . \(role .*\) or . \(role .*\)$"):
+            await ledger.complete(task_id, fence, 1, None)
+
+
+async def test_a_claim_that_waits_for_one_lock_after_the_other_is_made_for_nobody_at_last(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """Each of them is waited for for less than a lock may take: no end of that but the statement's own."""
+    monkeypatch.setattr(postgres, "FOR_STATEMENTS", postgres.FOR_STATEMENTS.replace("9.0s", "2s"))
+    ledger, task_id = await PostgresLedger(url).set_up(), uuid4()
+    await claimed(ledger, task_id, -1.0)
+    share = "SELECT 1 FROM workqueue_task WHERE id = %s FOR SHARE"
+    with psycopg.connect(url) as first, psycopg.connect(url) as second:
+        holder, next_one = first, second
+        holder.execute(share, (task_id,))
+        asking = asyncio.ensure_future(ledger.claim(task_id, "w", LONG_S, **ASKED))
+        for _ in range(10):
+            await asyncio.sleep(0.4)
+            next_one.execute(share, (task_id,))
+            holder.rollback()
+            holder, next_one = next_one, holder
+        assert asking.done()
+        assert await asking == Taken(1.0)
+    assert (await claimed(ledger, task_id)).fence == 2  # by nobody in between
+    await ledger.close()
 
 
 async def test_as_many_rows_as_there_are_connections_that_somebody_has_locked_delay_no_other(

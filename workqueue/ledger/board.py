@@ -81,9 +81,9 @@ class Task(NamedTuple):
 
 
 class Lock(NamedTuple):
-    """An open `transaction` of a server that has rows of tasks locked, or their table: of the process `pid` (0: it is
-    prepared), with the name that its client gives itself, its role, address and state, and for how long it has been
-    open. What may not be seen is empty, or None."""
+    """An open `transaction` of a server that has rows of tasks locked, or their table: of the process `pid`, with the
+    name that its client gives itself, its role, address and state, and for how long it has been open. One that is
+    prepared has no process, and its own name. What may not be seen is empty, or None."""
 
     transaction: str
     pid: int
@@ -96,7 +96,7 @@ class Lock(NamedTuple):
     @property
     def words(self) -> str:
         if not self.pid:
-            return "a prepared transaction (pg_prepared_xacts)"
+            return f"the prepared transaction '{self.name}'"
         of = f"role {self.role}, pid {self.pid}{f', from {self.address}' if self.address else ''}"
         for_s = "" if self.open_s is None else f", open for {self.open_s:.0f} s"
         return f"{self.name or 'a client without a name'} ({of}{f', {self.state}' if self.state else ''}{for_s})"

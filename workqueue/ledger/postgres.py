@@ -32,7 +32,7 @@ from workqueue.ledger.postgres_batch import Batch
 from workqueue.ledger.postgres_block import Blocks
 from workqueue.ledger.postgres_pool import Locked, Pool
 from workqueue.ledger.postgres_schema import BOARD, IDENTITY, closed, migrate
-from workqueue.ledger.postgres_server import Server, answering
+from workqueue.ledger.postgres_server import ANSWER_S, Server, answering
 from workqueue.ledger.postgres_session import PREPARE_AFTER
 from workqueue.ledger.postgres_sql import (
     ADOPT,
@@ -65,11 +65,15 @@ from workqueue.ledger.texts import text_of
 
 A = TypeVar("A")
 
+AT_MOST_NAMED = 3  # where a row is locked by several
 LOCK_S = 1.0
 # A host that died inside a task's completion holds the row until the server misses that host: no statement waits for
 # that. A prepared statement may keep the plan that was best for an empty table, which is to read all of it. Pruning has
-# to, and PostgreSQL would think that compiling it pays.
-FOR_STATEMENTS = f"SET lock_timeout = '{LOCK_S}s'; SET enable_seqscan = off; SET jit = off"
+# to, and PostgreSQL would think that compiling it pays. A statement that waits for one lock after the other ends before
+# it is given up: else it would claim a task for nobody, at last.
+FOR_STATEMENTS = f"""
+SET lock_timeout = '{LOCK_S}s'; SET statement_timeout = '{0.9 * ANSWER_S}s'; SET enable_seqscan = off; SET jit = off
+"""
 
 
 class PostgresLedger:
@@ -227,11 +231,12 @@ class PostgresLedger:
         try:
             return await asked
         except Locked as error:
-            found: list[Any] = []
+            found: list[Lock] = []
             with suppress(LedgerBusy):
-                found = (await self._pool.execute(LOCKS_OF_ROW, (task_id,), is_urgent=False))[1]
-            by = "".join(f" by {Lock(*row).words}" for row in found[:1])
-            raise Locked(f"the row of task {task_id} is locked{by}") from error
+                _, rows = await self._pool.execute(LOCKS_OF_ROW, (task_id,), is_urgent=False)
+                found = [Lock(*row) for row in rows] or await self.board.locks()
+            by = " or ".join(lock.words for lock in found[:AT_MOST_NAMED])
+            raise Locked(f"the row of task {task_id} is locked{f' by {by}' if by else ''}") from error
 
     async def _connect_for_statements(self) -> AsyncConnection:
         connection = await self._connect()

@@ -24,7 +24,8 @@ from workqueue.ledger.postgres_session import Answer, Session, Values, settle
 
 AT_MOST = 8
 Connect = Callable[[], Awaitable[AsyncConnection]]
-ITS_OWN = (errors.LockNotAvailable, psycopg.DataError)  # failures that say nothing of the server
+LOCKED = (errors.LockNotAvailable, errors.QueryCanceled)  # one lock was waited for for long, or one after the other
+ITS_OWN = (*LOCKED, psycopg.DataError)  # failures that say nothing of the server
 CLOSED = "it was closed"
 LONG_S = 0.1  # more than it takes where nothing is locked
 MORE_AGAIN_S = 5.0  # after a connection that could not be made, while there are others
@@ -133,7 +134,7 @@ class Pool:
         if answer is None:
             return
         if isinstance(outcome, psycopg.Error):
-            locked = isinstance(outcome, errors.LockNotAvailable)
+            locked = isinstance(outcome, LOCKED)
             settle(answer, self._busy(outcome, Locked if locked else LedgerBusy))
         else:
             settle(answer, outcome)

@@ -135,17 +135,19 @@ PRUNE = """
 DELETE FROM workqueue_task WHERE coalesce(finished_at, lease_until) < clock_timestamp() - %s * interval '1 second'
 """
 ERASE = "DELETE FROM workqueue_task WHERE id = %s AND finished_at IS NOT NULL"
-# Who has changed or locked rows, or locked the table; who just reads has not. What the role may not see is null, and a
-# prepared transaction has no process.
+# Who has changed or locked rows, or locked the table, and waits for no lock itself; who just reads has not. What the
+# role may not see is null, and a prepared transaction has no process.
 LOCKS = """
-SELECT DISTINCT lock.virtualtransaction, coalesce(lock.pid, 0), coalesce(activity.application_name, ''),
+SELECT DISTINCT lock.virtualtransaction, coalesce(lock.pid, 0), coalesce(activity.application_name, prepared.gid, ''),
     coalesce(activity.usename, ''), coalesce(host(activity.client_addr), ''), coalesce(activity.state, ''),
-    extract(epoch FROM clock_timestamp() - activity.xact_start)::float8
+    extract(epoch FROM statement_timestamp() - activity.xact_start)::float8
 FROM pg_locks AS lock LEFT JOIN pg_stat_activity AS activity USING (pid)
+    LEFT JOIN pg_prepared_xacts AS prepared ON lock.virtualtransaction = '-1/' || prepared.transaction
 WHERE lock.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND lock.relation = 'workqueue_task'::regclass AND lock.granted AND lock.pid IS DISTINCT FROM pg_backend_pid()
     AND lock.mode IN ('RowShareLock', 'RowExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
         'AccessExclusiveLock')
+    AND NOT EXISTS (SELECT FROM pg_locks AS wanted WHERE wanted.pid = lock.pid AND NOT wanted.granted)
 """
 # A row that several have locked has a number there that is no transaction's, and nobody is found.
 LOCKS_OF_ROW = f"""{LOCKS} AND lock.virtualtransaction = (

@@ -150,7 +150,7 @@ def _at_work(project: Project, now: Status) -> Iterator[Finding]:
         if worker.amiss:
             yield Finding(about, "fault", f"on {worker.host}{worker.amiss}", "see its log")
         elif worker.state == "gone":
-            others = "" if now.refusal else ", which others do"
+            others = "" if now.refusal else ", which others do once their leases end"
             held = f", with {len(worker.in_hand)} tasks in hand{others}" if worker.in_hand else ""
             said = f"on {worker.host}, not heard of for {span(worker.seen_s)}{held}"
             yield Finding(about, "warning", said, "start it anew; if it runs, see its log. Forgotten after an hour")
@@ -181,7 +181,7 @@ async def _locks(ledger: Ledger) -> list[Lock]:
 def _locked(ledger: Ledger, found: Iterable[Lock]) -> Iterator[Finding]:
     for lock in found:
         said = f"{ledger.place}: {lock.words} has tasks locked, which can't be claimed or completed until it ends"
-        end = f"SELECT pg_terminate_backend({lock.pid})" if lock.pid else "ROLLBACK PREPARED"
+        end = f"SELECT pg_terminate_backend({lock.pid})" if lock.pid else f"ROLLBACK PREPARED '{lock.name}'"
         yield Finding("ledger", "warning", said, f"end it there, or: {end}")
 
 
