@@ -13,12 +13,12 @@ import pytest
 
 from tests.harness import RECEIVE, Site, simulate
 from tests.test_ledger_postgres import port_of, run, url
-from tests.test_processor import DEAD, RUNGS, TASK, TASKS, WAIT_S, Bench, claimed
+from tests.test_processor import DEAD, RETURNED, RUNGS, TASK, TASKS, WAIT_S, Bench, claimed
 from workqueue.codec import Undecodable
 from workqueue.delivery import Delivery, current
 from workqueue.ledger import Crash, Taken
 from workqueue.process.signals import SAME_S
-from workqueue.tasks import claiming
+from workqueue.tasks import limited
 from workqueue.tasks.story import REQUEST
 from workqueue.testing import until
 from workqueue.testing.proxy import Proxy
@@ -117,10 +117,10 @@ async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any, g
     await asked.wait()
     bench.guard.claims.end()
     if given_up == "just before":
-        bench.guard.claims._give_up()
+        bench.guard.claims._ask.give_up()
     taking.cancel()
     if given_up == "just after":
-        bench.guard.claims._give_up()
+        bench.guard.claims._ask.give_up()
     with pytest.raises(asyncio.CancelledError):
         await taking
     assert bench.log == ["claim", "release"]
@@ -132,7 +132,7 @@ async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any, g
 async def test_a_message_whose_claim_is_not_answered_goes_back_at_the_end_of_the_drain(
     monkeypatch: pytest.MonkeyPatch, task: Any, ended: str
 ) -> None:
-    monkeypatch.setattr(claiming, "END_S", 0.01)
+    monkeypatch.setattr(limited, "END_S", 0.01)
     bench, asked = Bench(), asyncio.Event()
 
     async def silent(*_: Any, **more: Any) -> Any:
@@ -153,16 +153,16 @@ async def test_a_message_whose_claim_is_not_answered_goes_back_at_the_end_of_the
 
 
 async def test_once_answers_are_given_up_no_claim_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claiming, "END_S", 0.0)
+    monkeypatch.setattr(limited, "END_S", 0.0)
     bench = Bench()
     bench.guard.end()
-    await until(lambda: bench.guard.claims._gave_up, "it is over")
+    await until(lambda: bench.guard.claims._ask.is_over, "it is over")
     assert await bench.take() == [TASKS, "ack"]
     assert bench.ledger.requests == []
 
 
 async def test_a_ledger_that_stays_silent_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claiming, "END_S", 0.01)
+    monkeypatch.setattr(limited, "END_S", 0.01)
     bench, asked = Bench(), asyncio.Event()
 
     async def silent(*_: Any, **__: Any) -> Any:
@@ -261,7 +261,7 @@ async def test_the_end_of_a_worker_whose_claim_is_not_answered_is_no_death(fast:
     assert "handed back 1" in worker.text()
     await fast.worker("third", "--only", fast.receive.operation)
     await until(lambda: run(url, row)[0][0] == "done", "another one goes on with it")
-    assert run(url, row) == [("done", 1, "")]
+    assert run(url, row) == [("done", 2, "")]
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["its own still", "another one's by now"])
@@ -281,3 +281,48 @@ async def test_a_claim_whose_answer_comes_late_is_renewed_before_it_is_run(kept:
     assert ("run" in log) is kept
     assert log[-1] == "ack"
     assert kept or log[2:-1] == [RUNGS[0]]
+
+
+@pytest.mark.parametrize("ended", ["cut off", "done"])
+async def test_a_claim_that_can_not_be_given_back_at_the_end_goes_to_who_has_the_message_next(
+    monkeypatch: pytest.MonkeyPatch, ended: str
+) -> None:
+    monkeypatch.setattr(limited, "END_S", 0.05)
+    running = asyncio.Event()
+
+    async def handle(*_: Any) -> Any:
+        running.set()
+        if ended == "cut off":
+            await asyncio.Event().wait()
+        return RETURNED
+
+    bench = Bench(handle)
+    bench.ledger.busy |= {"complete": 1000, "release": 1000}
+    taking = asyncio.ensure_future(bench.take())
+    await running.wait()
+    bench.guard.drain()
+    bench.guard.end()
+    assert (await asyncio.wait_for(taking, WAIT_S))[-2:] == [TASKS, "ack"]
+    assert bench.publisher.copies[0]["headers"] == {REQUEST: str(bench.ledger.requests[0])}
+    assert bench.guard.execution.ends.open == {}  # from here on the claim is another one's
+
+
+async def test_a_worker_that_ends_with_a_claim_while_its_ledger_is_away_has_not_died(fast: Site, url: str) -> None:
+    """What it has still on its way to the server does not end the claim of who goes on with it."""
+    (one,) = tasks = simulate(1, seconds=3.0)
+    row = f"SELECT state, fence, crashes FROM workqueue_task WHERE id = '{one['id']}'"
+    fast.environment |= {"LEDGER_URL": url, "WORKQUEUE_DRAIN_S": "1"}
+    async with Proxy(port_of(url)) as proxy:
+        through = url.replace(f":{port_of(url)}/", f":{proxy.port}/")
+        worker = await fast.worker("first", "--only", fast.receive.operation, LEDGER_URL=through)
+        await fast.send(tasks)
+        await until(lambda: run(url, row)[0][0] == "running", "it runs")
+        proxy.stall()
+        worker.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.process.wait, WAIT_S) == 0
+        assert "handed back 1" in worker.text()
+        await fast.worker("second", "--only", fast.receive.operation)
+        await until(lambda: run(url, row)[0][1] == 2, "another one goes on with it")
+        proxy.resume()
+        await until(lambda: run(url, row)[0][0] == "done", "it is done")
+    assert run(url, row) == [("done", 2, "")]

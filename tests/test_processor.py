@@ -749,7 +749,7 @@ async def test_a_dead_task_that_comes_again_with_no_header_of_ours_is_a_dead_let
 async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_else() -> None:
     bench = Bench()
     await bench.take()
-    assert bench.guard.execution.unrecorded == {}
+    assert bench.guard.execution.ends.open == {}
     bench.ledger.busy["complete"] = 1_000_000
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log[-1:] == ["complete busy"])
@@ -757,7 +757,7 @@ async def test_what_could_not_be_recorded_before_the_end_is_told_and_nothing_els
     taking.cancel()
     with suppress(asyncio.CancelledError):
         await taking
-    (told,) = bench.guard.execution.unrecorded
+    (told,) = bench.guard.execution.ends.open
     assert str(TASK.id) in told
 
 
@@ -773,10 +773,10 @@ async def test_a_claim_is_known_until_the_end_of_its_handler_is_recorded_whichev
     bench.ledger.busy = dict.fromkeys(["release", "bury"], 1_000_000)
     scope.stop(why)
     await until(lambda: bench.log[-1].endswith("busy"))
-    assert list(bench.guard.execution.unrecorded.values()) == [scope.claim]
+    assert list(bench.guard.execution.ends.open.values()) == [scope.claim]
     bench.ledger.busy.clear()
     await taking
-    assert bench.guard.execution.unrecorded == {}
+    assert bench.guard.execution.ends.open == {}
 
 
 async def test_what_keeps_copies_waiting_is_told_once_for_each_queue_and_reason_and_not_for_each_task(
@@ -809,12 +809,12 @@ async def test_a_failed_attempt_is_held_until_it_is_settled_however_long_the_bro
     bench.publisher.is_there.clear()
     taking = asyncio.ensure_future(bench.take())
     await until(lambda: bench.log.count("renew") > 3)
-    assert bench.guard.execution.unrecorded
+    assert bench.guard.execution.ends.open
     bench.publisher.is_there.set()
     await taking
     assert settled in bench.log
     assert bench.log[-1] == "ack"
-    assert not bench.guard.execution.unrecorded
+    assert not bench.guard.execution.ends.open
     count = len(bench.log)
     await asyncio.sleep(0.1)
     assert len(bench.log) == count
@@ -835,7 +835,7 @@ async def test_a_claim_that_is_lost_while_the_broker_is_away_buries_nothing() ->
     await taking
     assert DEAD not in bench.log
     assert bench.became == [LostClaim(RECEIVE.rungs[0].delay_s)]
-    assert not bench.guard.execution.unrecorded
+    assert not bench.guard.execution.ends.open
 
 
 async def test_one_that_is_buried_as_crashed_is_held_until_it_is_settled_too() -> None:

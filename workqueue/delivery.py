@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
+from uuid import UUID
 
 from workqueue.contract import Queue
 
@@ -53,7 +54,8 @@ class Delivery:
     `message_id`, `content_type` and `headers` are the sender's, and empty where they are not `readable`. `redelivered`
     is the broker's word that it delivered the message before; `delivery_count` how often without an ack, 0 on queues
     that do not count (classic). Of a body that is larger than is held in memory, `oversized_bytes` is the size, and
-    `body` is empty: the broker alone can move such a message, so it is settled by `reject`.
+    `body` is empty: the broker alone can move such a message, so it is settled by `reject`. `wish` is the number by
+    which its task was claimed.
     """
 
     body: bytes
@@ -68,6 +70,7 @@ class Delivery:
     _settled: bool = False
     properties: Properties = NO_PROPERTIES
     oversized_bytes: int | None = None
+    wish: UUID | None = None
 
     def ack(self) -> bool:
         """Have the broker forget the message. False: the channel is gone, and the broker delivers it again."""

@@ -46,9 +46,11 @@ CLAIM_MANY = MANY.format(
     "SELECT id, 'running', 1, worker, clock_timestamp() + lease_s * interval '1 second', kind, digest,"
     " CASE WHEN alone THEN 1 END, clock_timestamp(), request, 1 FROM asked"
 )
-# Of two at a time one waits for the other, and finds another number then.
+# Of two at a time one waits for the other, and finds another number then. What the one before has on its way to the
+# server still finds another fence.
 ADOPT = """
-UPDATE workqueue_task SET request = %s WHERE id = %s AND request = %s AND requested = fence AND state = 'running'
+UPDATE workqueue_task SET request = %s, fence = fence + 1, requested = fence + 1
+WHERE id = %s AND request = %s AND requested = fence AND state = 'running'
 """
 STATE = "CASE WHEN error = cancel THEN 'cancelled' ELSE state END"
 # As `client.Status` has it: whose lease has ended, nobody has.

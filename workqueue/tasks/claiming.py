@@ -7,7 +7,7 @@ the claim. One does: a message that was handed back may be there twice.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,11 +19,10 @@ from workqueue.delivery import Delivery
 from workqueue.ledger import Claimed, Conflict, Finished, LedgerBusy, Taken
 from workqueue.ledger.clock import steady_s
 from workqueue.tasks.asking import Asking
+from workqueue.tasks.limited import END_S, UNANSWERED, Limited
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.story import REQUEST
 
-END_S = 1.0  # for the answer to a claim that is given up
-UNANSWERED = "no answer, and it is given up"
 Answer = Claimed | Taken | Finished | Conflict
 
 
@@ -35,47 +34,47 @@ class Claiming:
         self, receive: Receive, runtime: Runtime, ask: Asking, headers: Schema, is_draining: Callable[[], bool]
     ) -> None:
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
-        self._ask, self._is_draining = ask, is_draining
+        self._ask, self._is_draining = Limited(ask), is_draining
         self._tells = headers.problem({REQUEST: str(uuid4())}) is None
-        self._loop = asyncio.get_running_loop()
-        self._open, self._ends, self._is_cut_off, self._gave_up = set[asyncio.Task[Any]](), False, False, False
+        self._ends = self._is_cut_off = False
 
     def end(self) -> None:
         """Wait for no answer any more for longer than END_S."""
         self._ends = True
-        self._loop.call_later(END_S, self._give_up)
+        self._ask.end()
 
     def cut_off(self, is_cut_off: bool) -> None:
         """The same until the worker is cut off no more. Where the message can't tell of the wish, it waits on: only
         this worker can repeat it."""
         self._is_cut_off = is_cut_off and self._tells
-        self._gave_up &= self._ends
+        self._ask.is_over &= self._ends
         if self._is_cut_off:
-            self._loop.call_later(END_S, self._give_up)
+            self._ask.end(lambda: self._is_cut_off)
 
-    def _give_up(self) -> None:
-        self._gave_up = self._ends or self._is_cut_off
-        if self._gave_up:
-            for task in self._open:
-                task.cancel()
-            self._open.clear()
+    def tell(self, arrived: Delivery) -> None:
+        """Have the message take the number of its wish along, where its contract allows that."""
+        if self._tells and arrived.wish is not None:
+            arrived.headers = {**arrived.headers, REQUEST: str(arrived.wish)}
 
     async def __call__(self, arrived: Delivery, task_id: UUID, kind: str, digest: bytes, *, alone: bool) -> Answer:
         """Raises LedgerBusy where it is given up: the message is to be handed back."""
         adopts, request = _wish_of(arrived), uuid4()
+        arrived.wish = adopts or request
         claim = partial(
             self._ledger.claim, task_id, self._worker, self._receive.lease_s, kind=kind, digest=digest, alone=alone,
             request=request, adopts=adopts,
         )  # fmt: skip
         began_s = steady_s()
         try:
-            answer = await self._asked(claim)
+            if self._ask.is_over:
+                raise LedgerBusy(UNANSWERED)
+            answer = await self._ask(claim, lambda: self._is_cut_off or self._is_draining())
+            arrived.wish = request
             if isinstance(answer, Claimed) and steady_s() - began_s > self._receive.lease_s / 2:
                 return await self._still(task_id, answer)
             return answer
         except LedgerBusy:
-            if self._tells:
-                arrived.headers = {**arrived.headers, REQUEST: str(adopts or request)}
+            self.tell(arrived)
             raise
         except asyncio.CancelledError:
             with suppress(LedgerBusy, TimeoutError):
@@ -88,22 +87,6 @@ class Claiming:
         """What became of a claim while its answer was on its way, or the process stood still."""
         renew = partial(self._ledger.renew, task_id, claim.fence, self._receive.lease_s)
         return claim if await self._ask(renew, self._is_draining) else Taken(0.0, claim.attempts)
-
-    async def _asked(self, claim: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
-        """A claim has no timer of its own: nearly all are answered in microseconds."""
-        if self._gave_up:
-            raise LedgerBusy(UNANSWERED)
-        task = asyncio.current_task(self._loop)
-        assert task is not None
-        self._open.add(task)
-        try:
-            return await self._ask(claim, lambda: self._is_cut_off or self._is_draining())
-        except asyncio.CancelledError:
-            if task in self._open or task.uncancel():  # by others, too
-                raise
-            raise LedgerBusy(UNANSWERED) from None
-        finally:
-            self._open.discard(task)
 
     async def give_back(self, task_id: UUID, claim: Claimed) -> None:
         """Without waiting for a ledger that is busy: the claim ends with this process, or with its lease."""

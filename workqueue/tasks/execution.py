@@ -27,10 +27,13 @@ from workqueue.errors import LedgerLost
 from workqueue.ledger import Claimed, ClaimLost, LedgerBusy, Transaction
 from workqueue.tasks.asking import Asking
 from workqueue.tasks.attempt import Attempts, Handler
+from workqueue.tasks.claiming import Claiming
 from workqueue.tasks.context import TaskContext
+from workqueue.tasks.ends import Ends
 from workqueue.tasks.events import Done, What
+from workqueue.tasks.limited import Limited
 from workqueue.tasks.received import Attempt, Received, Runtime, T
-from workqueue.tasks.scope import A, Cancellation, CutOff, HeldClaim, Holder
+from workqueue.tasks.scope import Cancellation, CutOff, Holder
 from workqueue.tasks.settling import Settling
 from workqueue.tasks.stack import describe
 from workqueue.verdicts import GiveUp
@@ -41,23 +44,24 @@ DONE = Done(1)
 
 
 class Execution(Generic[T]):
-    """Of the tasks of one operation. `unrecorded` are those, as a line has them, whose handler has ended and whose end
-    is not in the ledger yet, with their claims."""
+    """Of the tasks of one operation. `ends` are those of their handlers, until they are in the ledger."""
 
     def __init__(
-        self, handler: Handler[T, Any], receive: Receive, runtime: Runtime, ask: Asking, settling: Settling[T]
-    ) -> None:
+        self, handler: Handler[T, Any], receive: Receive, runtime: Runtime, ask: Asking, settling: Settling[T],
+        claims: Claiming,
+    ) -> None:  # fmt: skip
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
         self._settings, self._resources = runtime.settings, runtime.resources
-        self._ask, self._settling, self._results = ask, settling, ResultCodec(receive)
+        self._ask, self._settling, self._results = Limited(ask), settling, ResultCodec(receive)
         self.holder = Holder(runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell)
         self._attempts = Attempts(handler, self.holder, tell_begin=runtime.settings.tells_begin)
         self.running = self._attempts.running
-        self.unrecorded: dict[str, HeldClaim] = {}
+        self.ends = Ends(self.holder, runtime.ledger, self._ask, claims, settling)
 
     def end(self) -> None:
-        """Stop what runs."""
+        """Stop what runs, and wait for the ledger no longer than a second."""
         self._attempts.end()
+        self._ask.end()
 
     async def run(self, attempt: Attempt[T]) -> What:
         """Raises CancelledError where the process ends, with the claim still held, and errors of our own."""
@@ -65,19 +69,17 @@ class Execution(Generic[T]):
         try:
             await self._complete(attempt)
         except CutOff:
-            await self._recorded(attempt, self._ask(lambda: attempt.give_back(self._ledger)))
-            return await self._settling.hand_back(received.arrived)
+            return await self.ends.given_back(attempt, self._settling.hand_back)
         except ClaimLost:
             return await self._settling.lost(received.arrived)
-        except LedgerBusy:  # of a completion of the handler's own: that is no failed attempt
-            await self._recorded(attempt, self._ask(lambda: attempt.give_back(self._ledger)))
-            return await self._settling.lost(received.arrived)
+        except LedgerBusy:  # in a completion of the handler's own, or as the process ends: that is no failed attempt
+            return await self.ends.given_back(attempt, self._settling.lost)
         except Cancellation as why:
-            return await self._recorded(attempt, self._settling.cancelled(attempt, str(why)))
+            return await self.ends.recorded(attempt, self._settling.cancelled(attempt, str(why)))
         except LedgerLost:  # from a completion of the handler's own: that is no failed attempt
             raise
         except Exception as error:  # noqa: BLE001  # whatever the user's handler raises fails the attempt
-            return await self._recorded(attempt, self._failed(attempt, error))
+            return await self.ends.recorded(attempt, self._failed(attempt, error))
         self._settling.ack(received.arrived)
         return DONE if number == 1 else Done(number)
 
@@ -87,14 +89,6 @@ class Execution(Generic[T]):
             return await self.holder.held(received, claim.fence, settling)
         except ClaimLost:
             return await self._settling.lost(received.arrived)
-
-    async def _recorded(self, attempt: Attempt[T], recording: Coroutine[Any, Any, A]) -> A:
-        """Record the end of a handler: what ends the process before gives the claim back, and says so."""
-        received, told = attempt.received, attempt.received.told
-        self.unrecorded[told] = HeldClaim(self.holder, received.id, attempt.claim.fence, told, attempt.progress)
-        answer = await recording
-        self.unrecorded.pop(told, None)
-        return answer
 
     async def _failed(self, attempt: Attempt[T], error: Exception) -> What:
         await self._ask(lambda: attempt.save(self._ledger))
@@ -122,7 +116,7 @@ class Execution(Generic[T]):
             return
         encoded = self._encode(result)
         completing = self._ask(lambda: self._ledger.complete(task_id, fence, number, encoded))
-        if not await self._recorded(attempt, completing):
+        if not await self.ends.recorded(attempt, completing):
             raise ClaimLost
 
     def _encode(self, result: BaseModel | None) -> str | None:

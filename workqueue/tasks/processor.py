@@ -63,8 +63,8 @@ class Guard(Generic[T]):
         self._headers = Schema(receive.message.headers_schema)
         self.ask = Asking(runtime.worker)
         self.settling: Settling[T] = Settling(receive, runtime, self.ask)
-        self.execution = Execution(handler, receive, runtime, self.ask, self.settling)
         self.claims = Claiming(receive, runtime, self.ask, self._headers, lambda: self._draining)
+        self.execution = Execution(handler, receive, runtime, self.ask, self.settling, self.claims)
         self._refuse = Refusing(receive, self.claims, self.settling, self.execution.held, single=runtime.single)
         self._emptied: asyncio.Future[None] | None = None
         self._draining = False

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Iterable
 from uuid import UUID
 
+from workqueue.tasks.ends import UNRECORDED
 from workqueue.tasks.scope import HeldClaim, Scope, blocking_frames
 from workqueue.tasks.stack import describe
 
 LOOK_S = 0.5
 BLOCKED_S = 2.0  # longer than a slow garbage collection or a full disk's write, shorter than any lease
 FROZEN_S = 5.0  # more than a machine with too much to do
-UNRECORDED = "ends before the end of  %s  could be recorded: it will be done again"
 SAY_S = 1.0  # a line that takes longer to write is not read by anybody
 
 log = logging.getLogger(__name__)

@@ -59,7 +59,7 @@ class Crew:
 
     def claims_unrecorded(self) -> list[HeldClaim]:
         """For any thread, as above."""
-        return [claim for guard in self._guards.values() for claim in list(guard.execution.unrecorded.values())]
+        return [claim for guard in self._guards.values() for claim in list(guard.execution.ends.open.values())]
 
     def waiting(self, operation: str) -> int:
         """How many messages wait in this process while a task runs alone."""

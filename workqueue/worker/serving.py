@@ -27,11 +27,12 @@ from workqueue.process.contexts import Within
 from workqueue.process.forking import LoopHere
 from workqueue.process.signals import INTERRUPTED, signals
 from workqueue.settings import Settings
+from workqueue.tasks.ends import UNRECORDED
 from workqueue.tasks.events import Listener, Ready, Stopping
 from workqueue.tasks.received import Runtime
 from workqueue.tasks.scope import HeldClaim
 from workqueue.tasks.stack import describe
-from workqueue.tasks.watchdog import UNRECORDED, Watchdog
+from workqueue.tasks.watchdog import Watchdog
 from workqueue.worker.beside import Work, again, begin
 from workqueue.worker.breaker import Breaker
 from workqueue.worker.crew import Crew, Job, start, stop

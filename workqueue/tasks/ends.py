@@ -1,0 +1,53 @@
+"""The end of a handler, until it is in the ledger; and what becomes of the message where the process ends before.
+
+The claim is given back then. Where the ledger does not answer, the message takes the number of the wish along, and who
+gets it next goes on with the claim: that the process ended is no death.
+"""
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from workqueue.delivery import Delivery
+from workqueue.ledger import Ledger, LedgerBusy
+from workqueue.tasks.claiming import Claiming
+from workqueue.tasks.events import What
+from workqueue.tasks.limited import Limited
+from workqueue.tasks.received import Attempt, T
+from workqueue.tasks.scope import HeldClaim, Holder
+from workqueue.tasks.settling import Settling
+
+A = TypeVar("A")
+UNRECORDED = "ends before the end of  %s  could be recorded: it will be done again"
+
+log = logging.getLogger(__name__)
+
+
+class Ends(Generic[T]):
+    """Of the handlers of one operation. `open` are the claims of those that have ended and are not in the ledger yet,
+    by the task as a line has it."""
+
+    def __init__(self, holder: Holder, ledger: Ledger, ask: Limited, claims: Claiming, settling: Settling[T]) -> None:
+        self._holder, self._ledger, self._ask, self._claims, self._settling = holder, ledger, ask, claims, settling
+        self.open: dict[str, HeldClaim] = {}
+
+    async def recorded(self, attempt: Attempt[T], recording: Coroutine[Any, Any, A]) -> A:
+        """Record the end of a handler: what ends the process before gives the claim back, and says so."""
+        received, told = attempt.received, attempt.received.told
+        self.open[told] = HeldClaim(self._holder, received.id, attempt.claim.fence, told, attempt.progress)
+        answer = await recording
+        self.open.pop(told, None)
+        return answer
+
+    async def given_back(self, attempt: Attempt[T], then: Callable[[Delivery], Coroutine[Any, Any, What]]) -> What:
+        """Give the claim back, and do `then` with the message; hand it back where that is not answered in time."""
+        arrived, told = attempt.received.arrived, attempt.received.told
+        if told in self.open:  # the handler has done its work
+            log.warning("%s  %s", self._holder.worker, UNRECORDED % told)
+        try:
+            await self.recorded(attempt, self._ask(lambda: attempt.give_back(self._ledger)))
+        except LedgerBusy:
+            self.open.pop(told, None)
+            self._claims.tell(arrived)
+            return await self._settling.hand_back(arrived)
+        return await then(arrived)
