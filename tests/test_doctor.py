@@ -33,7 +33,6 @@ from workqueue.ops.doctor import MEND, OVERDUE_S, ROOM, _at_work, _gone, _ledger
 from workqueue.ops.status import Status
 from workqueue.ops.workers import Worker
 from workqueue.settings import Settings
-from workqueue.tasks.asking import STUCK_S
 from workqueue.testing import until, vhost
 from workqueue.testing.given import Broker
 
@@ -203,9 +202,12 @@ async def test_who_has_a_tasks_row_locked_is_named_and_the_worker_does_all_other
         held = f"the row of task {stuck['id']} is locked by the night's report (role "
         await until(lambda: held in worker.text(), "its log says so")
         await until(lambda: len(site.ended()) == 21, "all others are done")
-        await asyncio.sleep(STUCK_S)
-        now = await ask(site, "status")
-        (one,) = now["workers"]
+
+        async def told() -> Any:
+            (one,) = (await ask(site, "status"))["workers"]
+            return one if one["why"] else None
+
+        one = await until(told, "the worker tells the ledger, too")
         assert (one["state"], one["why"].startswith(f"1 can't be recorded: {held}")) == ("working", True)
         found = [one for one in await ask(site, "doctor") if "locked" in one["said"]]
         assert all("the night's report" in one["said"] for one in found)  # and not the worker, which waits
