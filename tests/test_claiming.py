@@ -18,7 +18,7 @@ from workqueue.codec import Undecodable
 from workqueue.delivery import Delivery, current
 from workqueue.ledger import Crash, Taken
 from workqueue.process.signals import SAME_S
-from workqueue.tasks import limited
+from workqueue.tasks import claiming, ends
 from workqueue.tasks.story import REQUEST
 from workqueue.testing import until
 from workqueue.testing.proxy import Proxy
@@ -132,7 +132,7 @@ async def test_a_claim_that_comes_as_the_process_ends_is_given_back(task: Any, g
 async def test_a_message_whose_claim_is_not_answered_goes_back_at_the_end_of_the_drain(
     monkeypatch: pytest.MonkeyPatch, task: Any, ended: str
 ) -> None:
-    monkeypatch.setattr(limited, "END_S", 0.01)
+    monkeypatch.setattr(claiming, "END_S", 0.01)
     bench, asked = Bench(), asyncio.Event()
 
     async def silent(*_: Any, **more: Any) -> Any:
@@ -153,7 +153,7 @@ async def test_a_message_whose_claim_is_not_answered_goes_back_at_the_end_of_the
 
 
 async def test_once_answers_are_given_up_no_claim_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limited, "END_S", 0.0)
+    monkeypatch.setattr(claiming, "END_S", 0.0)
     bench = Bench()
     bench.guard.end()
     await until(lambda: bench.guard.claims._ask.is_over, "it is over")
@@ -162,7 +162,7 @@ async def test_once_answers_are_given_up_no_claim_is_asked_for(monkeypatch: pyte
 
 
 async def test_a_ledger_that_stays_silent_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limited, "END_S", 0.01)
+    monkeypatch.setattr(claiming, "END_S", 0.01)
     bench, asked = Bench(), asyncio.Event()
 
     async def silent(*_: Any, **__: Any) -> Any:
@@ -283,17 +283,58 @@ async def test_a_claim_whose_answer_comes_late_is_renewed_before_it_is_run(kept:
     assert kept or log[2:-1] == [RUNGS[0]]
 
 
-@pytest.mark.parametrize("ended", ["cut off", "done"])
+@pytest.mark.parametrize("ended", ["cut off", "done", "failed"])
+@pytest.mark.parametrize("goes", [True, False], ids=["goes along", "can't"])
 async def test_a_claim_that_can_not_be_given_back_at_the_end_goes_to_who_has_the_message_next(
-    monkeypatch: pytest.MonkeyPatch, ended: str
+    monkeypatch: pytest.MonkeyPatch, ended: str, goes: bool
 ) -> None:
-    monkeypatch.setattr(limited, "END_S", 0.05)
+    monkeypatch.setattr(ends, "END_S", 0.05)
+    monkeypatch.setattr(ends, "COMPLETE_S", 0.05)
     running = asyncio.Event()
 
     async def handle(*_: Any) -> Any:
         running.set()
         if ended == "cut off":
             await asyncio.Event().wait()
+        if ended == "failed":
+            raise ValueError("no")
+        return RETURNED
+
+    bench = Bench(handle)
+    bench.ledger.keeps_requests = goes
+    bench.ledger.busy |= {"complete": 1000, "release": 1000}
+    taking = asyncio.ensure_future(bench.take())
+    await running.wait()
+    bench.guard.drain()
+    bench.guard.end()
+    if goes and ended != "failed":
+        assert (await asyncio.wait_for(taking, WAIT_S))[-2:] == [TASKS, "ack"]
+        assert bench.publisher.copies[0]["headers"] == {REQUEST: str(bench.ledger.requests[0])}
+        assert bench.guard.execution.ends.open == {}  # from here on the claim is another one's
+    else:  # the ledger may answer yet
+        await asyncio.sleep(0.2)
+        assert not taking.done()
+        bench.ledger.busy.clear()
+        log = await asyncio.wait_for(taking, WAIT_S)
+        assert (log[-1], TASKS in log) == ("ack", ended == "cut off")
+    assert bench.fatal == []
+
+
+async def test_who_cancels_itself_while_it_is_cut_off_gives_its_claim_along_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ends, "COMPLETE_S", 0.05)
+    running = asyncio.Event()
+
+    async def handle(*_: Any) -> Any:
+        running.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
         return RETURNED
 
     bench = Bench(handle)
@@ -303,8 +344,6 @@ async def test_a_claim_that_can_not_be_given_back_at_the_end_goes_to_who_has_the
     bench.guard.drain()
     bench.guard.end()
     assert (await asyncio.wait_for(taking, WAIT_S))[-2:] == [TASKS, "ack"]
-    assert bench.publisher.copies[0]["headers"] == {REQUEST: str(bench.ledger.requests[0])}
-    assert bench.guard.execution.ends.open == {}  # from here on the claim is another one's
 
 
 async def test_a_worker_that_ends_with_a_claim_while_its_ledger_is_away_has_not_died(fast: Site, url: str) -> None:

@@ -94,6 +94,8 @@ TRANSACTION = Transaction(no_statement)
 class FakeLedger(NoLedger):
     """Answers what it is told to; `busy` counts how often each method is busy first."""
 
+    keeps_requests = True
+
     identity, place = 7, "nowhere"
 
     def __init__(self, log: list[str]) -> None:

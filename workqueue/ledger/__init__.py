@@ -114,7 +114,9 @@ class Conflict:
 
 class Ledger(Protocol):
     """Every method is atomic and durable when it returns. It raises LedgerBusy when the store can't answer now, and
-    LedgerLost when the store is no longer the one that was opened."""
+    LedgerLost when the store is no longer the one that was opened. `keeps_requests`: it knows claims by them."""
+
+    keeps_requests: bool
 
     @property
     def identity(self) -> int:

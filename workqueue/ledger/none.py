@@ -27,6 +27,7 @@ class NoLedger:
 
     identity = 1
     place = "none"
+    keeps_requests = False
     board = NoBoard()
 
     async def check(self) -> None:

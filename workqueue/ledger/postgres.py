@@ -79,6 +79,7 @@ SET lock_timeout = '{LOCK_S}s'; SET statement_timeout = '{0.9 * ANSWER_S}s'; SET
 class PostgresLedger:
     """See `Ledger`. Its tables are created if they do not exist."""
 
+    keeps_requests = True
     identity: int
 
     def __init__(self, url: str) -> None:

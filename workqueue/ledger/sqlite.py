@@ -79,6 +79,8 @@ log = logging.getLogger(__name__)
 class SqliteLedger:
     """See `Ledger`. `path` is created with its folder if it does not exist."""
 
+    keeps_requests = False  # no answer is lost
+
     def __init__(self, path: str) -> None:
         self._file = SqliteFile(path)
         self._db, self.identity, self.place = self._file.db, self._file.identity, self._file.path

@@ -41,7 +41,7 @@ class Claiming:
     def end(self) -> None:
         """Wait for no answer any more for longer than END_S."""
         self._ends = True
-        self._ask.end()
+        self._ask.end(END_S)
 
     def cut_off(self, is_cut_off: bool) -> None:
         """The same until the worker is cut off no more. Where the message can't tell of the wish, it waits on: only
@@ -49,7 +49,12 @@ class Claiming:
         self._is_cut_off = is_cut_off and self._tells
         self._ask.is_over &= self._ends
         if self._is_cut_off:
-            self._ask.end(lambda: self._is_cut_off)
+            self._ask.end(END_S, lambda: self._is_cut_off)
+
+    @property
+    def go_along(self) -> bool:
+        """Whether a claim can go along with its message."""
+        return self._tells and self._ledger.keeps_requests
 
     def tell(self, arrived: Delivery) -> None:
         """Have the message take the number of its wish along, where its contract allows that."""

@@ -31,7 +31,6 @@ from workqueue.tasks.claiming import Claiming
 from workqueue.tasks.context import TaskContext
 from workqueue.tasks.ends import Ends
 from workqueue.tasks.events import Done, What
-from workqueue.tasks.limited import Limited
 from workqueue.tasks.received import Attempt, Received, Runtime, T
 from workqueue.tasks.scope import Cancellation, CutOff, Holder
 from workqueue.tasks.settling import Settling
@@ -52,16 +51,16 @@ class Execution(Generic[T]):
     ) -> None:  # fmt: skip
         self._receive, self._ledger, self._worker = receive, runtime.ledger, runtime.worker
         self._settings, self._resources = runtime.settings, runtime.resources
-        self._ask, self._settling, self._results = Limited(ask), settling, ResultCodec(receive)
+        self._ask, self._settling, self._results = ask, settling, ResultCodec(receive)
         self.holder = Holder(runtime.worker, receive.operation, runtime.ledger, receive.lease_s, runtime.tell)
         self._attempts = Attempts(handler, self.holder, tell_begin=runtime.settings.tells_begin)
         self.running = self._attempts.running
-        self.ends = Ends(self.holder, runtime.ledger, self._ask, claims, settling)
+        self.ends = Ends(self.holder, runtime.ledger, ask, claims, settling)
 
     def end(self) -> None:
-        """Stop what runs, and wait for the ledger no longer than a second."""
+        """Stop what runs."""
         self._attempts.end()
-        self._ask.end()
+        self.ends.end()
 
     async def run(self, attempt: Attempt[T]) -> What:
         """Raises CancelledError where the process ends, with the claim still held, and errors of our own."""
@@ -115,8 +114,7 @@ class Execution(Generic[T]):
         if context.completed:
             return
         encoded = self._encode(result)
-        completing = self._ask(lambda: self._ledger.complete(task_id, fence, number, encoded))
-        if not await self.ends.recorded(attempt, completing):
+        if not await self.ends.completed(attempt, lambda: self._ledger.complete(task_id, fence, number, encoded)):
             raise ClaimLost
 
     def _encode(self, result: BaseModel | None) -> str | None:

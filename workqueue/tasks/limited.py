@@ -21,9 +21,9 @@ class Limited:
         self._open: set[asyncio.Task[Any]] = set()
         self.is_over = False
 
-    def end(self, when: Callable[[], bool] = lambda: True) -> None:
-        """Give up in END_S what is open then and what is asked later, if `when` is true by then."""
-        self._loop.call_later(END_S, self._give_up_if, when)
+    def end(self, within_s: float, when: Callable[[], bool] = lambda: True) -> None:
+        """Give up after this time what is open then, and what is asked later after END_S, if `when` is true by then."""
+        self._loop.call_later(within_s, self._give_up_if, when)
 
     def _give_up_if(self, when: Callable[[], bool]) -> None:
         if when():
@@ -36,7 +36,7 @@ class Limited:
         self._open.clear()
 
     async def __call__(self, call: Callable[[], Coroutine[Any, Any, A]], until: Callable[[], bool] | None = None) -> A:
-        """As `Asking`. Raises LedgerBusy where it is given up; what is asked after that has END_S."""
+        """As `Asking`. Raises LedgerBusy where it is given up."""
         if self.is_over:
             try:
                 async with asyncio.timeout(END_S):
@@ -45,11 +45,12 @@ class Limited:
                 raise LedgerBusy(UNANSWERED) from error
         task = asyncio.current_task(self._loop)
         assert task is not None
+        before = task.cancelling()
         self._open.add(task)
         try:
             return await self._ask(call, until)
         except asyncio.CancelledError:
-            if task in self._open or task.uncancel():  # by others, too
+            if task in self._open or task.uncancel() > before:  # by others, too
                 raise
             raise LedgerBusy(UNANSWERED) from None
         finally:
